@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The one place where structs and constants shared by the eBPF programs, the C helpers and
+ * Python are written. Only fixed-width types, explicit padding, fields big to small; keys are
+ * zeroed before they are filled, because padding is part of a hash key. Python reads this file
+ * through cffi (comments and preprocessor lines other than `#define NAME NUMBER` removed), so it
+ * holds nothing else. Layout asserts stand in abi_check.h.
+ *
+ * Byte order: fields called ip4 and ip6 hold addresses in network order as they stand in the
+ * packet; every other integer is in host order.
+ */
+#ifndef LINKSPAN_ABI_H
+#define LINKSPAN_ABI_H
+
+#define LS_ABI_VERSION 1
+#define LS_MAX_ENDPOINTS 16384  /* slots, endpoints and FDB entries of one host */
+#define LS_MAX_NEIGHBOURS 65536 /* IPv4, and as many IPv6, addresses that are answered for */
+#define LS_MAX_DROP_KEYS 65536  /* (slot, reason) pairs that have dropped at least once */
+
+/* endpoint.flags */
+#define LS_EP_FAST 1 /* unicast for a local endpoint may take the fast path */
+
+/* neighbour.flags */
+#define LS_NEIGH_ROUTER 1 /* sets the Router flag in a neighbour advertisement (RFC 4861, 4.4) */
+
+/* Map ep_by_if: __u32 ifindex of the endpoint's host end -> endpoint. */
+struct ls_endpoint {
+	__u32 segment; /* the network's layer 2 segment on this host, > 0 */
+	__u32 slot;    /* index into ep_counters, < LS_MAX_ENDPOINTS */
+	__be32 ip4;    /* 0: none */
+	__u8 mac[6];
+	__u16 flags;      /* LS_EP_* */
+	__u8 ip6[16];     /* all zero: none */
+	__u8 ip6_ll[16];  /* link-local, EUI-64 of mac; all zero: none */
+};
+
+/* Map fdb. */
+struct ls_fdb_key {
+	__u32 segment;
+	__u8 mac[6];
+	__u8 pad[2];
+};
+struct ls_fdb {
+	__u32 ifindex; /* host end of the endpoint that owns the MAC */
+	__u32 slot;
+};
+
+/* Maps neigh4 and neigh6: what ARP requests and neighbour solicitations are answered with. */
+struct ls_neigh4_key {
+	__u32 segment;
+	__be32 ip4;
+};
+struct ls_neigh6_key {
+	__u32 segment;
+	__u8 ip6[16];
+};
+struct ls_neighbour {
+	__u8 mac[6];
+	__u16 flags; /* LS_NEIGH_* */
+};
+
+/* Map ep_counters: per-CPU array by slot. out: sent by the endpoint; in: delivered to it. Packets are
+ * wire packets (a GSO packet counts its segments), bytes include the Ethernet header once a packet. */
+struct ls_counters {
+	__u64 out_fast_packets;
+	__u64 out_fast_bytes;
+	__u64 out_slow_packets;
+	__u64 out_slow_bytes;
+	__u64 in_fast_packets;
+	__u64 in_fast_bytes;
+	__u64 in_slow_packets;
+	__u64 in_slow_bytes;
+};
+
+/* Map ep_drops: per-CPU hash, ls_drop_key -> __u64 packets. */
+struct ls_drop_key {
+	__u32 slot;
+	__u32 reason; /* enum ls_drop_reason */
+};
+
+/* Never renumber or reuse: the number is the metric's label. Names without LS_DROP_ are the label text. */
+enum ls_drop_reason {
+	LS_DROP_NONE = 0,
+	LS_DROP_MALFORMED = 1,     /* a header that the packet's own fields promise is not all there */
+	LS_DROP_SPOOFED_MAC = 2,   /* Ethernet source is not the endpoint's */
+	LS_DROP_SPOOFED_IP4 = 3,   /* IPv4 source is not the endpoint's */
+	LS_DROP_SPOOFED_IP6 = 4,   /* IPv6 source is not the endpoint's */
+	LS_DROP_SPOOFED_ARP = 5,   /* ARP sender MAC or IPv4 is not the endpoint's */
+	LS_DROP_SPOOFED_ND = 6,    /* ND source or link-layer address option, or NA target, is not the endpoint's */
+	LS_DROP_TOO_DEEP = 7,      /* more VLAN tags or IPv6 extension headers than are looked through */
+};
+
+#endif

@@ -1,0 +1,264 @@
+"""The objects of the Container Network Model, their lifecycles, and their stored form.
+
+Network, Endpoint and Sandbox are immutable values: a change makes a new one (`msgspec.structs.replace`) and
+the controller is the only one that stores it. Lifecycles are the tables below; `advance` refuses every
+transition that is not in them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from datetime import UTC, datetime
+from enum import StrEnum
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
+from typing import TYPE_CHECKING, Any, Final, NewType, TypeVar
+
+import msgspec
+
+NetworkId = NewType("NetworkId", str)
+EndpointId = NewType("EndpointId", str)
+SandboxId = NewType("SandboxId", str)
+
+if TYPE_CHECKING:
+    Address = IPv4Address | IPv6Address
+    Subnet = IPv4Network | IPv6Network
+else:
+    # msgspec takes one custom type in a union; the common bases of both families are that type.
+    Address = ipaddress._BaseAddress
+    Subnet = ipaddress._BaseNetwork
+
+
+class NetworkState(StrEnum):
+    CREATING = "creating"
+    ACTIVE = "active"
+    REMOVING = "removing"
+
+
+class EndpointState(StrEnum):
+    JOINING = "joining"
+    JOINED = "joined"
+    LEAVING = "leaving"
+
+
+class SandboxState(StrEnum):
+    CREATING = "creating"
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+    REMOVING = "removing"
+
+
+# An object that is not in its settled state when linkspand starts was cut off half-way. The controller
+# undoes what was being made and finishes what was being removed.
+NETWORK_TRANSITIONS: Final = {
+    NetworkState.CREATING: {NetworkState.ACTIVE, NetworkState.REMOVING},
+    NetworkState.ACTIVE: {NetworkState.REMOVING},
+    NetworkState.REMOVING: set[NetworkState](),
+}
+ENDPOINT_TRANSITIONS: Final = {
+    EndpointState.JOINING: {EndpointState.JOINED, EndpointState.LEAVING},
+    EndpointState.JOINED: {EndpointState.LEAVING},
+    EndpointState.LEAVING: set[EndpointState](),
+}
+SANDBOX_TRANSITIONS: Final = {
+    SandboxState.CREATING: {SandboxState.CREATED, SandboxState.REMOVING},
+    SandboxState.CREATED: {SandboxState.RUNNING, SandboxState.EXITED, SandboxState.REMOVING},
+    SandboxState.RUNNING: {SandboxState.EXITED, SandboxState.REMOVING},
+    SandboxState.EXITED: {SandboxState.RUNNING, SandboxState.REMOVING},
+    SandboxState.REMOVING: set[SandboxState](),
+}
+
+
+class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One subnet of a network as it was settled: every field the user left out is filled in.
+
+    `ip_range` is None when addresses come from the whole subnet; `gateway` is None only where the driver
+    needs none.
+    """
+
+    subnet: Subnet
+    ip_range: Subnet | None = None
+    gateway: Address | None = None
+    aux_addresses: dict[str, Address] = {}
+    pool_id: str = ""
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """A group of endpoints that can talk to each other directly.
+
+    `segment` is the network's number in the datapath's maps, > 0, unique among the networks of this host.
+    """
+
+    id: NetworkId
+    name: str
+    driver: str
+    state: NetworkState
+    created: datetime
+    segment: int
+    scope: str = "local"
+    internal: bool = False
+    attachable: bool = False
+    enable_ipv4: bool = True
+    enable_ipv6: bool = False
+    ipam_driver: str = "default"
+    ipam_options: dict[str, str] = {}
+    pools: tuple[PoolConfig, ...] = ()
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    predefined: bool = False
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """The place where one sandbox joins one network.
+
+    `slot` indexes the datapath's counters; `shard` is the number of the Linux bridge the host end is a port of.
+    `host_ifname` is empty for drivers that make no device. `mac` is six lower-case hex pairs with colons.
+    """
+
+    id: EndpointId
+    network_id: NetworkId
+    sandbox_id: SandboxId
+    state: EndpointState
+    created: datetime
+    slot: int = 0
+    shard: int = 0
+    ifname: str = ""
+    host_ifname: str = ""
+    mac: str = ""
+    ipv4: IPv4Interface | None = None
+    ipv6: IPv6Interface | None = None
+    aliases: tuple[str, ...] = ()
+    driver_options: dict[str, str] = {}
+
+
+class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
+    """One network stack: a network namespace with its interfaces, routes, hosts and resolver files.
+
+    `pid` is the main process, told apart from a later process of the same number by `pid_start` (clock ticks
+    after boot, proc(5) stat field 22). `owns_netns` is False for a sandbox that uses the host's own stack.
+    """
+
+    id: SandboxId
+    name: str
+    state: SandboxState
+    created: datetime
+    owns_netns: bool = True
+    command: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    pid: int | None = None
+    pid_start: int | None = None
+    started: datetime | None = None
+    finished: datetime | None = None
+    exit_code: int | None = None
+
+
+class PoolSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One `--subnet` with what belongs to it, parsed but not yet checked against anything."""
+
+    subnet: Subnet | None = None
+    ip_range: Subnet | None = None
+    gateway: Address | None = None
+    aux_addresses: dict[str, Address] = {}
+
+
+class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user asks of `network create`; fields left out are None or empty and are settled by the controller."""
+
+    name: str
+    driver: str = "bridge"
+    scope: str = ""
+    internal: bool = False
+    attachable: bool = False
+    enable_ipv4: bool = True
+    enable_ipv6: bool = False
+    ipam_driver: str = "default"
+    ipam_options: dict[str, str] = {}
+    pools: tuple[PoolSpec, ...] = ()
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+
+
+class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user asks of `network connect` or of `run --net`."""
+
+    ipv4: IPv4Address | None = None
+    ipv6: IPv6Address | None = None
+    mac: str | None = None
+    aliases: tuple[str, ...] = ()
+    driver_options: dict[str, str] = {}
+
+
+class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user asks of `run`: joined to `networks` (network reference, endpoint) in this order."""
+
+    name: str = ""
+    networks: tuple[tuple[str, EndpointSpec], ...] = ()
+    command: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+
+
+S = TypeVar("S", NetworkState, EndpointState, SandboxState)
+R = TypeVar("R", Network, Endpoint, Sandbox)
+
+
+def advance(record: R, state: S, **changes: Any) -> R:
+    """Returns `record` in `state` with `changes`; raises ValueError for a transition the lifecycle does not have."""
+    table: Any = {
+        NetworkState: NETWORK_TRANSITIONS,
+        EndpointState: ENDPOINT_TRANSITIONS,
+        SandboxState: SANDBOX_TRANSITIONS,
+    }[type(state)]
+    if state not in table[record.state]:
+        raise ValueError(f"{type(record).__name__.lower()} {record.id[:12]} cannot go from {record.state} to {state}")
+    return msgspec.structs.replace(record, state=state, **changes)
+
+
+def utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+def _enc_hook(value: Any) -> Any:
+    if isinstance(value, (IPv4Address, IPv6Address, IPv4Network, IPv6Network)):
+        return str(value)
+    raise NotImplementedError(f"cannot store a {type(value).__name__}")
+
+
+_PARSERS: Final[dict[Any, Any]] = {
+    IPv4Address: IPv4Address,
+    IPv6Address: IPv6Address,
+    IPv4Network: IPv4Network,
+    IPv6Network: IPv6Network,
+    IPv4Interface: IPv4Interface,
+    IPv6Interface: IPv6Interface,
+    Address: ip_address,
+    Subnet: ip_network,
+}
+
+
+def _dec_hook(type_: Any, value: Any) -> Any:
+    parser = _PARSERS.get(type_)
+    if parser is None:
+        raise NotImplementedError(f"cannot load a {type_}")
+    return parser(value)
+
+
+def to_json(record: msgspec.Struct) -> bytes:
+    """The stored form of a record: JSON, addresses in their text form, times as RFC 3339."""
+    return msgspec.json.encode(record, enc_hook=_enc_hook)
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def from_json(type_: type[T], body: bytes | str) -> T:
+    """The inverse of `to_json`; raises msgspec.ValidationError for a body of another shape."""
+    return msgspec.json.decode(body, type=type_, dec_hook=_dec_hook)

@@ -1,0 +1,66 @@
+"""A change to the kernel as a list of steps: one description serves set-up, roll-back, tear-down and reconcile.
+
+A step's `apply` brings the thing about and `revert` takes it away; each may be called when the work is already done
+and then changes nothing. So `execute` after a restart repairs what is missing, and `undo` removes what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change; `name` says what on which object, as in "enslave ls01 to br-3f"."""
+
+    name: str
+    apply: Callable[[], None]
+    revert: Callable[[], None]
+
+
+Observer = Callable[[str, Step], None]
+"""Called as (phase, step) before each step; phases are "apply" and "revert"."""
+
+
+def ignore(phase: str, step: Step) -> None:
+    """The observer that does nothing."""
+
+
+IDLE: Final[Observer] = ignore
+
+
+def execute(steps: Sequence[Step], observe: Observer = IDLE) -> None:
+    """Applies the steps in order; when one fails, reverts it and those before it, in reverse, and raises its error.
+
+    What fails while reverting is added to the error as notes.
+    """
+    for index, step in enumerate(steps):
+        try:
+            observe("apply", step)
+            step.apply()
+        except Exception as error:
+            error.add_note(f"while applying: {step.name}")
+            for failure in _revert(steps[: index + 1], observe):
+                error.add_note(f"and while undoing: {failure}")
+            raise
+
+
+def undo(steps: Sequence[Step], observe: Observer = IDLE) -> None:
+    """Reverts every step, last first, never stopping at an error; raises them together as an ExceptionGroup."""
+    failures = _revert(steps, observe)
+    if failures:
+        raise ExceptionGroup("teardown left something behind", failures)
+
+
+def _revert(steps: Sequence[Step], observe: Observer) -> list[Exception]:
+    failures: list[Exception] = []
+    for step in reversed(steps):
+        try:
+            observe("revert", step)
+            step.revert()
+        except Exception as error:
+            error.add_note(f"while reverting: {step.name}")
+            failures.append(error)
+    return failures
