@@ -2,18 +2,19 @@
 
 A driver describes changes as steps and never applies them itself. The controller stores its records first, then
 executes; the same steps, reverted, tear down. Steps run in a worker thread and may block; they run concurrently for
-different endpoints, also of one network, and can be applied or reverted any number of times. A driver keeps no state that
-the records and the kernel do not hold.
+different endpoints, also of one network, and can be applied or reverted any number of times. A driver keeps no state
+that the records and the kernel do not hold.
 
 Adding a driver: one file here, one line in `control/drivers/__init__.py`, one entry in the contract suite's parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
+from control.errors import InvalidArgument
 from control.model import Endpoint, Network, NetworkSpec, Sandbox
 from control.plan import Step
 
@@ -22,8 +23,8 @@ from control.plan import Step
 class Join:
     """All that a driver gets to know of one endpoint.
 
-    `netns_path` names the sandbox's namespace; `default_v4` and `default_v6` say whether this endpoint's gateway is to be
-    the sandbox's default route of that family.
+    `netns_path` names the sandbox's namespace; `default_v4` and `default_v6` say whether this endpoint's gateway is
+    to be the sandbox's default route of that family.
     """
 
     network: Network
@@ -39,8 +40,8 @@ class Capabilities:
     """What the controller settles before it asks the driver for steps.
 
     `addresses`: endpoints get addresses from IPAM and the network has pools. `own_netns`: a sandbox on it has a network
-    namespace of its own. `exclusive`: a sandbox on it can be on no other network. `singleton`: only the predefined network
-    of this driver exists.
+    namespace of its own. `exclusive`: a sandbox on it can be on no other network. `singleton`: only the predefined
+    network of this driver exists.
     """
 
     addresses: bool = True
@@ -49,26 +50,81 @@ class Capabilities:
     singleton: bool = False
 
 
-class Driver(Protocol):
-    """One way to build networks. Constructors store; nothing is touched before a step is applied."""
+@dataclass(frozen=True)
+class EndpointCounters:
+    """What one endpoint sent (out) and was delivered (in), by the path that carried it; drops by reason.
 
-    name: str
-    capabilities: Capabilities
+    Packets are wire packets, bytes include the Ethernet header.
+    """
+
+    out_fast_packets: int = 0
+    out_fast_bytes: int = 0
+    out_slow_packets: int = 0
+    out_slow_bytes: int = 0
+    in_fast_packets: int = 0
+    in_fast_bytes: int = 0
+    in_slow_packets: int = 0
+    in_slow_bytes: int = 0
+    drops: Mapping[str, int] = field(default_factory=dict)
+
+
+class Driver:
+    """One way to build networks; this base makes nothing in the kernel.
+
+    Constructors store; only `start` and steps act.
+    """
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def start(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        """Prepares what the driver's networks share and removes its leftovers that no record explains.
+
+        Called once, with this driver's records, after half-made objects were undone and before anything is applied.
+        """
 
     def validate(self, spec: NetworkSpec, others: Sequence[Network]) -> None:
-        """Raises InvalidArgument (unknown or malformed option, unusable combination) or Forbidden. Looks, but changes nothing."""
+        """Raises InvalidArgument (unknown or malformed option, unusable combination) or Forbidden.
+
+        Looks, but changes nothing.
+        """
+        for option in spec.options:
+            raise InvalidArgument(f"unknown option {option!r}: the driver {self.name} has no options")
 
     def network_steps(self, network: Network) -> Sequence[Step]:
         """What makes the network exist on this host."""
+        return ()
+
+    def settle_endpoint(self, network: Network, endpoint: Endpoint, siblings: Sequence[Endpoint]) -> Endpoint:
+        """The endpoint with the driver's own fields (host_ifname, shard) filled in; raises Exhausted. Quick and pure:
+        called with the controller's lock held; `siblings` are the network's other endpoints."""
+        return endpoint
 
     def endpoint_steps(self, join: Join) -> Sequence[Step]:
         """What brings the endpoint into its sandbox; network_steps were applied before."""
+        return ()
 
-    def settle_endpoint(self, network: Network, endpoint: Endpoint, siblings: Sequence[Endpoint]) -> Endpoint:
-        """The endpoint with the driver's own fields (host_ifname, shard) filled in; raises Exhausted. Pure."""
+    def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
+        """The ids of those networks and endpoints that the kernel holds whole; the rest are applied again."""
+        return {network.id for network in networks} | {endpoint.id for endpoint in endpoints}
 
-    def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> tuple[set[str], set[str]]:
-        """The ids of those networks and of those endpoints that the kernel holds whole; the rest are applied again."""
-
-    def info(self, network: Network, endpoints: Sequence[Endpoint]) -> dict[str, str]:
+    def info(self, network: Network) -> dict[str, str]:
         """What `inspect` shows under Status: device names, the path packets take, fallbacks and why."""
+        return {}
+
+    def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
+        """Counters by endpoint id; endpoints whose packets the driver does not see are left out."""
+        return {}
+
+    def status(self) -> DriverStatus:
+        """How the driver works on this host."""
+        return DriverStatus()
+
+
+@dataclass(frozen=True)
+class DriverStatus:
+    """`facts` in words for `doctor`; `fallbacks` maps a feature that is missing to why, and is empty when all
+    is well."""
+
+    facts: Mapping[str, str] = field(default_factory=dict)
+    fallbacks: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,198 @@
+"""Pools of a network and addresses of an endpoint: what the controller asks of IPAM, taken together or not at all."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import Final
+
+from control.errors import Conflict, Exhausted, InvalidArgument
+from control.ipam.base import Ipam
+from control.model import Address, Endpoint, EndpointSpec, Network, NetworkSpec, PoolConfig, PoolSpec, Subnet
+from control.store.base import Change
+
+LOCAL_SPACE: Final = "local"
+_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+Addresses = tuple[IPv4Interface | None, IPv6Interface | None]
+
+
+def request_pools(
+    ipam: Ipam, spec: NetworkSpec, *, owner: str, is_needed: bool, avoid: Sequence[Subnet]
+) -> tuple[tuple[PoolConfig, ...], list[Change]]:
+    """Takes every pool, gateway and auxiliary address that the network asks for; default pools avoid the nets
+    in `avoid`."""
+    if not is_needed:
+        if spec.pools:
+            raise InvalidArgument(f"the driver {spec.driver} takes no subnets: leave --subnet out")
+        return (), []
+    specs = _complete(spec)
+    pools: list[PoolConfig] = []
+    changes: list[Change] = []
+    try:
+        for pool_spec, v6 in specs:
+            pool, new = ipam.request_pool(
+                LOCAL_SPACE,
+                subnet=pool_spec.subnet,
+                ip_range=pool_spec.ip_range,
+                v6=v6,
+                avoid=avoid if pool_spec.subnet is None else (),
+                owner=owner,
+            )
+            changes += new
+            config = PoolConfig(pool_id=pool.id, subnet=pool.subnet, ip_range=pool.ip_range)
+            pools.append(config)
+            gateway, new = _request_reserved(ipam, config, pool_spec, owner)
+            changes += new
+            pools[-1] = PoolConfig(
+                pool_id=pool.id,
+                subnet=pool.subnet,
+                ip_range=pool.ip_range,
+                gateway=gateway,
+                aux_addresses=pool_spec.aux_addresses,
+            )
+    except Exception:
+        release_pools(ipam, pools)
+        raise
+    return tuple(pools), changes
+
+
+def _complete(spec: NetworkSpec) -> list[tuple[PoolSpec, bool]]:
+    """(pool, is IPv6) for every pool the network needs, default ones for a family that has none."""
+    if not spec.enable_ipv4 and not spec.enable_ipv6:
+        raise InvalidArgument("IPv4 or IPv6 must be enabled")
+    specs = []
+    for pool in spec.pools:
+        if pool.subnet is None:
+            if pool.ip_range or pool.gateway or pool.aux_addresses:
+                raise InvalidArgument("every ip-range or gateway must have a corresponding subnet")
+            continue
+        v6 = pool.subnet.version == 6
+        if v6 and not spec.enable_ipv6:
+            raise InvalidArgument(f"subnet {pool.subnet} is IPv6 and the network is not: add --ipv6")
+        if not v6 and not spec.enable_ipv4:
+            raise InvalidArgument(f"subnet {pool.subnet} is IPv4 and the network is not: leave --ipv4=false out")
+        specs.append((pool, v6))
+    for v6, is_enabled in ((False, spec.enable_ipv4), (True, spec.enable_ipv6)):
+        if is_enabled and not any(is_v6 == v6 for _, is_v6 in specs):
+            specs.append((PoolSpec(), v6))
+    return specs
+
+
+def _request_reserved(ipam: Ipam, pool: PoolConfig, spec: PoolSpec, owner: str) -> tuple[Address, list[Change]]:
+    """The gateway, asked for or the subnet's first address (else any free one), and the auxiliary addresses."""
+    changes: list[Change] = []
+    if spec.gateway is not None:
+        gateway, new = ipam.request_address(pool.pool_id, spec.gateway, owner=f"gateway of {owner}")
+        changes += new
+    for name, address in spec.aux_addresses.items():
+        _, new = ipam.request_address(pool.pool_id, address, owner=f"auxiliary address {name} of {owner}")
+        changes += new
+    if spec.gateway is None:
+        first = pool.subnet.network_address + (1 if pool.subnet.num_addresses > 2 else 0)
+        wanted = None if first in spec.aux_addresses.values() else first
+        gateway, new = ipam.request_address(pool.pool_id, wanted, owner=f"gateway of {owner}")
+        changes += new
+    return gateway, changes
+
+
+def release_pools(ipam: Ipam, pools: Sequence[PoolConfig]) -> list[Change]:
+    """Gives the pools back with all that was taken from them."""
+    return [change for pool in pools for change in ipam.release_pool(pool.pool_id)]
+
+
+def request_addresses(
+    ipam: Ipam, network: Network, spec: EndpointSpec, *, owner: str
+) -> tuple[Addresses, list[Change]]:
+    """One address of each family that the network has; raises InvalidArgument, Forbidden, Exhausted."""
+    for version, wanted in ((4, spec.ipv4), (6, spec.ipv6)):
+        if wanted is not None and not _pools_of(network, version):
+            raise InvalidArgument(
+                f"network {network.name} has no IPv{version} subnet: {wanted} cannot be given to {owner}"
+            )
+    address, changes = _request_family(ipam, network, 4, spec.ipv4, owner)
+    ipv4 = address if isinstance(address, IPv4Interface) else None
+    try:
+        address, more = _request_family(ipam, network, 6, spec.ipv6, owner)
+    except Exception:
+        release_addresses(ipam, network, ipv4, None)
+        raise
+    ipv6 = address if isinstance(address, IPv6Interface) else None
+    return (ipv4, ipv6), [*changes, *more]
+
+
+def _request_family(
+    ipam: Ipam, network: Network, version: int, wanted: Address | None, owner: str
+) -> tuple[IPv4Interface | IPv6Interface | None, list[Change]]:
+    """An address from the pool that contains the wanted one, else from the first pool that has any left."""
+    pools = _pools_of(network, version)
+    if not pools:
+        return None, []
+    if wanted is not None:
+        pools = [pool for pool in pools if wanted in pool.subnet]
+        if not pools:
+            subnets = ", ".join(str(pool.subnet) for pool in _pools_of(network, version))
+            raise InvalidArgument(
+                f"invalid address {wanted}: no configured subnet contains it: network {network.name} has {subnets}"
+            )
+    for pool in pools:
+        try:
+            address, changes = ipam.request_address(pool.pool_id, wanted, owner=owner)
+        except Exhausted:
+            if pool is pools[-1]:
+                raise
+            continue
+        return ip_interface(f"{address}/{pool.subnet.prefixlen}"), list(changes)
+    raise AssertionError("unreachable: the last pool either gave an address or raised")
+
+
+def release_addresses(
+    ipam: Ipam, network: Network | None, ipv4: IPv4Interface | None, ipv6: IPv6Interface | None
+) -> list[Change]:
+    """Gives an endpoint's addresses back; a network that is gone took its pools along."""
+    if network is None:
+        return []
+    return [
+        change
+        for interface in (ipv4, ipv6)
+        if interface is not None
+        for pool in network.pools
+        if interface.ip in pool.subnet
+        for change in ipam.release_address(pool.pool_id, interface.ip)
+    ]
+
+
+def _pools_of(network: Network, version: int) -> list[PoolConfig]:
+    return [pool for pool in network.pools if pool.subnet.version == version]
+
+
+def gateway_for(network: Network, interface: IPv4Interface | IPv6Interface | None) -> Address | None:
+    """The gateway of the pool that the address is from."""
+    if interface is None:
+        return None
+    return next((pool.gateway for pool in network.pools if interface.ip in pool.subnet), None)
+
+
+def has_gateway(network: Network, version: int) -> bool:
+    """Whether endpoints of the network can take it as their default route."""
+    return not network.internal and any(pool.gateway is not None for pool in _pools_of(network, version))
+
+
+def check_mac(mac: str, network: Network, siblings: Sequence[Endpoint]) -> str:
+    """The address in its usual form; raises InvalidArgument, or Conflict when it is taken on the network."""
+    normal = mac.strip().lower().replace("-", ":")
+    if not _MAC.fullmatch(normal):
+        raise InvalidArgument(f"invalid MAC address {mac!r}: write it as 02:42:ac:11:00:02")
+    if int(normal[:2], 16) & 1 or normal == "00:00:00:00:00:00":
+        raise InvalidArgument(f"invalid MAC address {mac}: it must be a unicast address")
+    if any(endpoint.mac == normal for endpoint in siblings):
+        raise Conflict(f"MAC address {normal} is in use on network {network.name}: choose another")
+    return normal
+
+
+def make_mac(ipv4: IPv4Interface | None) -> str:
+    """A locally administered address: 02:42 and the IPv4 address as Docker has it, random without one."""
+    tail = ipv4.ip.packed if ipv4 is not None else secrets.token_bytes(4)
+    return (b"\x02\x42" + tail).hex(":")

@@ -1,0 +1,694 @@
+"""The controller: turns requests into records and steps, and is the only writer of both.
+
+Order of every change: check, store the record in a state that says what is being done, change the kernel without
+holding the records' lock, store the settled state. A crash at any point leaves a record that `start` can act on.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from control import addressing
+from control.drivers.base import Driver, EndpointCounters, Join
+from control.errors import Conflict, ControlError, DatapathFailed, Forbidden, InvalidArgument, NotFound
+from control.events import Event, EventBus, Listener
+from control.ipam.base import Ipam
+from control.model import (
+    Endpoint,
+    EndpointId,
+    EndpointSpec,
+    EndpointState,
+    Network,
+    NetworkId,
+    NetworkSpec,
+    NetworkState,
+    Sandbox,
+    SandboxId,
+    SandboxSpec,
+    SandboxState,
+    Subnet,
+    advance,
+    utcnow,
+)
+from control.plan import IDLE, Observer, Step, execute, undo
+from control.records import Records
+from control.sandboxes import (
+    HostsWriter,
+    SandboxFiles,
+    SandboxPaths,
+    is_running,
+    kill_processes,
+    process_start,
+)
+from control.store.base import Store
+
+LOG = logging.getLogger(__name__)
+
+MAX_NAME_LENGTH: Final = 128
+_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+PREDEFINED: Final = {"bridge": "bridge", "host": "host", "none": "null"}
+"""Names of the networks that always exist, and their drivers."""
+
+
+@dataclass(frozen=True)
+class Deps:
+    """What a controller works with.
+
+    `routed_networks` tells where the host has routes to; `observe` sees every step before it is taken.
+    """
+
+    store: Store
+    ipam: Ipam
+    drivers: Mapping[str, Driver]
+    files: SandboxFiles
+    routed_networks: Callable[[], Sequence[Subnet]] = tuple
+    observe: Observer = IDLE
+    predefined_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+class NetworkController:
+    """Networks, endpoints and sandboxes of one host. Synchronous; every public method may be called from any thread."""
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+        self._records = Records(deps.store)
+        self._bus = EventBus()
+        self._hosts = HostsWriter(self._write_hosts)
+        self._sandbox_locks: dict[str, threading.Lock] = {}
+        self._join_seconds: Callable[[float], None] = lambda _: None
+
+    # -- start and stop ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Reads the store, finishes what was cut off, and repairs what the kernel lacks.
+
+        Packets keep flowing meanwhile.
+        """
+        begin = time.monotonic()
+        self._records.load()
+        self._deps.ipam.load(self._deps.store)
+        self._deps.files.start(sandbox.id for sandbox in self._records.sandboxes())
+        self._finish_cut_off()
+        self._hosts.start()
+        for driver in self._deps.drivers.values():
+            networks = [network for network in self._records.networks() if network.driver == driver.name]
+            endpoints = [endpoint for network in networks for endpoint in self._records.on_network(network.id)]
+            driver.start(networks, endpoints)
+            self._repair(driver, networks, endpoints)
+        for name, driver_name in PREDEFINED.items():
+            if driver_name in self._deps.drivers and not self._records.has_network_named(name):
+                options = dict(self._deps.predefined_options.get(name, {}))
+                self._create_network(NetworkSpec(name=name, driver=driver_name, options=options), predefined=True)
+        self._hosts.mark(sandbox.id for sandbox in self._records.sandboxes())
+        LOG.info("started in %.3f s: %s", time.monotonic() - begin, self.counts())
+
+    def stop(self) -> None:
+        """Stops working; networks and sandboxes go on. Idempotent."""
+        self._hosts.close()
+        self._deps.store.close()
+
+    def _finish_cut_off(self) -> None:
+        """Undoes what was being made and finishes what was being removed when the last linkspand ended."""
+        for endpoint in self._records.endpoints():
+            sandbox, network = self._owner_of(endpoint)
+            if sandbox is None or network is None or endpoint.state is not EndpointState.JOINED:
+                LOG.warning("removing endpoint %s, which was cut off while %s", endpoint.id[:12], endpoint.state)
+                self._discard_endpoint(network, sandbox, endpoint)
+        for sandbox in self._records.sandboxes():
+            if sandbox.state in (SandboxState.CREATING, SandboxState.REMOVING):
+                LOG.warning("removing sandbox %s, which was cut off while %s", sandbox.name, sandbox.state)
+                self._remove_sandbox(sandbox)
+        for network in self._records.networks():
+            if network.state is not NetworkState.ACTIVE:
+                LOG.warning("removing network %s, which was cut off while %s", network.name, network.state)
+                self._discard_network(network)
+
+    def _owner_of(self, endpoint: Endpoint) -> tuple[Sandbox | None, Network | None]:
+        sandboxes = {sandbox.id: sandbox for sandbox in self._records.sandboxes()}
+        networks = {network.id: network for network in self._records.networks()}
+        return sandboxes.get(endpoint.sandbox_id), networks.get(endpoint.network_id)
+
+    def _repair(self, driver: Driver, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        """Applies again whatever of a driver's records the kernel does not hold whole, after a reboot everything."""
+        for sandbox in self._records.sandboxes():
+            if not self._deps.files.is_intact(sandbox):
+                execute(self._deps.files.steps(sandbox), self._deps.observe)
+        intact = driver.intact(networks, endpoints)
+        for network in networks:
+            if network.id not in intact:
+                LOG.warning("network %s is not whole in the kernel: applying it again", network.name)
+                execute(driver.network_steps(network), self._deps.observe)
+        for endpoint in endpoints:
+            if endpoint.id not in intact:
+                LOG.warning("endpoint %s is not whole in the kernel: applying it again", endpoint.id[:12])
+                join = self._join_of(endpoint)
+                undo(driver.endpoint_steps(join), self._deps.observe)
+                execute(driver.endpoint_steps(join), self._deps.observe)
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def networks(self) -> list[Network]:
+        """All networks that are there or coming."""
+        return self._records.networks()
+
+    def network(self, ref: str) -> Network:
+        """By full id, name or unique id prefix; raises NotFound, or InvalidArgument when a prefix is ambiguous."""
+        return self._records.network(ref)
+
+    def endpoints(self) -> list[Endpoint]:
+        return self._records.endpoints()
+
+    def network_endpoints(self, network_id: NetworkId) -> list[Endpoint]:
+        return self._records.on_network(network_id)
+
+    def sandbox_endpoints(self, sandbox_id: SandboxId) -> list[Endpoint]:
+        """Oldest first, which is also the order of its interfaces."""
+        return self._records.in_sandbox(sandbox_id)
+
+    def sandboxes(self) -> list[Sandbox]:
+        return self._records.sandboxes()
+
+    def sandbox(self, ref: str) -> Sandbox:
+        """As `network`, for sandboxes."""
+        return self._records.sandbox(ref)
+
+    def paths(self, sandbox: Sandbox) -> SandboxPaths:
+        return self._deps.files.paths(sandbox)
+
+    def network_info(self, network: Network) -> dict[str, str]:
+        """What the driver says of the network: devices, the path packets take, fallbacks."""
+        return self._driver(network.driver).info(network)
+
+    def pool_usage(self, network: Network) -> dict[str, tuple[int, int]]:
+        """Addresses in use, and still to be had, by subnet."""
+        return {str(pool.subnet): self._deps.ipam.usage(pool.pool_id) for pool in network.pools}
+
+    def endpoint_counters(self) -> list[tuple[Network, Endpoint, Sandbox, EndpointCounters]]:
+        """The counters of every endpoint whose driver counts."""
+        sandboxes = {sandbox.id: sandbox for sandbox in self._records.sandboxes()}
+        found = []
+        for network in self._records.networks():
+            endpoints = self._records.on_network(network.id)
+            counters = self._driver(network.driver).counters(endpoints)
+            found += [
+                (network, endpoint, sandboxes[endpoint.sandbox_id], counters[endpoint.id])
+                for endpoint in endpoints
+                if endpoint.id in counters and endpoint.sandbox_id in sandboxes
+            ]
+        return found
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "networks": len(self._records.networks()),
+            "endpoints": len(self._records.endpoints()),
+            "sandboxes": len(self._records.sandboxes()),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """Facts and fallbacks of every driver, and how much there is of everything."""
+        drivers = {name: driver.status() for name, driver in self._deps.drivers.items()}
+        return {
+            "drivers": {name: dict(status.facts) for name, status in drivers.items()},
+            "fallbacks": {
+                feature: reason for status in drivers.values() for feature, reason in status.fallbacks.items()
+            },
+            **self.counts(),
+        }
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Calls `listener` with every Event, in whatever thread; returns what ends the subscription."""
+        return self._bus.subscribe(listener)
+
+    def observe_joins(self, observe: Callable[[float], None]) -> None:
+        """Has `observe` called with the duration of every join, in seconds."""
+        self._join_seconds = observe
+
+    # -- networks ------------------------------------------------------------------------------------------------
+
+    def create_network(self, spec: NetworkSpec) -> tuple[Network, list[str]]:
+        """Makes a network; returns it with warnings.
+
+        Raises InvalidArgument, Conflict, Forbidden, Exhausted, NotFound (driver).
+        """
+        return self._create_network(spec, predefined=False)
+
+    def _create_network(self, spec: NetworkSpec, *, predefined: bool) -> tuple[Network, list[str]]:
+        _check_name("network", spec.name)
+        driver = self._driver(spec.driver)
+        if not predefined and spec.name in PREDEFINED:
+            raise Forbidden(f"operation is not permitted on predefined {spec.name} network: choose another name")
+        if driver.capabilities.singleton and not predefined:
+            raise Forbidden(f'only one instance of "{spec.driver}" network is allowed: use the predefined network')
+        routed = self._deps.routed_networks()
+        with self._records.lock:
+            if self._records.has_network_named(spec.name):
+                raise Conflict(f"network with name {spec.name} already exists")
+            driver.validate(spec, self._records.networks())
+            network_id = NetworkId(secrets.token_hex(32))
+            pools, changes = addressing.request_pools(
+                self._deps.ipam,
+                spec,
+                owner=f"network {spec.name}",
+                is_needed=driver.capabilities.addresses,
+                avoid=routed,
+            )
+            try:
+                network = Network(
+                    id=network_id,
+                    name=spec.name,
+                    driver=spec.driver,
+                    state=NetworkState.CREATING,
+                    created=utcnow(),
+                    segment=self._records.segments.take(),
+                    internal=spec.internal,
+                    attachable=spec.attachable,
+                    enable_ipv4=spec.enable_ipv4,
+                    enable_ipv6=spec.enable_ipv6,
+                    ipam_driver=spec.ipam_driver,
+                    ipam_options=spec.ipam_options,
+                    pools=pools,
+                    options=spec.options,
+                    labels=spec.labels,
+                    predefined=predefined,
+                )
+                self._records.commit(put=[network], changes=changes)
+            except Exception:
+                addressing.release_pools(self._deps.ipam, pools)
+                raise
+        try:
+            self._apply(driver.network_steps(network), f"network {network.name} could not be created")
+        except ControlError:
+            self._forget_network(network)
+            raise
+        network = advance(network, NetworkState.ACTIVE)
+        self._records.commit(put=[network])
+        self._emit_network("create", network)
+        return network, [
+            f"subnet {pool.subnet} overlaps {route}, which the host has a route to"
+            for pool in pools
+            for route in routed
+            if pool.subnet.version == route.version and pool.subnet.overlaps(route)
+        ]
+
+    def remove_network(self, ref: str) -> None:
+        """Removes a network without endpoints; raises NotFound, Forbidden. May be repeated after a failure."""
+        with self._records.lock:
+            network = self._records.network(ref)
+            if network.predefined:
+                raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
+            if network.state is NetworkState.CREATING:
+                raise Forbidden(f"network {network.name} is still being created: try again when it is there")
+            endpoints = self._records.on_network(network.id)
+            if endpoints:
+                holders = ", ".join(f"{self._sandbox_name(e)}:{e.id[:12]}" for e in endpoints[:10])
+                more = f" and {len(endpoints) - 10} more" if len(endpoints) > 10 else ""
+                raise Forbidden(
+                    f"error while removing network: network {network.name} id {network.id} has active endpoints "
+                    f"({holders}{more}): disconnect or remove them first"
+                )
+            if network.state is NetworkState.ACTIVE:
+                network = advance(network, NetworkState.REMOVING)
+                self._records.commit(put=[network])
+        self._discard_network(network)
+        self._emit_network("destroy", network)
+
+    def prune_networks(self, keep: Callable[[Network], bool]) -> list[str]:
+        """Removes the networks that are neither predefined, in use, nor kept; returns their names."""
+        removed = []
+        for network in self._records.networks():
+            if network.predefined or network.state is NetworkState.CREATING or keep(network):
+                continue
+            if self._records.on_network(network.id):
+                continue
+            try:
+                self.remove_network(network.id)
+            except (NotFound, Forbidden):
+                continue  # somebody was quicker: it is gone, or in use by now
+            removed.append(network.name)
+        return removed
+
+    def _discard_network(self, network: Network) -> None:
+        try:
+            undo(self._driver(network.driver).network_steps(network), self._deps.observe)
+        except ExceptionGroup as group:
+            LOG.exception("network %s could not be removed whole", network.name)
+            raise DatapathFailed(
+                f"network {network.name} could not be removed whole ({_reasons(group)}): "
+                f"remove the cause and repeat `network rm {network.name}`"
+            ) from group
+        self._forget_network(network)
+
+    def _forget_network(self, network: Network) -> None:
+        with self._records.lock:
+            changes = addressing.release_pools(self._deps.ipam, network.pools)
+            self._records.commit(drop=[network], changes=changes)
+
+    # -- endpoints -----------------------------------------------------------------------------------------------
+
+    def connect(self, network_ref: str, sandbox_ref: str, spec: EndpointSpec | None = None) -> Endpoint:
+        """Joins a sandbox to a network; raises NotFound, InvalidArgument, Forbidden, Conflict, Exhausted."""
+        with self._exclusive(self._records.sandbox(sandbox_ref)) as sandbox:
+            if sandbox.state not in (SandboxState.CREATED, SandboxState.RUNNING):
+                raise Forbidden(f"container {sandbox.name} is not running: it is {sandbox.state}")
+            return self._join(network_ref, sandbox, spec or EndpointSpec())
+
+    def disconnect(self, network_ref: str, sandbox_ref: str, force: bool = False) -> None:
+        """Takes a sandbox off a network.
+
+        With `force` what fails on the way is logged and the endpoint is gone all the same.
+        """
+        network = self._records.network(network_ref)
+        with self._exclusive(self._records.sandbox(sandbox_ref)) as sandbox:
+            endpoint = self._endpoint_at(network, sandbox)
+            if endpoint is None:
+                raise Forbidden(f"container {sandbox.name} is not connected to network {network.name}")
+            if not self._driver(network.driver).capabilities.own_netns:
+                raise Forbidden(f"container {sandbox.name} cannot be disconnected from host network {network.name}")
+            self._leave(network, sandbox, endpoint, force=force)
+
+    def _join(self, network_ref: str, sandbox: Sandbox, spec: EndpointSpec) -> Endpoint:
+        begin = time.monotonic()
+        with self._records.lock:
+            network = self._records.network(network_ref)
+            driver = self._driver(network.driver)
+            self._check_join(network, sandbox, driver)
+            siblings = self._records.on_network(network.id)
+            endpoint_id = EndpointId(secrets.token_hex(32))
+            mac = addressing.check_mac(spec.mac, network, siblings) if spec.mac else None
+            (ipv4, ipv6), changes = addressing.request_addresses(
+                self._deps.ipam, network, spec, owner=f"sandbox {sandbox.name}"
+            )
+            slot = self._records.slots.take()
+            try:
+                endpoint = Endpoint(
+                    id=endpoint_id,
+                    network_id=network.id,
+                    sandbox_id=sandbox.id,
+                    state=EndpointState.JOINING,
+                    created=utcnow(),
+                    slot=slot,
+                    ifname=self._free_ifname(network, sandbox) if driver.capabilities.addresses else "",
+                    mac=mac or (addressing.make_mac(ipv4) if driver.capabilities.addresses else ""),
+                    ipv4=ipv4,
+                    ipv6=ipv6,
+                    aliases=spec.aliases,
+                    driver_options=spec.driver_options,
+                )
+                endpoint = driver.settle_endpoint(network, endpoint, siblings)
+                self._records.commit(put=[endpoint], changes=changes)
+            except Exception:
+                addressing.release_addresses(self._deps.ipam, network, ipv4, ipv6)
+                self._records.slots.give_back(slot)
+                raise
+            join = self._join_of(endpoint)
+        try:
+            self._apply(
+                driver.endpoint_steps(join), f"sandbox {sandbox.name} could not be connected to network {network.name}"
+            )
+            with self._records.lock:
+                endpoint = advance(endpoint, EndpointState.JOINED)
+                self._records.commit(put=[endpoint])
+        except ControlError:
+            self._forget_endpoint(network, endpoint)
+            raise
+        self._write_hosts(sandbox.id)
+        self._hosts.mark(e.sandbox_id for e in siblings)
+        self._join_seconds(time.monotonic() - begin)
+        self._emit_network("connect", network, sandbox)
+        return endpoint
+
+    def _check_join(self, network: Network, sandbox: Sandbox, driver: Driver) -> None:
+        if network.state is not NetworkState.ACTIVE:
+            raise Forbidden(f"network {network.name} is {network.state}: it cannot be joined")
+        if self._endpoint_at(network, sandbox) is not None:
+            raise Forbidden(f"endpoint with name {sandbox.name} already exists in network {network.name}")
+        if driver.capabilities.own_netns != sandbox.owns_netns:
+            raise Forbidden(
+                "container sharing network namespace with another container or host cannot be connected to any other "
+                f"network: {sandbox.name} was {'not ' if sandbox.owns_netns else ''}created on the host network"
+            )
+        present = self._records.in_sandbox(sandbox.id)
+        if any(self._driver_of(other).capabilities.exclusive for other in present) or (
+            present and driver.capabilities.exclusive
+        ):
+            raise Forbidden(
+                "container cannot be connected to multiple networks with one of the networks in private (none) mode: "
+                f"disconnect {sandbox.name} first"
+            )
+
+    def _leave(self, network: Network, sandbox: Sandbox, endpoint: Endpoint, *, force: bool = False) -> None:
+        if endpoint.state is EndpointState.JOINED:
+            endpoint = advance(endpoint, EndpointState.LEAVING)
+            self._records.commit(put=[endpoint])
+        self._discard_endpoint(network, sandbox, endpoint, force=force)
+        self._hand_over_default_route(sandbox)
+        self._emit_network("disconnect", network, sandbox)
+
+    def _discard_endpoint(
+        self, network: Network | None, sandbox: Sandbox | None, endpoint: Endpoint, *, force: bool = False
+    ) -> None:
+        """Takes the endpoint out of the kernel, then out of the records.
+
+        Without its owners only the record is left to drop.
+        """
+        if network is not None and sandbox is not None:
+            steps = self._driver(network.driver).endpoint_steps(self._join_of(endpoint))
+            try:
+                undo(steps, self._deps.observe)
+            except ExceptionGroup as group:
+                LOG.exception("endpoint %s could not be removed whole", endpoint.id[:12])
+                if not force:
+                    raise DatapathFailed(
+                        f"sandbox {sandbox.name} could not be taken off network {network.name} whole "
+                        f"({_reasons(group)}): repeat with --force"
+                    ) from group
+        self._forget_endpoint(network, endpoint)
+
+    def _forget_endpoint(self, network: Network | None, endpoint: Endpoint) -> None:
+        with self._records.lock:
+            changes = addressing.release_addresses(self._deps.ipam, network, endpoint.ipv4, endpoint.ipv6)
+            self._records.commit(drop=[endpoint], changes=changes)
+            concerned = {e.sandbox_id for e in self._records.on_network(endpoint.network_id)}
+        self._hosts.mark(concerned | {endpoint.sandbox_id})
+
+    def _join_of(self, endpoint: Endpoint) -> Join:
+        """What the driver gets to know; the default routes go through the oldest endpoint that has a gateway."""
+        network = self._records.network(endpoint.network_id)
+        sandbox = self._records.sandbox(endpoint.sandbox_id)
+        earlier = [
+            self._records.network(e.network_id)
+            for e in self._records.in_sandbox(sandbox.id)
+            if e.created < endpoint.created and e.state is not EndpointState.LEAVING
+        ]
+        return Join(
+            network=network,
+            endpoint=endpoint,
+            sandbox=sandbox,
+            netns_path=self._deps.files.paths(sandbox).netns,
+            default_v4=not network.internal and not any(addressing.has_gateway(other, 4) for other in earlier),
+            default_v6=not network.internal and not any(addressing.has_gateway(other, 6) for other in earlier),
+        )
+
+    def _hand_over_default_route(self, sandbox: Sandbox) -> None:
+        """After a leave the next endpoint with a gateway gets the default route; applying its steps again sees
+        to that."""
+        for endpoint in self._records.in_sandbox(sandbox.id):
+            join = self._join_of(endpoint)
+            if endpoint.state is EndpointState.JOINED and (join.default_v4 or join.default_v6):
+                self._apply(
+                    self._driver_of(endpoint).endpoint_steps(join),
+                    f"the default route of sandbox {sandbox.name} could not be moved",
+                )
+
+    def _free_ifname(self, network: Network, sandbox: Sandbox) -> str:
+        prefix = network.options.get("com.docker.network.container_iface_prefix", "eth")
+        taken = {endpoint.ifname for endpoint in self._records.in_sandbox(sandbox.id)}
+        return next(name for number in range(len(taken) + 1) if (name := f"{prefix}{number}") not in taken)
+
+    # -- sandboxes -----------------------------------------------------------------------------------------------
+
+    def create_sandbox(self, spec: SandboxSpec) -> Sandbox:
+        """Makes a sandbox and joins it to its networks in order, or makes nothing.
+
+        Raises as `connect` does, and Conflict.
+        """
+        sandbox_id = SandboxId(secrets.token_hex(32))
+        name = spec.name or f"sandbox-{sandbox_id[:8]}"
+        _check_name("sandbox", name)
+        networks = spec.networks or (("bridge", EndpointSpec()),)
+        first = self._driver(self._records.network(networks[0][0]).driver)
+        sandbox = Sandbox(
+            id=sandbox_id,
+            name=name,
+            state=SandboxState.CREATING,
+            created=utcnow(),
+            owns_netns=first.capabilities.own_netns,
+            command=spec.command,
+            labels=spec.labels,
+        )
+        with self._records.lock:
+            if self._records.has_sandbox_named(name):
+                holder = self._records.sandbox(name)
+                raise Conflict(
+                    f'Conflict. The name "{name}" is already in use by sandbox {holder.id[:12]}: '
+                    "remove that sandbox or use another name"
+                )
+            self._records.commit(put=[sandbox])
+        with self._exclusive(sandbox):
+            try:
+                self._apply(self._deps.files.steps(sandbox), f"sandbox {name} could not be created")
+                for network_ref, endpoint_spec in networks:
+                    self._join(network_ref, sandbox, endpoint_spec)
+                sandbox = advance(sandbox, SandboxState.CREATED)
+                self._records.commit(put=[sandbox])
+            except Exception:
+                self._remove_sandbox(sandbox)
+                raise
+        self._emit_sandbox("create", sandbox)
+        return sandbox
+
+    def mark_started(self, ref: str, pid: int) -> Sandbox:
+        """Takes note of the sandbox's main process; raises InvalidArgument when there is no such process."""
+        start = process_start(pid)
+        if start is None:
+            raise InvalidArgument(f"there is no process {pid}: report the pid of a running process of this host")
+        with self._exclusive(self._records.sandbox(ref)) as sandbox:
+            if sandbox.state not in (SandboxState.CREATED, SandboxState.EXITED):
+                raise Forbidden(f"sandbox {sandbox.name} is {sandbox.state}: it runs a process already")
+            sandbox = advance(
+                sandbox, SandboxState.RUNNING, pid=pid, pid_start=start, started=utcnow(), finished=None, exit_code=None
+            )
+            self._records.commit(put=[sandbox])
+        self._emit_sandbox("start", sandbox)
+        return sandbox
+
+    def mark_exited(self, ref: str, exit_code: int | None) -> None:
+        """Takes note that the main process ended: the sandbox stays, its endpoints leave. Harmless when repeated."""
+        with self._exclusive(self._records.sandbox(ref)) as sandbox:
+            if sandbox.state is not SandboxState.RUNNING:
+                return
+            sandbox = advance(sandbox, SandboxState.EXITED, finished=utcnow(), exit_code=exit_code)
+            self._records.commit(put=[sandbox])
+            for endpoint in self._records.in_sandbox(sandbox.id):
+                self._leave(self._records.network(endpoint.network_id), sandbox, endpoint, force=True)
+        self._emit_sandbox("exit", sandbox)
+
+    def read_exit_status(self, sandbox: Sandbox) -> int | None:
+        """What the supervisor of the sandbox's main process wrote, or None as long as it has not."""
+        return self._deps.files.read_exit_status(sandbox)
+
+    def remove_sandbox(self, ref: str, force: bool = False) -> None:
+        """Removes a sandbox; one whose process runs only with `force`, which kills it. Raises NotFound, Conflict."""
+        with self._exclusive(self._records.sandbox(ref)) as sandbox:
+            if sandbox.state is SandboxState.RUNNING and is_running(sandbox) and not force:
+                raise Conflict(
+                    f"cannot remove sandbox {sandbox.name}: it is running; end its process first, or force removal"
+                )
+            if sandbox.state is not SandboxState.REMOVING:
+                sandbox = advance(sandbox, SandboxState.REMOVING)
+                self._records.commit(put=[sandbox])
+            self._remove_sandbox(sandbox)
+        self._emit_sandbox("destroy", sandbox)
+
+    def _remove_sandbox(self, sandbox: Sandbox) -> None:
+        kill_processes(sandbox, self._deps.files.paths(sandbox).netns)
+        for endpoint in self._records.in_sandbox(sandbox.id):
+            network = self._records.network(endpoint.network_id)
+            self._leave(network, sandbox, endpoint, force=True)
+        undo(self._deps.files.steps(sandbox), self._deps.observe)
+        self._records.commit(drop=[sandbox])
+        self._sandbox_locks.pop(sandbox.id, None)
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _exclusive(self, sandbox: Sandbox) -> Iterator[Sandbox]:
+        """Holds off other changes of the sandbox, and yields it as it then is; raises NotFound when it went
+        meanwhile."""
+        lock = self._sandbox_locks.setdefault(sandbox.id, threading.Lock())
+        with lock:
+            yield self._records.sandbox(sandbox.id)
+
+    def _driver(self, name: str) -> Driver:
+        driver = self._deps.drivers.get(name)
+        if driver is None:
+            raise NotFound(
+                f'could not find plugin "{name}": plugin "{name}" not found; drivers here are '
+                + ", ".join(sorted(self._deps.drivers))
+            )
+        return driver
+
+    def _driver_of(self, endpoint: Endpoint) -> Driver:
+        return self._driver(self._records.network(endpoint.network_id).driver)
+
+    def _endpoint_at(self, network: Network, sandbox: Sandbox) -> Endpoint | None:
+        return next((e for e in self._records.in_sandbox(sandbox.id) if e.network_id == network.id), None)
+
+    def _sandbox_name(self, endpoint: Endpoint) -> str:
+        try:
+            return self._records.sandbox(endpoint.sandbox_id).name
+        except NotFound:
+            return endpoint.sandbox_id[:12]
+
+    def _apply(self, steps: Sequence[Step], failure: str) -> None:
+        try:
+            execute(steps, self._deps.observe)
+        except ControlError:
+            raise
+        except Exception as error:
+            LOG.exception("%s", failure)
+            raise DatapathFailed(f"{failure}: {error}") from error
+
+    def _write_hosts(self, sandbox_id: str) -> None:
+        """The sandbox's own names first, then those of everybody on its networks."""
+        with self._records.lock:
+            try:
+                sandbox = self._records.sandbox(sandbox_id)
+            except NotFound:
+                return
+            entries = []
+            for own in self._records.in_sandbox(sandbox.id):
+                others = sorted(self._records.on_network(own.network_id), key=lambda e: (e.id != own.id, e.created))
+                for endpoint in others:
+                    if endpoint.state is EndpointState.LEAVING:
+                        continue
+                    names = [self._sandbox_name(endpoint), *endpoint.aliases]
+                    if endpoint.id == own.id:
+                        names.append(sandbox.id[:12])
+                    entries += [(a.ip, names) for a in (endpoint.ipv4, endpoint.ipv6) if a is not None]
+        self._deps.files.write_hosts(sandbox, entries)
+
+    def _emit_network(self, action: str, network: Network, sandbox: Sandbox | None = None) -> None:
+        attributes = {"name": network.name, "type": network.driver}
+        if sandbox is not None:
+            attributes["container"] = sandbox.id
+        self._bus.emit(Event("network", action, network.id, attributes))
+
+    def _emit_sandbox(self, action: str, sandbox: Sandbox) -> None:
+        attributes = {"name": sandbox.name}
+        if action == "exit" and sandbox.exit_code is not None:
+            attributes["exitCode"] = str(sandbox.exit_code)
+        self._bus.emit(Event("sandbox", action, sandbox.id, attributes))
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not name:
+        raise InvalidArgument(f"{kind} name cannot be empty: give it a name")
+    if len(name) > MAX_NAME_LENGTH:
+        raise InvalidArgument(
+            f"invalid {kind} name {name[:20]}…: {len(name)} characters, at most {MAX_NAME_LENGTH} are allowed"
+        )
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(f"invalid {kind} name {name!r}: only [a-zA-Z0-9][a-zA-Z0-9_.-]* are allowed")
+
+
+def _reasons(group: ExceptionGroup[Exception]) -> str:
+    return "; ".join(str(error) for error in group.exceptions)

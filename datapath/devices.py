@@ -1,0 +1,117 @@
+"""Devices, addresses and routes of the daemon's own network namespace, through pyroute2.
+
+What is done once a network, where a millisecond does not matter; the join path uses `datapath.rtnl`.
+Functions block, may be called from any thread, and may be repeated.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error
+
+from datapath import rtnl
+
+
+@contextmanager
+def _iproute(what: str, *tolerated: int) -> Iterator[Any]:
+    try:
+        with IPRoute() as ip:
+            yield ip
+    except Pyroute2Error as error:
+        if error.code not in tolerated:
+            raise rtnl.NetlinkError(error.code, f"cannot {what}: {error.args[1]}") from error
+
+
+def ifindex(ifname: str) -> int | None:
+    """The device's index in the calling thread's network namespace, or None."""
+    try:
+        return socket.if_nametoindex(ifname)
+    except OSError:
+        return None
+
+
+def add_bridge(ifname: str, *, mac: str, mtu: int, ipv6: bool) -> None:
+    """A Linux bridge, up.
+
+    `mac` keeps its address from changing with its ports; without `ipv6` it gets no address of its own.
+    """
+    with _iproute(f"add bridge {ifname}", errno.EEXIST) as ip:
+        ip.link("add", ifname=ifname, kind="bridge", address=mac, mtu=mtu)
+    index = socket.if_nametoindex(ifname)
+    requests = [] if ipv6 else [rtnl.link_no_auto_address(index, ifname)]
+    with rtnl.Rtnl() as netlink:
+        netlink.apply([*requests, rtnl.link_up(index, ifname)])
+
+
+def add_addresses(ifname: str, addresses: Sequence[IPv4Interface | IPv6Interface]) -> None:
+    """Adds addresses to a device of this namespace."""
+    index = socket.if_nametoindex(ifname)
+    with rtnl.Rtnl() as netlink:
+        netlink.apply([rtnl.addr_add(index, ifname, address) for address in addresses])
+
+
+def add_trunk(ifname: str, bridge: str, peer_ifname: str, peer_bridge: str, *, mtu: int) -> None:
+    """A veth pair that joins two bridges; both ends learn and flood, as a cable between switches does."""
+    with _iproute(f"add veth {ifname}", errno.EEXIST) as ip:
+        ip.link("add", ifname=ifname, kind="veth", mtu=mtu, peer={"ifname": peer_ifname, "mtu": mtu})
+    for end, master in ((ifname, bridge), (peer_ifname, peer_bridge)):
+        with _iproute(f"make {end} a port of {master}") as ip:
+            ip.link("set", index=socket.if_nametoindex(end), master=socket.if_nametoindex(master), state="up")
+
+
+def delete_link(ifname: str) -> None:
+    """Deletes a device; one that is not there is no error."""
+    with rtnl.Rtnl() as netlink:
+        netlink.apply([rtnl.link_delete(ifname)])
+
+
+def routed_networks() -> list[IPv4Network | IPv6Network]:
+    """The destinations of the host's routes, default routes and link-local, multicast and host routes of
+    `local` left out."""
+    networks: list[IPv4Network | IPv6Network] = []
+    with _iproute("list routes") as ip:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for route in ip.get_routes(family=family):
+                destination = route.get_attr("RTA_DST")
+                if destination is None or route.get_attr("RTA_TABLE") == 255:
+                    continue
+                network = ip_network(f"{destination}/{route['dst_len']}")
+                if network.prefixlen and not network.is_link_local and not network.is_multicast:
+                    networks.append(network)
+    return networks
+
+
+def default_mtu() -> int:
+    """The MTU of the device that the IPv4 default route leaves by, 1500 without one."""
+    with _iproute("look up the default route") as ip:
+        for route in ip.get_default_routes(family=socket.AF_INET):
+            index = route.get_attr("RTA_OIF")
+            if index:
+                return int(ip.get_links(index)[0].get_attr("IFLA_MTU"))
+    return 1500
+
+
+def enable_forwarding(*, ipv6: bool) -> None:
+    """Turns on routing in this namespace; interfaces that took router advertisements go on taking them.
+
+    Linux stops accepting advertisements (accept_ra 1) once an interface forwards; 2 means "also when forwarding"
+    (Documentation/networking/ip-sysctl.rst).
+    """
+    root = Path("/proc/sys/net")
+    switch = root / "ipv4/ip_forward"
+    if switch.read_text().strip() != "1":
+        switch.write_text("1")
+    switch = root / "ipv6/conf/all/forwarding"
+    if ipv6 and switch.exists() and switch.read_text().strip() != "1":
+        for accept in root.glob("ipv6/conf/*/accept_ra"):
+            if accept.parent.name not in ("all", "default") and accept.read_text().strip() == "1":
+                accept.write_text("2")
+        switch.write_text("1")
