@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What datapath._native offers to Python besides the structs of abi.h. cffi reads this file as build_native.py
+ * reads abi.h, so it holds declarations only.
+ *
+ * Every int function returns a result >= 0 or -errno, and may block; cffi releases
+ * the GIL around each call. Sizes are bytes.
+ */
+#ifndef LINKSPAN_NATIVE_H
+#define LINKSPAN_NATIVE_H
+
+#include <linux/types.h>
+
+struct bpf_map_info;
+struct bpf_prog_info;
+struct __sk_buff;
+
+/* bpf.c: one bpf(2) command each. Descriptors returned are close-on-exec. */
+int ls_bpf_obj_get(const char *path);
+int ls_bpf_obj_pin(int fd, const char *path);
+int ls_bpf_map_create(__u32 type, __u32 key_size, __u32 value_size, __u32 max_entries, __u32 flags, const char *name);
+int ls_bpf_map_lookup(int fd, const void *key, void *value);
+int ls_bpf_map_update(int fd, const void *key, const void *value, __u64 flags);
+int ls_bpf_map_delete(int fd, const void *key);
+int ls_bpf_map_next_key(int fd, const void *key, void *next_key);
+int ls_bpf_map_lookup_batch(int fd, const void *in_batch, void *out_batch, void *keys, void *values, __u32 *count);
+int ls_bpf_map_info(int fd, struct bpf_map_info *info);
+int ls_bpf_prog_info(int fd, struct bpf_prog_info *info);
+int ls_bpf_prog_load(__u32 type, const void *insns, __u32 insn_count, const char *license, const char *name,
+		     __u32 log_level, char *log, __u32 log_size);
+int ls_bpf_prog_test_run(int fd, const void *data_in, __u32 data_in_size, void *data_out, __u32 *data_out_size,
+			 struct __sk_buff *ctx, __u32 repeat, __u32 *retval, __u32 *duration_ns);
+int ls_bpf_link_create(int prog_fd, __u32 ifindex, __u32 attach_type, __u32 flags);
+int ls_bpf_link_update(int link_fd, int prog_fd);
+int ls_bpf_link_detach(int link_fd);
+
+struct ls_link_info {
+	__u32 type; /* enum bpf_link_type */
+	__u32 id;
+	__u32 prog_id;
+	__u32 ifindex;     /* of tcx, XDP and netkit links; 0 once the device is gone or the link is detached */
+	__u32 attach_type; /* of tcx and netkit links */
+};
+int ls_bpf_link_info(int fd, struct ls_link_info *info);
+
+/* netns.c. Where a function works inside another namespace it does so in a thread of its own, so the caller's
+ * namespace never changes. *step names the system call that failed. */
+int ls_netns_create(const char *path, const char **step);
+int ls_netns_delete(const char *path, const char **step);
+int ls_netns_prepare_directory(const char *path, const char **step);
+int ls_netns_check(const char *path); /* 1: a network namespace; 0: something else */
+int ls_netns_open_socket(const char *path, int family, int type, int protocol, const char **step);
+int ls_netns_enter(const char *path, const char **step);
+int ls_netns_unshare(void);
+
+/* links.c */
+struct ls_link {
+	__u64 rx_packets;
+	__u64 rx_bytes;
+	__u64 tx_packets;
+	__u64 tx_bytes;
+	__u32 ifindex;
+	__u32 master; /* ifindex of the bridge or other upper device; 0: none */
+	__u32 peer;   /* IFLA_LINK: the other end of a veth, in its namespace, or the lower device; 0: none */
+	__u32 flags;  /* IFF_* */
+	__u32 mtu;
+	__u32 operstate; /* IF_OPER_* */
+	__u32 mac_len;
+	__u8 mac[32];
+	char ifname[16];
+	char kind[32];
+	char alias[256];
+};
+/* Fills *links with a malloc'ed array, which ls_links_free frees, and returns the count. sock < 0: a socket of the
+ * calling thread's namespace is opened for the call. */
+int ls_links_dump(int sock, struct ls_link **links);
+void ls_links_free(struct ls_link *links);
+
+#endif

@@ -1,0 +1,185 @@
+"""The structs and constants of bpf/abi.h as Python values.
+
+Layouts, sizes and numbers come from the compiled module, so none stands here. MAC addresses are 6 bytes; IP
+addresses are `ipaddress` objects, None where abi.h says "0: none"; everything else is an int in host order.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, ClassVar, Final, Self
+
+from datapath._native import ffi, lib
+
+ABI_VERSION: Final[int] = lib.LS_ABI_VERSION
+MAX_ENDPOINTS: Final[int] = lib.LS_MAX_ENDPOINTS
+MAX_NEIGHBOURS: Final[int] = lib.LS_MAX_NEIGHBOURS
+MAX_DROP_KEYS: Final[int] = lib.LS_MAX_DROP_KEYS
+EP_FAST: Final[int] = lib.LS_EP_FAST
+NEIGH_ROUTER: Final[int] = lib.LS_NEIGH_ROUTER
+
+_DROP_REASONS: Final = sorted(ffi.typeof("enum ls_drop_reason").relements.items(), key=lambda member: member[1])
+_SCALARS: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+
+class DropReason(IntEnum):
+    """Why a packet was dropped: the members of `enum ls_drop_reason` without LS_DROP_."""
+
+    vars().update({name.removeprefix("LS_DROP_"): number for name, number in _DROP_REASONS})
+
+    @property
+    def label(self) -> str:
+        """The metric's label, as in "spoofed_mac"."""
+        return self.name.lower()
+
+
+def layout(ctype: str) -> tuple[struct.Struct, tuple[str, ...]]:
+    """The `struct` layout of a C struct known to the compiled module, and its fields' names in that order.
+
+    Byte arrays, and the fields that hold addresses in network order, are bytes; fields called pad are left out.
+    """
+    kind = ffi.typeof(ctype)
+    text, names, end = "=", [], 0
+    for name, field in kind.fields:
+        size = ffi.sizeof(field.type)
+        text += f"{field.offset - end}x"
+        end = field.offset + size
+        if name == "pad":
+            text += f"{size}x"
+            continue
+        text += f"{size}s" if field.type.kind == "array" or name == "ip4" else _SCALARS[size]
+        names.append(name)
+    return struct.Struct(f"{text}{ffi.sizeof(kind) - end}x"), tuple(names)
+
+
+class _Record:
+    """One C struct as a frozen dataclass whose fields have the C fields' names."""
+
+    SIZE: ClassVar[int]
+    _struct: ClassVar[struct.Struct]
+    _names: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls, ctype: str, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._struct, cls._names = layout(ctype)
+        cls.SIZE = cls._struct.size
+
+    def pack(self) -> bytes:
+        """The struct as the kernel has it, padding zero. Raises ValueError for a value that does not fit its field."""
+        try:
+            return self._struct.pack(*(_to_c(name, getattr(self, name)) for name in self._names))
+        except struct.error as error:
+            raise ValueError(f"{self}: {error}") from error
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Self:
+        """The inverse of `pack`; raises ValueError for another size."""
+        if len(raw) != cls.SIZE:
+            raise ValueError(f"{cls.__name__} takes {cls.SIZE} bytes, not {len(raw)}")
+        values = zip(cls._names, cls._struct.unpack(raw), strict=True)
+        return cls(**{name: _from_c(name, value) for name, value in values})
+
+
+def _to_c(name: str, value: Any) -> Any:
+    width = {"ip4": 4, "ip6": 16, "ip6_ll": 16, "mac": 6}.get(name)
+    if width is None:
+        return value
+    raw = b"\0" * width if value is None else getattr(value, "packed", value)
+    if not isinstance(raw, bytes) or len(raw) != width:
+        raise ValueError(f"{name} takes {width} bytes, not {value!r}")
+    return raw
+
+
+def _from_c(name: str, value: Any) -> Any:
+    if name == "ip4":
+        return IPv4Address(value) if any(value) else None
+    if name in ("ip6", "ip6_ll"):
+        return IPv6Address(value) if any(value) else None
+    return value
+
+
+@dataclass(frozen=True)
+class Endpoint(_Record, ctype="struct ls_endpoint"):
+    """Value of ep_by_if: the endpoint behind a host end."""
+
+    segment: int
+    slot: int
+    ip4: IPv4Address | None
+    mac: bytes
+    flags: int
+    ip6: IPv6Address | None
+    ip6_ll: IPv6Address | None
+
+
+@dataclass(frozen=True)
+class FdbKey(_Record, ctype="struct ls_fdb_key"):
+    """Key of fdb."""
+
+    segment: int
+    mac: bytes
+
+
+@dataclass(frozen=True)
+class FdbEntry(_Record, ctype="struct ls_fdb"):
+    """Value of fdb: the host end that owns a MAC."""
+
+    ifindex: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Neigh4Key(_Record, ctype="struct ls_neigh4_key"):
+    """Key of neigh4."""
+
+    segment: int
+    ip4: IPv4Address
+
+
+@dataclass(frozen=True)
+class Neigh6Key(_Record, ctype="struct ls_neigh6_key"):
+    """Key of neigh6."""
+
+    segment: int
+    ip6: IPv6Address
+
+
+@dataclass(frozen=True)
+class Neighbour(_Record, ctype="struct ls_neighbour"):
+    """Value of neigh4 and neigh6: what a request is answered with."""
+
+    mac: bytes
+    flags: int
+
+
+@dataclass(frozen=True)
+class Counters(_Record, ctype="struct ls_counters"):
+    """Value of ep_counters: packets, and bytes with Ethernet header, sent by (out) or delivered to (in) an endpoint."""
+
+    out_fast_packets: int
+    out_fast_bytes: int
+    out_slow_packets: int
+    out_slow_bytes: int
+    in_fast_packets: int
+    in_fast_bytes: int
+    in_slow_packets: int
+    in_slow_bytes: int
+
+    @classmethod
+    def total(cls, per_cpu: bytes) -> Self:
+        """The sum over all CPUs of a per-CPU map's value, modulo 2**64 as the counters themselves are."""
+        rows = cls._struct.iter_unpack(per_cpu)
+        return cls(*(sum(column) % 2**64 for column in zip(*rows, strict=True)))
+
+
+@dataclass(frozen=True)
+class DropKey(_Record, ctype="struct ls_drop_key"):
+    """Key of ep_drops."""
+
+    slot: int
+    reason: int
+
+
+RECORDS: Final = (Endpoint, FdbKey, FdbEntry, Neigh4Key, Neigh6Key, Neighbour, Counters, DropKey)

@@ -1,0 +1,457 @@
+"""The bpf(2) system call, typed: pinned objects, maps, programs, test runs and links.
+
+Descriptors are plain ints (close-on-exec) that the caller closes; a Map owns its own. Every refusal by the kernel is an
+OSError whose text names the command, the object and, where it is known, the remedy. Devices are looked up in the
+calling thread's network namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from errno import E2BIG, EACCES, EEXIST, EINVAL, ENOENT, ENOSPC, ENOSYS, EPERM
+from functools import cache
+from pathlib import Path
+from typing import Final, Self
+
+from datapath._native import ffi, lib
+
+StrPath = str | os.PathLike[str]
+
+ANY: Final[int] = lib.BPF_ANY
+NOEXIST: Final[int] = lib.BPF_NOEXIST
+EXIST: Final[int] = lib.BPF_EXIST
+
+# What the kernel answers for a command that a map type does not have; not among the errnos of user space.
+_ENOTSUPP: Final = 524
+_NAME_LENGTH: Final = 15
+_LOG_BYTES: Final = 1 << 20
+_BATCH: Final = 4096
+# A program may grow a packet by what the kernel's test run leaves as head and tail room.
+_TEST_RUN_ROOM: Final = 1024
+_U32: Final = struct.Struct("=I")
+_POSSIBLE_CPUS: Final = Path("/sys/devices/system/cpu/possible")
+
+
+class MapType(IntEnum):
+    """enum bpf_map_type, the types that are used here."""
+
+    HASH = lib.BPF_MAP_TYPE_HASH
+    ARRAY = lib.BPF_MAP_TYPE_ARRAY
+    PROG_ARRAY = lib.BPF_MAP_TYPE_PROG_ARRAY
+    PERCPU_HASH = lib.BPF_MAP_TYPE_PERCPU_HASH
+    PERCPU_ARRAY = lib.BPF_MAP_TYPE_PERCPU_ARRAY
+    LRU_HASH = lib.BPF_MAP_TYPE_LRU_HASH
+    LRU_PERCPU_HASH = lib.BPF_MAP_TYPE_LRU_PERCPU_HASH
+    LPM_TRIE = lib.BPF_MAP_TYPE_LPM_TRIE
+
+
+class ProgType(IntEnum):
+    """enum bpf_prog_type, the types that are used here."""
+
+    SOCKET_FILTER = lib.BPF_PROG_TYPE_SOCKET_FILTER
+    SCHED_CLS = lib.BPF_PROG_TYPE_SCHED_CLS
+    XDP = lib.BPF_PROG_TYPE_XDP
+
+
+_PER_CPU: Final = (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH)
+_ARRAYS: Final = (MapType.ARRAY, MapType.PERCPU_ARRAY)
+
+_HINTS: Final = {
+    ("", EPERM): "needs root, or CAP_BPF and CAP_NET_ADMIN",
+    ("", ENOSYS): "this kernel is built without eBPF",
+    ("BPF_OBJ_GET", ENOENT): "nothing is pinned there",
+    ("BPF_OBJ_GET", EACCES): "it is not a pinned eBPF object",
+    ("BPF_OBJ_PIN", EPERM): "needs root and a bpffs mounted there",
+    ("BPF_OBJ_PIN", EEXIST): "something is pinned there already",
+    ("BPF_MAP_UPDATE_ELEM", E2BIG): "the map is full, or the index is past its end",
+    ("BPF_MAP_UPDATE_ELEM", EEXIST): "the key is there already",
+    ("BPF_MAP_UPDATE_ELEM", ENOENT): "the key is not there",
+    ("BPF_LINK_CREATE", EINVAL): "the kernel may be older than 6.6 and have no tcx",
+}
+
+
+@dataclass(frozen=True)
+class MapInfo:
+    """What the kernel says of a map; `type` is a MapType where that has a member for it."""
+
+    type: int
+    id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    name: str
+
+
+@dataclass(frozen=True)
+class ProgInfo:
+    """What the kernel says of a program. `tag` is the hex digest of its instructions; `run_*` count only while
+    kernel.bpf_stats_enabled is set."""
+
+    type: int
+    id: int
+    name: str
+    tag: str
+    jited_bytes: int
+    xlated_bytes: int
+    verified_insns: int
+    run_time_ns: int
+    run_count: int
+
+
+@dataclass(frozen=True)
+class LinkInfo:
+    """What the kernel says of a link. `ifindex` is 0 once the link is detached or its device is gone."""
+
+    type: int
+    id: int
+    prog_id: int
+    ifindex: int
+    is_egress: bool
+
+
+@dataclass(frozen=True)
+class TestRun:
+    """The outcome of a test run; `duration_ns` is the mean of one run, `mark` the packet's mark after the last."""
+
+    retval: int
+    data_out: bytes
+    duration_ns: int
+    mark: int
+
+
+def _check(result: int, command: str, what: str) -> int:
+    if result >= 0:
+        return result
+    code = -result
+    reason = "operation not supported by this object" if code == _ENOTSUPP else os.strerror(code)
+    hint = _HINTS.get((command, code)) or _HINTS.get(("", code))
+    raise OSError(code, f"bpf({command}) {what}: {reason}" + (f"; {hint}" if hint else ""))
+
+
+def _encode(path: StrPath) -> bytes:
+    raw = os.fsencode(path)
+    if b"\0" in raw:
+        raise ValueError(f"a path cannot hold a NUL character: {path!r}")
+    return raw
+
+
+def _name(raw: bytes) -> bytes:
+    if len(raw) > _NAME_LENGTH:
+        raise ValueError(f"a name of an eBPF object has at most {_NAME_LENGTH} bytes: {raw!r}")
+    return raw
+
+
+def _expect(fd: int, kind: str) -> None:
+    """Raises OSError(EINVAL) when fd is no eBPF object of this kind: the kernel would answer with another struct."""
+    target = os.readlink(f"/proc/self/fd/{fd}")
+    if target not in (f"anon_inode:bpf-{kind}", f"anon_inode:bpf_{kind}"):
+        raise OSError(EINVAL, f"descriptor {fd} is no eBPF {kind} but {target}")
+
+
+@cache
+def possible_cpus() -> int:
+    """The number of CPUs that per-CPU maps hold a value for (online or not)."""
+    last = _POSSIBLE_CPUS.read_text().strip().replace(",", "-").split("-")[-1]
+    return int(last) + 1
+
+
+def obj_get(path: StrPath) -> int:
+    """Opens the map, program or link pinned at `path`."""
+    return _check(lib.ls_bpf_obj_get(_encode(path)), "BPF_OBJ_GET", os.fspath(path))
+
+
+def obj_pin(fd: int, path: StrPath) -> None:
+    """Pins a map, program or link at `path`, which lies on a bpffs; the object then outlives this process."""
+    _check(lib.ls_bpf_obj_pin(fd, _encode(path)), "BPF_OBJ_PIN", os.fspath(path))
+
+
+def map_create(
+    type: MapType, key_size: int, value_size: int, max_entries: int, *, flags: int = 0, name: str = ""
+) -> int:
+    """Creates a map; sizes in bytes."""
+    result = lib.ls_bpf_map_create(type, key_size, value_size, max_entries, flags, _name(name.encode()))
+    return _check(result, "BPF_MAP_CREATE", f"{type.name.lower()} map {name!r}")
+
+
+def map_info(fd: int) -> MapInfo:
+    _expect(fd, "map")
+    info = ffi.new("struct bpf_map_info *")
+    _check(lib.ls_bpf_map_info(fd, info), "BPF_OBJ_GET_INFO_BY_FD", f"map descriptor {fd}")
+    return MapInfo(
+        type=info.type,
+        id=info.id,
+        key_size=info.key_size,
+        value_size=info.value_size,
+        max_entries=info.max_entries,
+        flags=info.map_flags,
+        name=ffi.string(info.name).decode(),
+    )
+
+
+def prog_info(fd: int) -> ProgInfo:
+    _expect(fd, "prog")
+    info = ffi.new("struct bpf_prog_info *")
+    _check(lib.ls_bpf_prog_info(fd, info), "BPF_OBJ_GET_INFO_BY_FD", f"program descriptor {fd}")
+    return ProgInfo(
+        type=info.type,
+        id=info.id,
+        name=ffi.string(info.name).decode(),
+        tag=bytes(info.tag).hex(),
+        jited_bytes=info.jited_prog_len,
+        xlated_bytes=info.xlated_prog_len,
+        verified_insns=info.verified_insns,
+        run_time_ns=info.run_time_ns,
+        run_count=info.run_cnt,
+    )
+
+
+def prog_id(fd: int) -> int:
+    """The number by which the kernel and bpftool know the program."""
+    return prog_info(fd).id
+
+
+def prog_load(insns: bytes, type: ProgType, license: str = "GPL", *, name: str = "", log_level: int = 0) -> int:
+    """Verifies and loads a program given as instructions of 8 bytes.
+
+    The error of a rejected program has the verifier's log as a note; for that, with a `log_level` of 0, it is loaded
+    once more.
+    """
+    if len(insns) % 8:
+        raise ValueError(f"eBPF instructions have 8 bytes each, got {len(insns)}")
+    log = ffi.new("char[]", _LOG_BYTES)
+
+    def load(level: int) -> int:
+        return lib.ls_bpf_prog_load(
+            type, insns, len(insns) // 8, license.encode(), _name(name.encode()), level, log, _LOG_BYTES
+        )
+
+    result = load(log_level)
+    if result < 0 and log_level == 0:
+        result = load(1)
+    text = ffi.string(log).decode(errors="replace")
+    try:
+        return _check(result, "BPF_PROG_LOAD", f"{type.name.lower()} program {name!r}")
+    except OSError as error:
+        if text:
+            error.add_note(text)
+        raise
+
+
+def prog_test_run(
+    fd: int,
+    data: bytes,
+    *,
+    ifindex: int = 0,
+    ingress_ifindex: int = 0,
+    mark: int = 0,
+    gso_segs: int = 0,
+    gso_size: int = 0,
+    repeat: int = 1,
+) -> TestRun:
+    """Runs a program on a packet (at least 14 bytes: the Ethernet header) without any device sending it.
+
+    The keyword arguments fill struct __sk_buff of a SCHED_CLS program; other types take none. With an `ifindex` > 0 the
+    program runs as on that device of the calling thread's network namespace. `repeat` runs work on one packet: what
+    one changes the next one sees.
+    """
+    out_size = ffi.new("__u32 *", len(data) + _TEST_RUN_ROOM)
+    out = ffi.new("char[]", out_size[0])
+    retval, duration = ffi.new("__u32 *"), ffi.new("__u32 *")
+    ctx = ffi.NULL
+    if ifindex or ingress_ifindex or mark or gso_segs or gso_size:
+        ctx = ffi.new(
+            "struct __sk_buff *",
+            {
+                "ifindex": ifindex,
+                "ingress_ifindex": ingress_ifindex,
+                "mark": mark,
+                "gso_segs": gso_segs,
+                "gso_size": gso_size,
+            },
+        )
+    result = lib.ls_bpf_prog_test_run(fd, data, len(data), out, out_size, ctx, repeat, retval, duration)
+    _check(result, "BPF_PROG_TEST_RUN", f"program descriptor {fd}, packet of {len(data)} bytes, ifindex {ifindex}")
+    return TestRun(retval[0], bytes(ffi.buffer(out, out_size[0])), duration[0], ctx.mark if ctx else 0)
+
+
+def tcx_attach(prog_fd: int, ifindex: int, egress: bool = False) -> int:
+    """Attaches a SCHED_CLS program to a device and returns the link (kernel 6.6).
+
+    The program is detached when the last descriptor and pin of the link are gone, or the device.
+    """
+    hook = lib.BPF_TCX_EGRESS if egress else lib.BPF_TCX_INGRESS
+    result = lib.ls_bpf_link_create(prog_fd, ifindex, hook, 0)
+    return _check(result, "BPF_LINK_CREATE", f"tcx {'egress' if egress else 'ingress'} of ifindex {ifindex}")
+
+
+def xdp_attach(prog_fd: int, ifindex: int) -> int:
+    """Attaches an XDP program to a device in native (driver) mode and returns the link."""
+    result = lib.ls_bpf_link_create(prog_fd, ifindex, lib.BPF_XDP, lib.XDP_FLAGS_DRV_MODE)
+    return _check(result, "BPF_LINK_CREATE", f"native XDP of ifindex {ifindex}")
+
+
+def link_update(link_fd: int, prog_fd: int) -> None:
+    """Replaces the link's program; no packet passes without one."""
+    _check(lib.ls_bpf_link_update(link_fd, prog_fd), "BPF_LINK_UPDATE", f"link descriptor {link_fd}")
+
+
+def link_detach(link_fd: int) -> None:
+    """Takes the program off its device, whoever else holds the link."""
+    _check(lib.ls_bpf_link_detach(link_fd), "BPF_LINK_DETACH", f"link descriptor {link_fd}")
+
+
+def link_info(fd: int) -> LinkInfo:
+    _expect(fd, "link")
+    info = ffi.new("struct ls_link_info *")
+    _check(lib.ls_bpf_link_info(fd, info), "BPF_OBJ_GET_INFO_BY_FD", f"link descriptor {fd}")
+    return LinkInfo(info.type, info.id, info.prog_id, info.ifindex, info.attach_type == lib.BPF_TCX_EGRESS)
+
+
+class Map:
+    """An open map. Keys and values are bytes of exactly the map's sizes, else ValueError.
+
+    A per-CPU map's value is one value per possible CPU, each padded to a multiple of 8 bytes. Owns and closes `fd`;
+    a context manager.
+    """
+
+    def __init__(self, fd: int, label: str = "") -> None:
+        self.fd = fd
+        self.info = map_info(fd)
+        self._label = label or self.info.name or f"id {self.info.id}"
+        self._is_array = self.info.type in _ARRAYS
+        self.value_size = self.info.value_size
+        if self.info.type in _PER_CPU:
+            self.value_size = (self.info.value_size + 7) // 8 * 8 * possible_cpus()
+
+    @classmethod
+    def from_pin(cls, path: StrPath) -> Self:
+        """Opens the map pinned at `path`; raises OSError(EINVAL) for a pinned program or link."""
+        fd = obj_get(path)
+        try:
+            return cls(fd, os.fspath(path))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """The value under `key`, or None."""
+        value = ffi.new("char[]", self.value_size)
+        result = lib.ls_bpf_map_lookup(self.fd, self._key(key), value)
+        if result == -ENOENT:
+            return None
+        self._check(result, "BPF_MAP_LOOKUP_ELEM")
+        return bytes(ffi.buffer(value))
+
+    def update(self, key: bytes, value: bytes, flags: int = ANY) -> None:
+        """Writes `value` under `key`; NOEXIST raises EEXIST, EXIST raises ENOENT, a full map E2BIG."""
+        if len(value) != self.value_size:
+            raise ValueError(f"map {self._label}: a value has {self.value_size} bytes, not {len(value)}")
+        self._check(lib.ls_bpf_map_update(self.fd, self._key(key), value, flags), "BPF_MAP_UPDATE_ELEM")
+
+    def delete(self, key: bytes) -> bool:
+        """Removes `key`; False when it was not there."""
+        result = lib.ls_bpf_map_delete(self.fd, self._key(key))
+        if result == -ENOENT:
+            return False
+        self._check(result, "BPF_MAP_DELETE_ELEM")
+        return True
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yields (key, value) of each entry, in the kernel's order.
+
+        Reads in batches where the kernel can. An entry that is written or deleted meanwhile may or may not appear.
+        """
+        previous: bytes | None = None
+        capacity = min(self.info.max_entries, _BATCH)
+        while True:
+            try:
+                keys, values, following = self._batch(previous, capacity)
+            except OSError as error:
+                if error.errno == ENOSPC and capacity < self.info.max_entries:
+                    capacity = min(2 * capacity, self.info.max_entries)  # a hash bucket that does not fit
+                    continue
+                if error.errno in (EINVAL, _ENOTSUPP) and previous is None:
+                    yield from self._items_by_key()
+                    return
+                raise
+            width, size = self.info.key_size, self.value_size
+            for index in range(len(keys) // width):
+                yield keys[index * width : (index + 1) * width], values[index * size : (index + 1) * size]
+            if following is None:
+                return
+            previous = following
+
+    def lookup_batch(self, start: int = 0, count: int | None = None) -> list[bytes]:
+        """The values of an array map (per-CPU or not) from index `start`; fewer than `count` at the array's end."""
+        if not self._is_array:
+            raise ValueError(f"map {self._label} is no array")
+        stop = self.info.max_entries if count is None else min(self.info.max_entries, start + count)
+        result: list[bytes] = []
+        while start < stop:
+            previous = _U32.pack(start - 1) if start else None
+            try:
+                _, values, _ = self._batch(previous, min(stop - start, _BATCH))
+            except OSError as error:
+                if error.errno not in (EINVAL, _ENOTSUPP):
+                    raise
+                keys = (_U32.pack(index) for index in range(start, stop))
+                return result + [value for key in keys if (value := self.lookup(key)) is not None]
+            size = self.value_size
+            result += [values[at : at + size] for at in range(0, len(values), size)]
+            start += len(values) // size
+        return result
+
+    def _batch(self, previous: bytes | None, capacity: int) -> tuple[bytes, bytes, bytes | None]:
+        # A hash map's position is a bucket number of 4 bytes, an array's is the last key.
+        following = ffi.new("char[]", max(self.info.key_size, _U32.size))
+        keys = ffi.new("char[]", capacity * self.info.key_size)
+        values = ffi.new("char[]", capacity * self.value_size)
+        count = ffi.new("__u32 *", capacity)
+        position = ffi.NULL if previous is None else previous
+        result = lib.ls_bpf_map_lookup_batch(self.fd, position, following, keys, values, count)
+        is_last = result == -ENOENT
+        if not is_last:
+            self._check(result, "BPF_MAP_LOOKUP_BATCH")
+        return (
+            bytes(ffi.buffer(keys, count[0] * self.info.key_size)),
+            bytes(ffi.buffer(values, count[0] * self.value_size)),
+            None if is_last else bytes(ffi.buffer(following)),
+        )
+
+    def _items_by_key(self) -> Iterator[tuple[bytes, bytes]]:
+        previous: bytes | None = None
+        buffer = ffi.new("char[]", self.info.key_size)
+        while True:
+            result = lib.ls_bpf_map_next_key(self.fd, ffi.NULL if previous is None else previous, buffer)
+            if result == -ENOENT:
+                return
+            self._check(result, "BPF_MAP_GET_NEXT_KEY")
+            previous = bytes(ffi.buffer(buffer))
+            value = self.lookup(previous)
+            if value is not None:
+                yield previous, value
+
+    def _key(self, key: bytes) -> bytes:
+        if len(key) != self.info.key_size:
+            raise ValueError(f"map {self._label}: a key has {self.info.key_size} bytes, not {len(key)}")
+        return key
+
+    def _check(self, result: int, command: str) -> None:
+        _check(result, command, f"map {self._label}")
