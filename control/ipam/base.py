@@ -19,7 +19,8 @@ from control.store.base import Change, Store
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
     """One subnet in an address space, with the part of it that addresses are taken from.
 
-    `id` is "<space>/<subnet>" or "<space>/<subnet>/<ip_range>". `owner` says for whom, as in "network 3f…", for messages.
+    `id` is "<space>/<subnet>" or "<space>/<subnet>/<ip_range>". `owner` says for whom, as in "network 3f…", for
+    messages.
     """
 
     id: str
@@ -45,7 +46,8 @@ class Ipam(Protocol):
         avoid: Iterable[Subnet] = (),
         owner: str = "",
     ) -> tuple[Pool, Sequence[Change]]:
-        """Takes a pool: the given subnet, or the first default one that overlaps no pool of the space and nothing in `avoid`.
+        """Takes a pool: the given subnet, or the first default one that overlaps no pool of the space and nothing in
+        `avoid`.
 
         Raises InvalidArgument for a range outside its subnet, Forbidden for a subnet that overlaps another pool
         ("Pool overlaps with other one on this address space", naming it and its owner), Exhausted when no default
