@@ -25,6 +25,8 @@ from control.store.base import Change, Delete, Put, Store
 
 _BLOCKERS_NAMED: Final = 8
 
+_encode = msgspec.json.Encoder().encode
+
 
 @final
 class _Lease(msgspec.Struct):
@@ -51,7 +53,6 @@ class PoolIpam:
             version: tuple(pool for pool in default_pools if pool.base.version == version) for version in (4, 6)
         }
         self._ula_id = secrets.token_bytes(5)
-        self._encode = msgspec.json.Encoder().encode
 
     def load(self, store: Store) -> None:
         """Raises StoreError, naming the record, for one that is damaged or contradicts another; nothing is taken up."""
@@ -101,7 +102,7 @@ class PoolIpam:
                 if ip_range is not None:
                     raise InvalidArgument(f"invalid address pool: ip-range {ip_range} needs its subnet; add --subnet")
                 if v6 and not self._default_pools[6]:
-                    changes.append(Put("meta", "ula", self._encode(_UlaRecord(self._ula_id.hex()))))
+                    changes.append(Put("meta", "ula", _encode(_UlaRecord(self._ula_id.hex()))))
                 subnet = self._default_subnet(space, 6 if v6 else 4, list(avoid))
             elif v6 and subnet.version != 6:
                 raise InvalidArgument(f"invalid address pool: {subnet} is not an IPv6 subnet; choose one with --subnet")
@@ -113,8 +114,7 @@ class PoolIpam:
         with self._lock:
             state = self._spaces.get(pool_id)
             self._spaces.remove(state)
-            make_address = state.subnet.address_type
-            changes: list[Change] = [Delete("lease", f"{pool_id}|{make_address(value)}") for value in state.leases]
+            changes: list[Change] = [Delete("lease", f"{pool_id}|{state.subnet.text(value)}") for value in state.leases]
             changes.append(Delete("pool", pool_id))
             return changes
 
@@ -124,17 +124,15 @@ class PoolIpam:
         with self._lock:
             state = self._spaces.get(pool_id)
             if address is None:
-                taken = state.take_next(owner)
-                if taken is None:
+                value = state.take_next(owner)
+                if value is None:
                     raise _exhausted(state)
-                address, text = taken
             else:
                 value = _free_value(state, address)
-                # Not the caller's object: it may be an interface or carry a scope id, and its text names the lease.
-                address = state.subnet.address_type(value)
-                text = str(address)
                 state.take(value, owner)
-            return address, (Put("lease", f"{pool_id}|{text}", self._encode(_Lease(owner))),)
+            lease = Put("lease", f"{pool_id}|{state.subnet.text(value)}", _encode(_Lease(owner)))
+            # Never the caller's object, which may be an interface or carry a scope id.
+            return state.subnet.address_type(value), (lease,)
 
     def release_address(self, pool_id: str, address: Address) -> Sequence[Change]:
         with self._lock:
@@ -142,7 +140,7 @@ class PoolIpam:
             value = int(address)
             if address.version != state.pool.subnet.version or value not in state.leases:
                 return ()
-            text = str(state.subnet.address_type(value))
+            text = state.subnet.text(value)
             keepers = state.give_back(value, text)
             return (Delete("lease", f"{pool_id}|{text}"), *map(_put_pool, keepers))
 
