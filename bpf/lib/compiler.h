@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Compiler and loader glue: inlining, branch hints, word loads, and the one macro through which maps are
+ * defined. Nothing outside this file and maps.h knows that bcc compiles the programs.
+ */
+#ifndef LINKSPAN_COMPILER_H
+#define LINKSPAN_COMPILER_H
+
+#include <uapi/linux/types.h>
+
+/* bcc makes a program of every function that is not static. */
+#define LS_INLINE static __always_inline
+
+#ifndef likely
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#endif
+
+/* The loader passes the directory of the pinned maps as LS_MAP_DIR, a string literal. bcc opens the map of that
+ * path if there is one, so that counters and endpoints outlive a change of programs; the loader has checked its
+ * shape before. */
+#define LS_MAP(_type, _key, _value, _name, _max_entries, _flags) \
+	BPF_TABLE_PINNED(_type, _key, _value, _name, _max_entries, LS_MAP_DIR "/" #_name, _flags)
+
+/* Unaligned words of packets and map values, in memory order. All machines that the kernel's BPF JITs run the
+ * fast path on load them in one instruction; the verifier allows it where the kernel does. */
+LS_INLINE __u16 ls_load16(const void *from)
+{
+	return *(const __u16 *)from;
+}
+
+LS_INLINE __u32 ls_load32(const void *from)
+{
+	return *(const __u32 *)from;
+}
+
+LS_INLINE __u64 ls_load64(const void *from)
+{
+	return *(const __u64 *)from;
+}
+
+#endif

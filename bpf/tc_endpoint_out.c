@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * ls_ep_out: tc ingress of an endpoint's host end, which sees all that the endpoint sends. Drops what is forged or
+ * malformed, answers ARP requests and neighbour solicitations for known addresses, sends unicast IP for an endpoint
+ * on the same segment straight into its sandbox, and leaves everything else to the kernel. Reads ep_by_if, fdb,
+ * neigh4 and neigh6, writes ep_counters and ep_drops. Changes no packet but those that it answers; touches none of
+ * a device that is not in ep_by_if.
+ */
+#include "lib/eth.h"
+#include "lib/ipv4.h"
+#include "lib/ipv6.h"
+#include "lib/verdict.h"
+
+#define LS_IP4_NO_OPTIONS 0x45 /* version 4, 5 words of header */
+
+/* IPv6's least link MTU (RFC 8200, 5), which no endpoint's host end goes below: a frame of this payload fits. */
+#define LS_FITS_ALWAYS (1280 + ETH_HLEN)
+
+/* The short line: true if the packet is surely an untagged IPv4 or IPv6 packet with nothing to object to. It reads
+ * few words and calls nothing; what it is not sure of, ls_check() looks at in full. */
+LS_INLINE int ls_is_plain(const struct __sk_buff *skb, const struct ls_endpoint *ep)
+{
+	const void *data_end = (void *)(long)skb->data_end;
+	const struct ethhdr *eth = (void *)(long)skb->data;
+
+	if ((void *)(eth + 1) + sizeof(struct iphdr) > data_end || skb->vlan_present)
+		return 0;
+	if (likely(eth->h_proto == bpf_htons(ETH_P_IP))) {
+		const struct iphdr *ip = (void *)(eth + 1);
+
+		return *(const __u8 *)ip == LS_IP4_NO_OPTIONS && ip->saddr == ep->ip4 && ip->saddr;
+	}
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+		const struct ipv6hdr *ip6 = (void *)(eth + 1);
+
+		if ((void *)(ip6 + 1) > data_end)
+			return 0;
+		return (*(const __u8 *)ip6 >> 4) == 6 &&
+		       (ip6->nexthdr == IPPROTO_TCP || ip6->nexthdr == IPPROTO_UDP) && ls_is_own_ip6(ep, &ip6->saddr);
+	}
+	return 0;
+}
+
+/* The long line: every check, by copies, so that headers may lie anywhere in the packet. */
+LS_INLINE int ls_check(struct __sk_buff *skb, const struct ls_endpoint *ep, const struct ethhdr *eth,
+		       struct ls_fdb *to)
+{
+	int is_broadcast = (ls_load32(eth->h_dest) & ls_load32(eth->h_dest + 2)) == 0xffffffff;
+	int is_group = eth->h_dest[0] & 1;
+	struct ls_l3 l3;
+	int verdict = ls_skip_tags(skb, eth->h_proto, &l3);
+
+	if (verdict < 0)
+		return verdict;
+	if (l3.proto_be == bpf_htons(ETH_P_IP))
+		verdict = ls_check_ip4(skb, ep, l3.offset);
+	else if (l3.proto_be == bpf_htons(ETH_P_IPV6))
+		verdict = ls_check_ip6(skb, ep, &l3, is_group, to);
+	else if (l3.proto_be == bpf_htons(ETH_P_ARP))
+		verdict = ls_check_arp(skb, ep, &l3, is_broadcast, to);
+	else
+		verdict = LS_KERNEL;
+	if (verdict == LS_FORWARD && l3.tags)
+		verdict = LS_KERNEL;
+	return verdict;
+}
+
+/* A bridge refuses what is longer than the port's MTU, and redirect_peer does not look (since Linux 5.12). GSO
+ * packets are cut to fit by whoever sends them on. */
+LS_INLINE int ls_fits(struct __sk_buff *skb, __u32 ifindex)
+{
+	__u32 mtu = 0;
+
+	return likely(skb->len <= LS_FITS_ALWAYS) || skb->gso_size || bpf_check_mtu(skb, ifindex, &mtu, 0, 0) == 0;
+}
+
+LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, struct ls_fdb *to)
+{
+	const struct ethhdr *eth = (void *)(long)skb->data;
+	struct ls_fdb_key key = { .segment = ep->segment };
+	struct ls_fdb *destination;
+	int verdict;
+
+	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
+		return -LS_DROP_MALFORMED;
+	if (unlikely(!ls_mac_equal(eth->h_source, ep->mac)))
+		return -LS_DROP_SPOOFED_MAC;
+	__builtin_memcpy(key.mac, eth->h_dest, ETH_ALEN);
+	if (unlikely(!ls_is_plain(skb, ep))) {
+		verdict = ls_check(skb, ep, eth, to);
+		if (verdict != LS_FORWARD)
+			return verdict;
+	}
+	if (unlikely(!(ep->flags & LS_EP_FAST)))
+		return LS_KERNEL;
+	destination = fdb.lookup(&key);
+	if (!destination || destination->ifindex == skb->ifindex || !ls_fits(skb, destination->ifindex))
+		return LS_KERNEL;
+	*to = *destination;
+	return LS_PEER;
+}
+
+int ls_ep_out(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	const struct ls_endpoint *ep = ep_by_if.lookup(&ifindex);
+	struct ls_fdb to = {};
+
+	if (unlikely(!ep))
+		return TC_ACT_UNSPEC;
+	return ls_exit_out(skb, ep->slot, ls_judge(skb, ep, &to), &to);
+}
