@@ -1,0 +1,161 @@
+"""GET /events: what happens to networks and sandboxes, as Docker's JSON lines.
+
+The controller's thread hands each event to the loop; every client has a bounded queue, and one that does not keep up is
+cut off, so that no reader can hold up the controller or fill the memory. The last HISTORY events are kept for `since`.
+Source: the Engine API reference, version 1.51 (SystemEvents, EventMessage).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from control.api import filters
+from control.api.filters import Filters
+from control.events import Event
+from control.model import utcnow
+
+LOG = logging.getLogger(__name__)
+
+HISTORY: Final = 256
+"""Docker keeps as many."""
+QUEUE_MAX: Final = 1024
+KEYS: Final = frozenset({"container", "event", "label", "network", "scope", "type"})
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_TYPES: Final = {"sandbox": "container"}
+_ACTIONS: Final = {("sandbox", "exit"): "die"}
+"""Where Docker's word for the same thing differs."""
+
+
+def view(event: Event) -> dict[str, Any]:
+    """Docker's EventMessage; a sandbox is a container, whose process `die`s."""
+    action = _ACTIONS.get((event.kind, event.action), event.action)
+    microseconds = (event.time - _EPOCH) // timedelta(microseconds=1)
+    message = {
+        "Type": _TYPES.get(event.kind, event.kind),
+        "Action": action,
+        "Actor": {"ID": event.id, "Attributes": dict(event.attributes)},
+        "scope": "local",
+        "time": microseconds // 1_000_000,
+        "timeNano": microseconds * 1000,
+    }
+    if event.kind == "sandbox":
+        message |= {"status": action, "id": event.id}
+    return message
+
+
+def accepts(wanted: Filters, message: Mapping[str, Any]) -> bool:
+    """Whether a message of `view` passes; `network` and `container` take a name or an id, also a short one."""
+    actor = message["Actor"]
+    return (
+        filters.exact(wanted, "type", message["Type"])
+        and filters.exact(wanted, "event", message["Action"])
+        and filters.exact(wanted, "scope", message["scope"])
+        and filters.labelled(wanted, "label", actor["Attributes"])
+        and all(
+            key not in wanted or any(_is_about(message, key, value) for value in wanted[key])
+            for key in ("network", "container")
+        )
+    )
+
+
+def _is_about(message: Mapping[str, Any], kind: str, ref: str) -> bool:
+    actor = message["Actor"]
+    if message["Type"] == kind:
+        return bool(ref) and (actor["ID"].startswith(ref) or actor["Attributes"].get("name") == ref)
+    other = actor["Attributes"].get(kind, "")
+    return bool(ref) and other.startswith(ref)
+
+
+class Broadcaster:
+    """Passes the controller's events on to any number of readers on the loop."""
+
+    def __init__(self, queue_max: int = QUEUE_MAX) -> None:
+        self._queue_max = queue_max
+        self._history: deque[Event] = deque(maxlen=HISTORY)
+        self._readers: set[_Reader] = set()
+        self._unsubscribe: Callable[[], None] | None = None
+
+    def start(self, subscribe: Callable[[Callable[[Event], None]], Callable[[], None]]) -> None:
+        """Subscribes; to be called on the loop that readers run on."""
+        loop = asyncio.get_running_loop()
+
+        def publish(event: Event) -> None:
+            loop.call_soon_threadsafe(self._publish, event)
+
+        self._unsubscribe = subscribe(publish)
+
+    def close(self) -> None:
+        """Ends the subscription and every reader; idempotent."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        for reader in list(self._readers):
+            reader.end()
+
+    def _publish(self, event: Event) -> None:
+        self._history.append(event)
+        for reader in list(self._readers):
+            reader.offer(event)
+
+    @property
+    def readers(self) -> int:
+        return len(self._readers)
+
+    async def read(self, since: datetime | None, until: datetime | None) -> AsyncGenerator[Event, None]:
+        """Yields kept events from `since` on, then new ones until `until`; ends early for a reader that does not keep
+        up.
+        """
+        reader = _Reader(self._queue_max)
+        kept = [event for event in self._history if since is not None and since <= event.time]
+        self._readers.add(reader)
+        try:
+            for event in kept:
+                if until is None or event.time <= until:
+                    yield event
+            while (event_or_end := await reader.next(until)) is not None:
+                yield event_or_end
+        finally:
+            self._readers.discard(reader)
+
+
+class _Reader:
+    """A bounded queue that ends: by `end`, by a deadline, or at once when it overflows."""
+
+    def __init__(self, queue_max: int) -> None:
+        self._queue_max = queue_max
+        self._queue: deque[Event] = deque()
+        self._wake = asyncio.Event()
+        self._is_ended = False
+
+    def offer(self, event: Event) -> None:
+        if len(self._queue) >= self._queue_max:
+            LOG.warning("a reader of /events does not keep up and is cut off")
+            self._queue.clear()
+            self.end()
+        elif not self._is_ended:
+            self._queue.append(event)
+            self._wake.set()
+
+    def end(self) -> None:
+        self._is_ended = True
+        self._wake.set()
+
+    async def next(self, until: datetime | None) -> Event | None:
+        while not self._queue:
+            if self._is_ended:
+                return None
+            self._wake.clear()
+            timeout = None if until is None else max(0.0, (until - utcnow()).total_seconds())
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
+            except TimeoutError:
+                return None
+        event = self._queue.popleft()
+        return event if until is None or event.time <= until else None

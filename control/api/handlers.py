@@ -1,0 +1,83 @@
+"""What all request handlers share: the objects they work with, worker threads, bodies, answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from control.api import schema
+from control.api.events import Broadcaster
+from control.api.versions import Version
+from control.config import ApiSection
+from control.controller import NetworkController
+from control.errors import InvalidArgument
+from control.metrics import Metrics
+from control.watch import ProcessWatcher
+from control.workers import Workers
+
+T = TypeVar("T")
+
+
+@dataclass
+class Context:
+    """What a request handler may use."""
+
+    controller: NetworkController
+    limits: ApiSection
+    metrics: Metrics
+    watcher: ProcessWatcher
+    workers: Workers
+    events: Broadcaster = field(default_factory=Broadcaster)
+
+
+Handler = Callable[[web.Request, Version], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One operation; `path` without a version, with names in braces as aiohttp has them."""
+
+    method: str
+    path: str
+    handler: Handler
+
+
+async def read_json(request: web.Request, type_: type[T], limits: ApiSection) -> T:
+    """Returns the request's body as a `type_`.
+
+    Raises InvalidArgument (not JSON, or not of this shape), HTTPRequestEntityTooLarge, and HTTPRequestTimeout for a
+    client that does not send the rest.
+    """
+    if request.body_exists:
+        written = request.headers.get("Content-Type", "")
+        if request.content_type != "application/json" or not written:
+            raise InvalidArgument(f"unsupported Content-Type header ({written}): must be 'application/json'")
+    if (request.content_length or 0) > limits.max_body_bytes:
+        raise web.HTTPRequestEntityTooLarge(limits.max_body_bytes, request.content_length or 0)
+    try:
+        async with asyncio.timeout(limits.body_timeout_seconds):
+            body = await request.read()
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout(
+            text=f"the request's body did not arrive within {limits.body_timeout_seconds:g} s"
+        ) from error
+    return schema.decode(body, type_)
+
+
+def flag(request: web.Request, name: str) -> bool:
+    """A boolean query parameter as Docker reads it: absent, empty, 0, no, false and none are false."""
+    return request.query.get(name, "").strip().lower() not in ("", "0", "no", "false", "none")
+
+
+def json_response(body: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body) + b"\n", status=status, content_type="application/json")
+
+
+def error_response(status: int, message: str) -> web.Response:
+    """The Engine's form of an error; what is not valid Unicode in it, such as a name from a path, is replaced."""
+    return json_response({"message": message.encode(errors="replace").decode()}, status)

@@ -1,0 +1,262 @@
+"""Request bodies: their shape, with the Docker Engine API's field names, and their way into the model's specs.
+
+Decoding follows the Engine: unknown fields are ignored and `null` means absent. What cannot be right whatever the state
+of the host is refused here, all faults of one body together; what depends on other objects is the controller's to
+judge. Source: the Engine API reference, version 1.51 (NetworkCreate, EndpointSettings, IPAMConfig).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Final, TypeVar
+
+import msgspec
+
+from control.errors import InvalidArgument
+from control.model import Address, EndpointSpec, NetworkSpec, PoolSpec, SandboxSpec, Subnet
+
+ALIAS_MAX_CHARS: Final = 253
+"""The longest name of a host; RFC 1035, section 2.3.4, as text."""
+
+PID_MAX: Final = 1 << 22
+"""PID_MAX_LIMIT of 64-bit kernels; proc(5), /proc/sys/kernel/pid_max."""
+
+_ALIAS = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_CIDR = re.compile(r"[0-9a-fA-F:.]+/[0-9]{1,3}")
+
+T = TypeVar("T")
+StringMap = dict[str, str]
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    pass
+
+
+class IPAMConfig(_Body, frozen=True, kw_only=True):
+    subnet: str | None = None
+    ip_range: str | None = msgspec.field(name="IPRange", default=None)
+    gateway: str | None = None
+    auxiliary_addresses: StringMap | None = None
+
+
+class IPAM(_Body, frozen=True, kw_only=True):
+    driver: str | None = None
+    options: StringMap | None = None
+    config: list[IPAMConfig] | None = None
+
+
+class ConfigReference(_Body, frozen=True, kw_only=True):
+    network: str | None = None
+
+
+class NetworkCreate(_Body, frozen=True, kw_only=True):
+    """The body of POST /networks/create. `CheckDuplicate` is ignored: names are unique always."""
+
+    name: str | None = None
+    driver: str | None = None
+    scope: str | None = None
+    enable_ipv4: bool | None = msgspec.field(name="EnableIPv4", default=None)
+    enable_ipv6: bool | None = msgspec.field(name="EnableIPv6", default=None)
+    ipam: IPAM | None = msgspec.field(name="IPAM", default=None)
+    internal: bool | None = None
+    attachable: bool | None = None
+    ingress: bool | None = None
+    config_only: bool | None = None
+    config_from: ConfigReference | None = None
+    options: StringMap | None = None
+    labels: StringMap | None = None
+
+
+class EndpointIPAMConfig(_Body, frozen=True, kw_only=True):
+    ipv4_address: str | None = msgspec.field(name="IPv4Address", default=None)
+    ipv6_address: str | None = msgspec.field(name="IPv6Address", default=None)
+    link_local_ips: list[str] | None = msgspec.field(name="LinkLocalIPs", default=None)
+
+
+class EndpointSettings(_Body, frozen=True, kw_only=True):
+    """What a client may say of an endpoint; the operational fields that Docker clients send along are ignored."""
+
+    ipam_config: EndpointIPAMConfig | None = msgspec.field(name="IPAMConfig", default=None)
+    links: list[str] | None = None
+    aliases: list[str] | None = None
+    driver_opts: StringMap | None = None
+    gw_priority: int | None = None
+    mac_address: str | None = None
+
+
+class NetworkConnect(_Body, frozen=True, kw_only=True):
+    container: str | None = None
+    endpoint_config: EndpointSettings | None = None
+
+
+class NetworkDisconnect(_Body, frozen=True, kw_only=True):
+    container: str | None = None
+    force: bool | None = None
+
+
+class SandboxNetwork(EndpointSettings, frozen=True, kw_only=True):
+    """One network to join at creation: the endpoint's settings and the network they are for."""
+
+    network: str | None = None
+
+
+class SandboxCreate(_Body, frozen=True, kw_only=True):
+    """The body of POST /linkspan/sandboxes."""
+
+    name: str | None = None
+    networks: list[SandboxNetwork] | None = None
+    command: list[str] | None = None
+    labels: StringMap | None = None
+
+
+class SandboxStarted(_Body, frozen=True, kw_only=True):
+    pid: Annotated[int, msgspec.Meta(ge=1, le=PID_MAX)]
+
+
+def decode(body: bytes, type_: type[T]) -> T:
+    """Returns the body as a `type_`; raises InvalidArgument that says what is wrong with the JSON and where."""
+    if not body.strip():
+        raise InvalidArgument("invalid JSON: got EOF while reading request body")
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except msgspec.DecodeError as error:
+        if "trailing characters" in str(error):
+            raise InvalidArgument("unexpected content after JSON") from error
+        raise InvalidArgument(f"invalid JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"invalid JSON: not UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise InvalidArgument("invalid JSON: nested too deeply") from error
+
+
+def network_spec(body: NetworkCreate) -> NetworkSpec:
+    """Returns what the body asks for; raises InvalidArgument, which names every fault of its addresses."""
+    name = body.name or ""
+    if body.scope not in (None, "", "local"):
+        raise InvalidArgument(f'network {name}: there is no scope "{body.scope}": networks of linkspan are local')
+    for wanted, field in (
+        (body.ingress, "Ingress (a Swarm routing mesh)"),
+        (body.config_only, "ConfigOnly (a configuration-only network)"),
+        (body.config_from and body.config_from.network, "ConfigFrom (a configuration-only network)"),
+    ):
+        if wanted:
+            raise InvalidArgument(f"network {name}: linkspan does not support {field}")
+    ipam = body.ipam or IPAM()
+    faults: list[str] = []
+    pools = tuple(pool for config in ipam.config or () if (pool := _pool_spec(config, faults)) is not None)
+    if faults:
+        raise InvalidArgument("invalid network config:\n" + "\n".join(faults))
+    return NetworkSpec(
+        name=name,
+        driver=body.driver or "bridge",
+        internal=bool(body.internal),
+        attachable=bool(body.attachable),
+        enable_ipv4=body.enable_ipv4 is not False,
+        enable_ipv6=bool(body.enable_ipv6),
+        ipam_driver=ipam.driver or "default",
+        ipam_options=ipam.options or {},
+        pools=pools,
+        options=body.options or {},
+        labels=body.labels or {},
+    )
+
+
+def endpoint_spec(body: EndpointSettings | None) -> EndpointSpec:
+    """Returns what the settings ask for; raises InvalidArgument, which names every fault."""
+    if body is None:
+        return EndpointSpec()
+    for wanted, field, instead in (
+        (body.links, "Links", "names resolve on every network; give Aliases for other names"),
+        (body.gw_priority, "GwPriority", "the first network of a sandbox has its default route"),
+        (body.ipam_config and body.ipam_config.link_local_ips, "LinkLocalIPs", "give IPv4Address or IPv6Address"),
+    ):
+        if wanted:
+            raise InvalidArgument(f"invalid endpoint settings: linkspan does not support {field}: {instead}")
+    faults: list[str] = []
+    ipam = body.ipam_config or EndpointIPAMConfig()
+    ipv4 = _address(ipam.ipv4_address, "IPv4 address", faults)
+    ipv6 = _address(ipam.ipv6_address, "IPv6 address", faults)
+    if ipv4 is not None and not isinstance(ipv4, ipaddress.IPv4Address):
+        faults.append(f"invalid IPv4 address: {ipv4}")
+    if ipv6 is not None and not isinstance(ipv6, ipaddress.IPv6Address):
+        faults.append(f"invalid IPv6 address: {ipv6}")
+    for alias in body.aliases or ():
+        if len(alias) > ALIAS_MAX_CHARS or not _ALIAS.fullmatch(alias):
+            faults.append(
+                f"invalid alias {alias[:32]!r}: only [a-zA-Z0-9][a-zA-Z0-9_.-], at most {ALIAS_MAX_CHARS} characters"
+            )
+    if faults:
+        raise InvalidArgument("invalid endpoint settings:\n" + "\n".join(faults))
+    assert ipv4 is None or isinstance(ipv4, ipaddress.IPv4Address)
+    assert ipv6 is None or isinstance(ipv6, ipaddress.IPv6Address)
+    return EndpointSpec(
+        ipv4=ipv4,
+        ipv6=ipv6,
+        mac=body.mac_address or None,
+        aliases=tuple(dict.fromkeys(body.aliases or ())),
+        driver_options=body.driver_opts or {},
+    )
+
+
+def sandbox_spec(body: SandboxCreate) -> SandboxSpec:
+    """Returns what the body asks for; raises InvalidArgument."""
+    joins = [(network.network or "", endpoint_spec(network)) for network in body.networks or ()]
+    if any(not name for name, _ in joins):
+        raise InvalidArgument("invalid sandbox: an entry of Networks names no Network")
+    return SandboxSpec(
+        name=body.name or "",
+        networks=tuple(joins),
+        command=tuple(body.command or ()),
+        labels=body.labels or {},
+    )
+
+
+def _pool_spec(config: IPAMConfig, faults: list[str]) -> PoolSpec | None:
+    """Returns None for an entry that says nothing, as some clients send; adds to `faults` what is wrong."""
+    if not (config.subnet or config.ip_range or config.gateway or config.auxiliary_addresses):
+        return None
+    return PoolSpec(
+        subnet=_subnet(config.subnet or "", "subnet", faults),
+        ip_range=_subnet(config.ip_range, "ip-range", faults) if config.ip_range else None,
+        gateway=_address(config.gateway, "gateway", faults),
+        aux_addresses={
+            name: address
+            for name, text in (config.auxiliary_addresses or {}).items()
+            if (address := _address(text, f"auxiliary address {name}", faults)) is not None
+        },
+    )
+
+
+def _subnet(text: str, what: str, faults: list[str]) -> Subnet | None:
+    try:
+        if not _CIDR.fullmatch(text):
+            raise ValueError
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        faults.append(f"invalid {what} {text}: invalid CIDR block notation")
+        return None
+    if ipaddress.ip_interface(text).ip != network.network_address:
+        faults.append(f"invalid {what} {text}: it should be {network}")
+    return network
+
+
+def _address(text: str | None, what: str, faults: list[str]) -> Address | None:
+    if not text:
+        return None
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        faults.append(f"invalid {what}: {text}")
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+        faults.append(f"invalid {what}: {text}: an address with a zone belongs to one host alone")
+        return None
+    return address
+
+
+def required(field: str, value: str | None) -> str:
+    """Returns `value`; raises InvalidArgument when the body has no such field or an empty one."""
+    if not value:
+        raise InvalidArgument(f"invalid request: {field} is missing")
+    return value

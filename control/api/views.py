@@ -1,0 +1,165 @@
+"""The model's records in the Docker Engine API's shape, and sandboxes in Linkspan's own.
+
+Source: the Engine API reference, version 1.51 (Network, NetworkContainer, EndpointSettings); fields that an older
+version does not have are left out for a client that asked for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import Any, Final
+
+from control.addressing import gateway_for
+from control.api.versions import Version
+from control.model import Endpoint, Network, PoolConfig, Sandbox
+from control.sandboxes import SandboxPaths
+
+_UINT64_MAX: Final = (1 << 64) - 1
+_LIST_HAS_CONTAINERS_BEFORE: Final = Version(1, 28)
+_ENABLE_IPV4_SINCE: Final = Version(1, 48)
+
+
+@dataclass(frozen=True)
+class NetworkStatus:
+    """What only the running system knows of a network: addresses (used, free) by subnet, and its driver's facts."""
+
+    usage: Mapping[str, tuple[int, int]]
+    facts: Mapping[str, str]
+
+
+def network_summary(
+    network: Network, version: Version, endpoints: Iterable[Endpoint] = (), names: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """One entry of GET /networks; `endpoints` and sandbox `names` by id are shown to clients before 1.28 only."""
+    view = _network(network, version)
+    if version < _LIST_HAS_CONTAINERS_BEFORE:
+        view["Containers"] = _containers(endpoints, names or {})
+    return view
+
+
+def network_inspect(
+    network: Network, version: Version, endpoints: Iterable[Endpoint], names: Mapping[str, str], status: NetworkStatus
+) -> dict[str, Any]:
+    """GET /networks/{id}. `Status` is the field that Docker has since 1.52, with one section more of Linkspan's own."""
+    view = _network(network, version)
+    view["Containers"] = _containers(endpoints, names)
+    view["Status"] = {
+        "IPAM": {
+            "Subnets": {
+                subnet: {"IPsInUse": min(used, _UINT64_MAX), "DynamicIPsAvailable": min(free, _UINT64_MAX)}
+                for subnet, (used, free) in status.usage.items()
+            }
+        },
+        "Linkspan": dict(status.facts),
+    }
+    return view
+
+
+def sandbox(
+    record: Sandbox, paths: SandboxPaths, endpoints: Iterable[Endpoint], networks: Mapping[str, Network]
+) -> dict[str, Any]:
+    """The sandbox object; `networks` by id. An endpoint whose network is gone by now is left out."""
+    return {
+        "Id": record.id,
+        "Name": record.name,
+        "State": record.state.value,
+        "Created": timestamp(record.created),
+        "Started": timestamp(record.started) if record.started else None,
+        "Finished": timestamp(record.finished) if record.finished else None,
+        "Command": list(record.command),
+        "Labels": record.labels,
+        "Pid": record.pid,
+        "ExitCode": record.exit_code,
+        "OwnsNetns": record.owns_netns,
+        "NetnsPath": paths.netns,
+        "HostsPath": paths.hosts,
+        "ResolvConfPath": paths.resolv_conf,
+        "HostnamePath": paths.hostname,
+        "ExitStatusPath": paths.exit_status,
+        "Networks": {
+            networks[endpoint.network_id].name: _endpoint(endpoint, networks[endpoint.network_id])
+            for endpoint in endpoints
+            if endpoint.network_id in networks
+        },
+    }
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC without trailing zeros in the fraction, as Go writes it."""
+    text = moment.astimezone(UTC).replace(tzinfo=None).isoformat()
+    return (text.rstrip("0").rstrip(".") if "." in text else text) + "Z"
+
+
+def _network(network: Network, version: Version) -> dict[str, Any]:
+    view: dict[str, Any] = {
+        "Name": network.name,
+        "Id": network.id,
+        "Created": timestamp(network.created),
+        "Scope": network.scope,
+        "Driver": network.driver,
+    }
+    if version >= _ENABLE_IPV4_SINCE:
+        view["EnableIPv4"] = network.enable_ipv4
+    return view | {
+        "EnableIPv6": network.enable_ipv6,
+        "IPAM": {
+            "Driver": network.ipam_driver,
+            "Options": network.ipam_options,
+            "Config": [_pool(pool) for pool in network.pools],
+        },
+        "Internal": network.internal,
+        "Attachable": network.attachable,
+        "Ingress": False,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Options": network.options,
+        "Labels": network.labels,
+    }
+
+
+def _pool(pool: PoolConfig) -> dict[str, Any]:
+    view: dict[str, Any] = {"Subnet": str(pool.subnet)}
+    if pool.ip_range is not None:
+        view["IPRange"] = str(pool.ip_range)
+    if pool.gateway is not None:
+        view["Gateway"] = str(pool.gateway)
+    if pool.aux_addresses:
+        view["AuxiliaryAddresses"] = {name: str(address) for name, address in pool.aux_addresses.items()}
+    return view
+
+
+def _containers(endpoints: Iterable[Endpoint], names: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        endpoint.sandbox_id: {
+            "Name": names.get(endpoint.sandbox_id, ""),
+            "EndpointID": endpoint.id,
+            "MacAddress": endpoint.mac,
+            "IPv4Address": str(endpoint.ipv4 or ""),
+            "IPv6Address": str(endpoint.ipv6 or ""),
+        }
+        for endpoint in endpoints
+    }
+
+
+def _endpoint(endpoint: Endpoint, network: Network) -> dict[str, Any]:
+    ipv4, ipv6 = endpoint.ipv4, endpoint.ipv6
+    return {
+        "NetworkID": network.id,
+        "EndpointID": endpoint.id,
+        "Gateway": _gateway(network, ipv4),
+        "IPAddress": str(ipv4.ip) if ipv4 else "",
+        "IPPrefixLen": ipv4.network.prefixlen if ipv4 else 0,
+        "IPv6Gateway": _gateway(network, ipv6),
+        "GlobalIPv6Address": str(ipv6.ip) if ipv6 else "",
+        "GlobalIPv6PrefixLen": ipv6.network.prefixlen if ipv6 else 0,
+        "MacAddress": endpoint.mac,
+        "Aliases": list(endpoint.aliases),
+        "InterfaceName": endpoint.ifname,
+    }
+
+
+def _gateway(network: Network, interface: IPv4Interface | IPv6Interface | None) -> str:
+    return "" if network.internal else str(gateway_for(network, interface) or "")

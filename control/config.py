@@ -1,0 +1,213 @@
+"""The settings of linkspand: a TOML file, then flags, checked completely before anything is touched.
+
+Every key has a default, so an empty or missing default file is a complete configuration. A key that does not exist is
+an error that names the nearest one that does. Durations and sizes carry their unit in their name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+
+DEFAULT_PATH = Path("/etc/linkspan/linkspan.toml")
+UNIX_PATH_MAX_BYTES = 107
+"""The longest path of a unix socket, without the final NUL; see unix(7)."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the text names the file and the key."""
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    pass
+
+
+class DaemonSection(_Section, frozen=True, kw_only=True):
+    """Where linkspand keeps what it has; see DESIGN, section 6."""
+
+    state_dir: str = "/var/lib/linkspan"
+    run_dir: str = "/run/linkspan"
+    bpffs_dir: str = "/sys/fs/bpf/linkspan"
+    plugin_socket: str = "/run/docker/plugins/linkspan.sock"
+    group: str = "linkspan"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class ApiSection(_Section, frozen=True, kw_only=True):
+    """Limits on clients of the API socket.
+
+    `idle_timeout_seconds` bounds how long a client may take to send a request's head, and how long a connection may
+    stay open between requests; `body_timeout_seconds` the time for a request's body; `stop_timeout_seconds` how long
+    requests that are being worked on may delay a stop. `workers` is the number of requests that change something at
+    once.
+    """
+
+    idle_timeout_seconds: float = 30.0
+    body_timeout_seconds: float = 10.0
+    stop_timeout_seconds: float = 5.0
+    max_body_bytes: int = 1 << 20
+    workers: int = 16
+
+
+class MetricsSection(_Section, frozen=True, kw_only=True):
+    """`listen` is an address and a port, or "off"."""
+
+    listen: str = "127.0.0.1:9478"
+
+
+class DatapathSection(_Section, frozen=True, kw_only=True):
+    """`accel` is the default of the network option `linkspan.accel`; `attach` how programs are attached."""
+
+    accel: bool = True
+    attach: Literal["auto", "clsact", "tcx"] = "auto"
+    masquerade: bool = True
+
+
+class DefaultPool(_Section, frozen=True, kw_only=True):
+    """Subnets of prefix length `size` are cut from `base` for networks that name no subnet."""
+
+    base: str
+    size: int
+
+    @property
+    def network(self) -> Network:
+        return ipaddress.ip_network(self.base)
+
+
+class IpamSection(_Section, frozen=True, kw_only=True):
+    """No `default_pools` stands for the IPAM driver's own."""
+
+    default_pools: tuple[DefaultPool, ...] = ()
+
+
+class Config(_Section, frozen=True, kw_only=True):
+    """All settings of one linkspand."""
+
+    daemon: DaemonSection = DaemonSection()
+    api: ApiSection = ApiSection()
+    metrics: MetricsSection = MetricsSection()
+    datapath: DatapathSection = DatapathSection()
+    ipam: IpamSection = IpamSection()
+
+    @property
+    def state_dir(self) -> Path:
+        return Path(self.daemon.state_dir)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.daemon.run_dir)
+
+    @property
+    def bpffs_dir(self) -> Path:
+        return Path(self.daemon.bpffs_dir)
+
+    @property
+    def socket_path(self) -> Path:
+        return self.run_dir / "linkspan.sock"
+
+
+def load(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
+    """Reads `path`, or the default file if there is one when it is None, and lays `overrides` {section: {key: value}}
+    over it.
+
+    Raises ConfigError: the file cannot be read, is not TOML, has an unknown key, or a value is of the wrong type or
+    range.
+    """
+    document: dict[str, Any] = {}
+    where = str(path or DEFAULT_PATH)
+    if path is not None or DEFAULT_PATH.exists():
+        try:
+            document = tomllib.loads(Path(where).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {where}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where} is not valid TOML: {error}") from error
+    _refuse_unknown_keys(document, Config, where, "")
+    config = _convert(document, where)
+    if overrides:
+        merged = msgspec.to_builtins(config)
+        for section, values in overrides.items():
+            merged[section].update(values)
+        config = _convert(merged, "the command line")
+    _check(config, where)
+    return config
+
+
+def _convert(document: dict[str, Any], where: str) -> Config:
+    try:
+        return msgspec.convert(document, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _refuse_unknown_keys(table: Any, type_: Any, where: str, path: str) -> None:
+    """Raises ConfigError for the first key that `type_` does not have; types of values are left to msgspec."""
+    if get_origin(type_) is tuple and isinstance(table, list):
+        for index, item in enumerate(table):
+            _refuse_unknown_keys(item, get_args(type_)[0], where, f"{path.rstrip('.')}[{index}].")
+        return
+    if not (isinstance(type_, type) and issubclass(type_, msgspec.Struct) and isinstance(table, dict)):
+        return
+    known = {field.encode_name: field.type for field in msgspec.structs.fields(type_)}
+    for key, value in table.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise ConfigError(f'{where}: there is no key "{path}{key}"; the nearest one is "{path}{near[0]}"')
+        _refuse_unknown_keys(value, known[key], where, f"{path}{key}.")
+
+
+def _check(config: Config, where: str) -> None:
+    """What types alone cannot say: ranges, absolute paths, pools that are pools."""
+    for key in ("state_dir", "run_dir", "bpffs_dir", "plugin_socket"):
+        if not Path(value := getattr(config.daemon, key)).is_absolute():
+            raise ConfigError(f'{where}: daemon.{key.replace("_", "-")} must be an absolute path, not "{value}"')
+    for socket_path in (str(config.socket_path), config.daemon.plugin_socket):
+        if len(socket_path.encode()) > UNIX_PATH_MAX_BYTES:
+            raise ConfigError(f"{socket_path} is too long for a unix socket: at most {UNIX_PATH_MAX_BYTES} bytes")
+    for key, low in (
+        ("idle_timeout_seconds", 0.1),
+        ("body_timeout_seconds", 0.1),
+        ("stop_timeout_seconds", 0.1),
+        ("max_body_bytes", 1024),
+        ("workers", 1),
+    ):
+        if not getattr(config.api, key) >= low:  # so that nan is refused
+            raise ConfigError(f"{where}: api.{key.replace('_', '-')} must be at least {low}")
+    listen_address(config.metrics.listen, where)
+    for pool in config.ipam.default_pools:
+        _check_pool(pool, where)
+
+
+def _check_pool(pool: DefaultPool, where: str) -> None:
+    try:
+        network = pool.network
+    except ValueError as error:
+        raise ConfigError(f'{where}: ipam.default-pools: base "{pool.base}" is not a subnet: {error}') from error
+    longest = network.max_prefixlen - 2
+    if not network.prefixlen <= pool.size <= longest:
+        raise ConfigError(
+            f"{where}: ipam.default-pools: size {pool.size} of {pool.base} is not in {network.prefixlen}..{longest}"
+        )
+
+
+def listen_address(text: str, where: str = "metrics.listen") -> tuple[str, int] | None:
+    """Returns (IP address, port) of "127.0.0.1:9478" or "[::1]:9478", None for "off"; raises ConfigError."""
+    if text == "off":
+        return None
+    host, separator, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        number = int(port) if port.isascii() and port.isdigit() else -1
+    except ValueError:
+        address, number = None, -1
+    if not separator or address is None or not 0 <= number <= 65535:
+        raise ConfigError(f'{where}: "{text}" is not an address to listen on: use IP:PORT, as 127.0.0.1:9478, or "off"')
+    return str(address), number

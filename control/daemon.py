@@ -1,0 +1,258 @@
+"""linkspand: the process that owns a host's networks.
+
+It starts in this order: configuration, run directory and locks, controller (which repairs what the kernel lacks), API
+socket, metrics, and only then tells systemd that it is ready. It stops without touching the kernel: networks and
+sandboxes go on, and the next start takes them up again.
+
+Exit status: 0 after a stop that was asked for, 1 when it cannot start or work, 2 for a command line or configuration
+that cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import IO, Any, Final
+
+from control.api.handlers import Context
+from control.api.server import ListenError, bind_tcp, bind_unix, build_app, build_metrics_app, serve
+from control.config import DEFAULT_PATH, Config, ConfigError, listen_address, load
+from control.controller import NetworkController
+from control.controller_factory import build_controller
+from control.errors import ControlError
+from control.metrics import Metrics, release
+from control.notify import notify
+from control.watch import ProcessWatcher
+from control.workers import Workers
+
+LOG = logging.getLogger("linkspand")
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+_SYSLOG_PRIORITIES: Final = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
+
+
+class StartError(Exception):
+    """linkspand cannot start; the text says why and what to do."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `linkspand`; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        config = load(arguments.config, _overrides(arguments))
+    except ConfigError as error:
+        print(f"linkspand: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    if arguments.check_config:
+        print(f"{arguments.config or DEFAULT_PATH}: the configuration is valid")
+        return 0
+    _log_to_stderr(config.daemon.log_level)
+    try:
+        is_clean = asyncio.run(run(config))
+    except (StartError, ListenError, ControlError) as error:
+        LOG.critical("%s", error)
+        for note in getattr(error, "__notes__", ()):
+            LOG.info("%s", note)
+        return EXIT_FAILED
+    if not is_clean:
+        # A worker is still inside a change, and an ordinary exit would wait for its thread. What it was doing is in the
+        # store, as after a crash, and the next start deals with it.
+        logging.shutdown()
+        os._exit(0)
+    return 0
+
+
+async def run(config: Config) -> bool:
+    """Works until SIGTERM or SIGINT; returns whether everything that was being done had ended by then.
+
+    A second signal ends the wait for what is being done. Raises StartError, ListenError, ControlError.
+    """
+    begin = time.monotonic()
+    stop = _stop_on_signals()
+    async with AsyncExitStack() as stack:
+        for lock in _own(config):
+            stack.enter_context(lock)
+        workers = Workers(config.api.workers)
+        stack.callback(workers.close)
+        controller = await workers.change(build_controller, config)
+        await _start_controller(controller, workers, stack)
+        metrics = Metrics()
+        metrics.watch(controller)
+        watcher = ProcessWatcher(controller, workers)
+        stack.push_async_callback(watcher.close)
+        await watcher.start()
+        context = Context(controller, config.api, metrics, watcher, workers)
+        context.events.start(controller.subscribe)
+        await _serve_metrics(config, metrics, stack)
+        sock = stack.enter_context(bind_unix(config.socket_path, config.daemon.group))
+        stack.callback(config.socket_path.unlink, missing_ok=True)
+        runner = await serve(build_app(context), sock, config.api)
+        stack.push_async_callback(runner.cleanup)
+        LOG.info("linkspand %s is ready on %s after %.3f s", release(), config.socket_path, time.monotonic() - begin)
+        notify("READY=1", f"MAINPID={os.getpid()}")
+        await stop.wait()
+        notify("STOPPING=1")
+        LOG.info("stopping; networks and sandboxes go on")
+    return not workers.is_busy
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Returns the event that SIGTERM and SIGINT set; the second one exits at once, as a crash would."""
+    stop = asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            LOG.warning("%s again: exiting at once", number.name)
+            logging.shutdown()
+            os._exit(EXIT_FAILED)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    return stop
+
+
+class _DirectoryLock:
+    """Keeps every other linkspand out of a directory for as long as this process lives."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "linkspand.lock"
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> _DirectoryLock:
+        file = open(self._path, "a+", encoding="ascii")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read(20).strip() or "unknown"
+            file.close()
+            raise StartError(
+                f"{self._path.parent} belongs to another linkspand, process {holder}: stop that one, or give this one "
+                "directories of its own (--run-dir, --state-dir, --bpffs-dir)"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        self._file = file
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _own(config: Config) -> Iterator[_DirectoryLock]:
+    """Makes the run and state directories and yields their locks.
+
+    The run directory is 0711: who may use the socket in it is settled by the socket's own mode, so everybody may pass
+    through, and the names of other people's sandboxes are not for everybody to list. The state is root's alone.
+    """
+    for directory, mode in ((config.run_dir, 0o711), (config.state_dir, 0o700)):
+        try:
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+            yield _DirectoryLock(directory)
+        except OSError as error:
+            raise StartError(f"cannot use {directory}: {error.strerror}") from error
+
+
+async def _start_controller(controller: NetworkController, workers: Workers, stack: AsyncExitStack) -> None:
+    try:
+        await workers.change(controller.start)
+    finally:
+        stack.push_async_callback(workers.read, controller.stop)
+
+
+async def _serve_metrics(config: Config, metrics: Metrics, stack: AsyncExitStack) -> None:
+    address = listen_address(config.metrics.listen)
+    if address is None:
+        return
+    scraper = ThreadPoolExecutor(1, thread_name_prefix="scrape")
+    stack.callback(scraper.shutdown, wait=False, cancel_futures=True)
+    runner = await serve(build_metrics_app(metrics, scraper), bind_tcp(*address), config.api)
+    stack.push_async_callback(runner.cleanup)
+
+
+def _log_to_stderr(level: str) -> None:
+    """Under the journal with priorities and no time, which it adds itself (sd-daemon(3)); else with both."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JournalFormatter() if _is_journal(sys.stderr) else _TERMINAL_FORMAT)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+_TERMINAL_FORMAT: Final = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+class _JournalFormatter(logging.Formatter):
+    """Every line of a record with its priority in front, so that the lines of a stack trace keep it too."""
+
+    def __init__(self) -> None:
+        super().__init__("%(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{_SYSLOG_PRIORITIES.get(record.levelno, 6)}>"
+        return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+def _is_journal(stream: Any) -> bool:
+    """Whether the stream is the journal's; see JOURNAL_STREAM in systemd.exec(5)."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="linkspand",
+        description="The linkspan daemon. Flags override the configuration file.",
+        epilog="Exit status: 0 after a stop that was asked for, 1 when it cannot start or work, 2 for a command line "
+        "or configuration that cannot be used.",
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help=f"configuration (default: {DEFAULT_PATH}, if it exists)"
+    )
+    parser.add_argument("--state-dir", metavar="DIR", help="what outlives a reboot")
+    parser.add_argument("--run-dir", metavar="DIR", help="API socket and sandboxes")
+    parser.add_argument("--bpffs-dir", metavar="DIR", help="pinned maps and programs; in a bpf file system")
+    parser.add_argument("--plugin-socket", metavar="FILE", help="socket for dockerd")
+    parser.add_argument("--metrics-listen", metavar="IP:PORT", help='where /metrics is served, or "off"')
+    parser.add_argument("--group", help="group that may use the API socket")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--check-config", action="store_true", help="check command line and configuration, and exit")
+    parser.add_argument("--version", action="version", version=f"linkspand {release()}")
+    return parser
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The flags that were given, as {section: {key: value}}."""
+    daemon = {
+        name.replace("_", "-"): value
+        for name in ("state_dir", "run_dir", "bpffs_dir", "plugin_socket", "group", "log_level")
+        if (value := getattr(arguments, name)) is not None
+    }
+    metrics = {} if arguments.metrics_listen is None else {"listen": arguments.metrics_listen}
+    return {"daemon": daemon, "metrics": metrics}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Metrics of linkspand for Prometheus: requests and joins as they happen, everything else read at scrape time.
+
+Adding a metric: one line in `Metrics.__init__`, or one family in `StateCollector`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter as Tally
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics import Counter, Gauge, Histogram
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from control.controller import NetworkController
+
+LOG = logging.getLogger(__name__)
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+_SECONDS_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ENDPOINT_LABELS: Final = ("network", "driver", "endpoint", "sandbox")
+
+
+@cache
+def release() -> str:
+    """The version of this linkspand, "unknown" when it runs from files that were never installed."""
+    try:
+        return version("linkspan")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class StateCollector(Collector):
+    """Reads networks, endpoints with their counters, sandboxes and fallbacks from the controller at every scrape."""
+
+    def __init__(self, controller: NetworkController) -> None:
+        self._controller = controller
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._objects()
+        yield from self._counters()
+        fallbacks = GaugeMetricFamily(
+            "linkspan_fallback", "1 for a feature that this host lacks, with the reason.", labels=("feature", "reason")
+        )
+        for feature, reason in self._controller.status()["fallbacks"].items():
+            fallbacks.add_metric((feature, reason), 1)
+        yield fallbacks
+
+    def describe(self) -> list[Metric]:
+        """Empty, so that registering reads nothing."""
+        return []
+
+    def _objects(self) -> Iterator[Metric]:
+        networks = self._controller.networks()
+        by_driver = GaugeMetricFamily("linkspan_networks", "Networks.", labels=("driver",))
+        for driver, count in Tally(network.driver for network in networks).items():
+            by_driver.add_metric((driver,), count)
+        yield by_driver
+        joined = Tally(endpoint.network_id for endpoint in self._controller.endpoints())
+        by_network = GaugeMetricFamily("linkspan_endpoints", "Endpoints on a network.", labels=("network", "driver"))
+        for network in networks:
+            by_network.add_metric((network.name, network.driver), joined[network.id])
+        yield by_network
+        by_state = GaugeMetricFamily("linkspan_sandboxes", "Sandboxes.", labels=("state",))
+        for state, count in Tally(sandbox.state for sandbox in self._controller.sandboxes()).items():
+            by_state.add_metric((state.value,), count)
+        yield by_state
+
+    def _counters(self) -> Iterator[Metric]:
+        labels = (*_ENDPOINT_LABELS, "direction", "path")
+        packets = CounterMetricFamily(
+            "linkspan_endpoint_packets",
+            "Packets an endpoint sent (out) and was delivered (in), by the path that carried them.",
+            labels=labels,
+        )
+        octets = CounterMetricFamily(
+            "linkspan_endpoint_bytes", "Bytes of those packets, Ethernet headers included.", labels=labels
+        )
+        drops = CounterMetricFamily(
+            "linkspan_endpoint_drops", "Packets of an endpoint that were dropped.", labels=(*_ENDPOINT_LABELS, "reason")
+        )
+        for network, endpoint, sandbox, counted in self._controller.endpoint_counters():
+            who = (network.name, network.driver, endpoint.id[:12], sandbox.name)
+            for direction, path, packet_count, byte_count in (
+                ("out", "fast", counted.out_fast_packets, counted.out_fast_bytes),
+                ("out", "slow", counted.out_slow_packets, counted.out_slow_bytes),
+                ("in", "fast", counted.in_fast_packets, counted.in_fast_bytes),
+                ("in", "slow", counted.in_slow_packets, counted.in_slow_bytes),
+            ):
+                packets.add_metric((*who, direction, path), packet_count)
+                octets.add_metric((*who, direction, path), byte_count)
+            for reason, count in counted.drops.items():
+                drops.add_metric((*who, reason), count)
+        yield packets
+        yield octets
+        yield drops
+
+
+class Metrics:
+    """All metrics of one linkspand, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.request_seconds = Histogram(
+            "linkspan_request_seconds",
+            "Time to answer a request, until its last byte was handed to the kernel.",
+            ("route", "method", "status"),
+            buckets=_SECONDS_BUCKETS,
+            registry=self._registry,
+        )
+        self.join_seconds = Histogram(
+            "linkspan_join_seconds", "Time to join an endpoint.", buckets=_SECONDS_BUCKETS, registry=self._registry
+        )
+        self.errors = Counter(
+            "linkspan_errors_total",
+            "Requests that failed through no fault of the client, by kind.",
+            ("kind",),
+            registry=self._registry,
+        )
+        Gauge("linkspan_build_info", "1, with the version.", ("version",), registry=self._registry).labels(
+            release()
+        ).set(1)
+        ProcessCollector(registry=self._registry)
+
+    def watch(self, controller: NetworkController) -> None:
+        """Adds the controller's state to every scrape, and has its joins timed."""
+        self._registry.register(StateCollector(controller))
+        controller.observe_joins(self.join_seconds.observe)
+
+    def expose(self) -> bytes:
+        """Returns a scrape's body; blocks for as long as the counters take to be read."""
+        return generate_latest(self._registry)
