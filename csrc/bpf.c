@@ -5,8 +5,10 @@
  */
 #include <errno.h>
 #include <linux/bpf.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "native.h"
@@ -43,6 +45,15 @@ int ls_bpf_obj_pin(int fd, const char *path)
 	attr.pathname = pointer(path);
 	attr.bpf_fd = fd;
 	return bpf(BPF_OBJ_PIN, &attr);
+}
+
+int ls_bpf_is_bpffs(const char *path)
+{
+	struct statfs fs;
+
+	if (statfs(path, &fs) < 0)
+		return -errno;
+	return fs.f_type == BPF_FS_MAGIC;
 }
 
 int ls_bpf_map_create(__u32 type, __u32 key_size, __u32 value_size, __u32 max_entries, __u32 flags, const char *name)

@@ -18,6 +18,7 @@ struct __sk_buff;
 /* bpf.c: one bpf(2) command each. Descriptors returned are close-on-exec. */
 int ls_bpf_obj_get(const char *path);
 int ls_bpf_obj_pin(int fd, const char *path);
+int ls_bpf_is_bpffs(const char *path); /* 1: on a bpffs; 0: on another file system */
 int ls_bpf_map_create(__u32 type, __u32 key_size, __u32 value_size, __u32 max_entries, __u32 flags, const char *name);
 int ls_bpf_map_lookup(int fd, const void *key, void *value);
 int ls_bpf_map_update(int fd, const void *key, const void *value, __u64 flags);

@@ -24,9 +24,10 @@ StrPath = str | os.PathLike[str]
 ANY: Final[int] = lib.BPF_ANY
 NOEXIST: Final[int] = lib.BPF_NOEXIST
 EXIST: Final[int] = lib.BPF_EXIST
+REDIRECT_PEER: Final[int] = lib.BPF_FUNC_redirect_peer
 
 # What the kernel answers for a command that a map type does not have; not among the errnos of user space.
-_ENOTSUPP: Final = 524
+ENOTSUPP: Final = 524
 _NAME_LENGTH: Final = 15
 _LOG_BYTES: Final = 1 << 20
 _BATCH: Final = 4096
@@ -128,7 +129,7 @@ def _check(result: int, command: str, what: str) -> int:
     if result >= 0:
         return result
     code = -result
-    reason = "operation not supported by this object" if code == _ENOTSUPP else os.strerror(code)
+    reason = "operation not supported by this object" if code == ENOTSUPP else os.strerror(code)
     hint = _HINTS.get((command, code)) or _HINTS.get(("", code))
     raise OSError(code, f"bpf({command}) {what}: {reason}" + (f"; {hint}" if hint else ""))
 
@@ -170,12 +171,20 @@ def obj_pin(fd: int, path: StrPath) -> None:
     _check(lib.ls_bpf_obj_pin(fd, _encode(path)), "BPF_OBJ_PIN", os.fspath(path))
 
 
+def is_bpffs(path: StrPath) -> bool:
+    """Whether the file or directory at `path` lies on a mounted bpffs; raises OSError when there is none."""
+    result = lib.ls_bpf_is_bpffs(_encode(path))
+    if result < 0:
+        raise OSError(-result, f"statfs {os.fspath(path)}: {os.strerror(-result)}")
+    return result > 0
+
+
 def map_create(
     type: MapType, key_size: int, value_size: int, max_entries: int, *, flags: int = 0, name: str = ""
 ) -> int:
     """Creates a map; sizes in bytes."""
     result = lib.ls_bpf_map_create(type, key_size, value_size, max_entries, flags, _name(name.encode()))
-    return _check(result, "BPF_MAP_CREATE", f"{type.name.lower()} map {name!r}")
+    return _check(result, "BPF_MAP_CREATE", f"{type.name.lower()} map {name}".rstrip())
 
 
 def map_info(fd: int) -> MapInfo:
@@ -235,7 +244,7 @@ def prog_load(insns: bytes, type: ProgType, license: str = "GPL", *, name: str =
         result = load(1)
     text = ffi.string(log).decode(errors="replace")
     try:
-        return _check(result, "BPF_PROG_LOAD", f"{type.name.lower()} program {name!r}")
+        return _check(result, "BPF_PROG_LOAD", f"{type.name.lower()} program {name}".rstrip())
     except OSError as error:
         if text:
             error.add_note(text)
@@ -382,12 +391,12 @@ class Map:
         capacity = min(self.info.max_entries, _BATCH)
         while True:
             try:
-                keys, values, following = self._batch(previous, capacity)
+                keys, values, following = self.read_batch(previous, capacity)
             except OSError as error:
                 if error.errno == ENOSPC and capacity < self.info.max_entries:
                     capacity = min(2 * capacity, self.info.max_entries)  # a hash bucket that does not fit
                     continue
-                if error.errno in (EINVAL, _ENOTSUPP) and previous is None:
+                if error.errno in (EINVAL, ENOTSUPP) and previous is None:
                     yield from self._items_by_key()
                     return
                 raise
@@ -407,9 +416,9 @@ class Map:
         while start < stop:
             previous = _U32.pack(start - 1) if start else None
             try:
-                _, values, _ = self._batch(previous, min(stop - start, _BATCH))
+                _, values, _ = self.read_batch(previous, min(stop - start, _BATCH))
             except OSError as error:
-                if error.errno not in (EINVAL, _ENOTSUPP):
+                if error.errno not in (EINVAL, ENOTSUPP):
                     raise
                 keys = (_U32.pack(index) for index in range(start, stop))
                 return result + [value for key in keys if (value := self.lookup(key)) is not None]
@@ -418,7 +427,12 @@ class Map:
             start += len(values) // size
         return result
 
-    def _batch(self, previous: bytes | None, capacity: int) -> tuple[bytes, bytes, bytes | None]:
+    def read_batch(self, previous: bytes | None, capacity: int) -> tuple[bytes, bytes, bytes | None]:
+        """Up to `capacity` keys and values, concatenated, and the position to go on from (None: at the end).
+
+        `previous` is the position (None: the beginning). Raises OSError: EINVAL or 524 when the kernel has no batched
+        reads of this map type, ENOSPC when a hash bucket holds more than `capacity`.
+        """
         # A hash map's position is a bucket number of 4 bytes, an array's is the last key.
         following = ffi.new("char[]", max(self.info.key_size, _U32.size))
         keys = ffi.new("char[]", capacity * self.info.key_size)
