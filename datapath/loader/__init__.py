@@ -1,0 +1,223 @@
+"""Loads the eBPF programs, and finds them again.
+
+Maps and programs are pinned in a bpffs, so they outlive the process. In `bpffs_dir`:
+
+    abi-<ABI_VERSION>/maps/<map>             kept as long as the ABI: endpoints and counters outlive an upgrade
+    abi-<ABI_VERSION>/progs/<program>-<key>  key: 12 hex digits over sources, kernel and ABI version
+
+(bpffs reserves dots in names.) Compiling takes bcc, hence LLVM, and happens in a child process that exits. When all
+pins are there, nothing is compiled and no child is started.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any, Final
+
+from datapath.loader import headers, pins, sources
+from datapath.loader.errors import (
+    ChildBroken,
+    CompileFailed,
+    LoaderError,
+    MapMismatch,
+    PermissionDenied,
+    TimedOut,
+    Unavailable,
+    VerifierRejected,
+)
+
+__all__ = [
+    "ChildBroken",
+    "CompileFailed",
+    "Loaded",
+    "LoaderError",
+    "MapMismatch",
+    "PermissionDenied",
+    "TimedOut",
+    "Unavailable",
+    "VerifierRejected",
+    "load",
+    "prune",
+]
+
+_CHILD: Final = Path(__file__).with_name("child.py")
+_LOG_NAME: Final = "loader.log"
+_LOCK_POLL_S: Final = 0.02
+_CLANG_ERROR: Final = re.compile(r".*\berror: .*")
+# What libbcc and the kernel wrap around the verifier's reason.
+_VERIFIER_NOISE: Final = re.compile(r"\s*$|processed \d+ insns|HINT:|bpf: Failed to load|verification time|stack depth")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Where everything is pinned. `log_path` is the child's output, None when nothing was compiled."""
+
+    programs: Mapping[str, str]
+    maps: Mapping[str, str]
+    compiled: bool
+    seconds: float
+    log_path: str | None
+
+
+def load(
+    bpffs_dir: str,
+    *,
+    run_dir: str = "/run/linkspan",
+    python: str = "/usr/bin/python3",
+    timeout_s: float = 60.0,
+    source_dir: str | None = None,
+) -> Loaded:
+    """Makes sure that all maps and programs are pinned in `bpffs_dir`, and says where.
+
+    Blocks for some 10 ms when they are, for about a second when the programs must be compiled, and for at most
+    `timeout_s`; loaders of the same directory wait for each other. Programs that are attached are not touched.
+    `python` is an interpreter that can import bcc. The log of the last compilation is `run_dir`/loader.log.
+    Raises LoaderError; nothing is left half-done then, and pins that were there stay.
+    """
+    started = time.monotonic()
+    directory = Path(source_dir) if source_dir else sources.DIRECTORY
+    layout = pins.Layout(Path(bpffs_dir), sources.key(directory))
+    log_path: str | None = None
+    with _locked(layout, started + timeout_s):
+        pins.make_maps(layout)
+        is_cold = not all(path.exists() for path in layout.programs().values())
+        if is_cold:
+            log_path = str(Path(run_dir) / _LOG_NAME)
+            _compile(layout, directory, Path(log_path), python, started + timeout_s)
+    return Loaded(
+        programs={name: str(path) for name, path in layout.programs().items()},
+        maps={name: str(path) for name, path in layout.maps().items()},
+        compiled=is_cold,
+        seconds=time.monotonic() - started,
+        log_path=log_path,
+    )
+
+
+def prune(bpffs_dir: str, *, source_dir: str | None = None) -> list[str]:
+    """Removes pins of other versions' programs and maps, and returns their paths.
+
+    To be called when the programs of this version have taken their place; what is still attached somewhere keeps
+    running. Idempotent. Raises LoaderError.
+    """
+    directory = Path(source_dir) if source_dir else sources.DIRECTORY
+    layout = pins.Layout(Path(bpffs_dir), sources.key(directory))
+    with _locked(layout, time.monotonic() + 10):
+        return [str(path) for path in pins.remove_others(layout)]
+
+
+@contextmanager
+def _locked(layout: pins.Layout, deadline: float) -> Iterator[None]:
+    """Holds the directory's lock: the lock lies where the pins lie, whatever else two loaders do not share."""
+    pins.make_directories(layout)
+    fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise TimedOut(f"another loader has held {layout.root} for too long") from error
+                time.sleep(_LOCK_POLL_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _compile(layout: pins.Layout, directory: Path, log_path: Path, python: str, deadline: float) -> None:
+    request = {
+        "programs": [
+            {"name": name, "text": _flatten(directory, source), "pin": str(layout.programs()[name])}
+            for name, source in sources.PROGRAMS.items()
+        ],
+        "maps": {name: shape.fields() for name, shape in pins.SHAPES.items()},
+        "map_dir": str(layout.map_dir),
+    }
+    with tempfile.TemporaryDirectory(prefix="linkspan-headers-") as tree:
+        headers.make_tree(Path(tree))
+        output, log, status = _run_child(python, request | {"include": tree}, deadline)
+    _write_log(log_path, log)
+    try:
+        reply = json.loads(output)
+    except ValueError as error:
+        last = next((line for line in reversed(log.splitlines()) if line.strip()), "no output")
+        broken = ChildBroken(f"the loader's child ended with status {status} and no reply: {last} (log in {log_path})")
+        broken.log_path = str(log_path)
+        raise broken from error
+    if "error" in reply:
+        raise _failure(reply, log, log_path, python)
+
+
+def _flatten(directory: Path, source: str) -> str:
+    try:
+        return sources.flatten(directory, source)
+    except FileNotFoundError as error:
+        raise Unavailable(f"the source of the programs in {directory}", str(error)) from error
+
+
+def _run_child(python: str, request: Mapping[str, Any], deadline: float) -> tuple[str, str, int]:
+    """Runs the child to its end and returns (stdout, stderr, exit status)."""
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+    try:
+        # A session of its own, so that a time-out ends whatever the child has started, too; isolated (-I) from the
+        # environment that this process lives in.
+        child = subprocess.Popen(
+            [python, "-I", str(_CHILD)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env=environment,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise Unavailable(f"the loader's interpreter {python}", f"{error.strerror}; install python3") from error
+    try:
+        output, log = child.communicate(json.dumps(request).encode(), max(deadline - time.monotonic(), 0.0))
+    except subprocess.TimeoutExpired as error:
+        raise TimedOut(f"the loader's child, process {child.pid}, did not end in time and was killed") from error
+    finally:
+        if child.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, SIGKILL)
+            child.communicate()
+    return output.decode(errors="replace"), log.decode(errors="replace"), child.returncode
+
+
+def _write_log(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    new.write_text(text)
+    new.replace(path)
+
+
+def _failure(reply: Mapping[str, Any], log: str, log_path: Path, python: str) -> LoaderError:
+    program, detail, code = reply["program"], reply["detail"], reply["errno"]
+    match reply["error"]:
+        case "bcc":
+            return Unavailable(f"bcc under {python}", f"{detail}; install python3-bpfcc")
+        case "compile":
+            errors = (line for line in log.splitlines() if _CLANG_ERROR.match(line))
+            return CompileFailed(program, next(errors, detail), str(log_path))
+        case "load":
+            failure = pins.refusal(OSError(code, os.strerror(code)))
+            if failure:
+                return failure
+            lines = log.split(f"== {program}:", 1)[-1].splitlines()
+            said = [line for line in lines if not _VERIFIER_NOISE.match(line)]
+            return VerifierRejected(program, said[-1] if said else detail, len(lines) - 1, str(log_path))
+        case _:
+            error = LoaderError(f"load {program}: {detail} (log in {log_path})")
+            error.log_path = str(log_path)
+            return error

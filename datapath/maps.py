@@ -1,0 +1,184 @@
+"""The pinned maps, typed: what the programs know of endpoints, and what they have counted.
+
+Values are those of `datapath.abi`. Each write is one system call and takes effect for the next packet; writing the same
+again, and deleting what is not there, change nothing. Safe to use from several threads. Every refusal by the kernel is
+an OSError that names the map (E2BIG: it is full).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, Self
+
+from datapath.abi import (
+    MAX_ENDPOINTS,
+    Counters,
+    DropKey,
+    DropReason,
+    Endpoint,
+    FdbEntry,
+    FdbKey,
+    Neigh4Key,
+    Neigh6Key,
+    Neighbour,
+)
+from datapath.bpf import Map
+
+Address = IPv4Address | IPv6Address
+
+_U32: Final = struct.Struct("=I")
+_GROUP_BIT: Final = 1
+_LABELS: Final = {int(reason): reason.label for reason in DropReason}
+
+
+class Maps:
+    """All maps of one bpffs directory, open. A context manager; `close` is idempotent."""
+
+    def __init__(self, maps: Mapping[str, Map]) -> None:
+        self._maps = maps
+        self._endpoints = maps["ep_by_if"]
+        self._fdb = maps["fdb"]
+        self._neigh4 = maps["neigh4"]
+        self._neigh6 = maps["neigh6"]
+        self._counters = maps["ep_counters"]
+        self._drops = maps["ep_drops"]
+
+    @classmethod
+    def open(cls, pins: Mapping[str, str]) -> Self:
+        """Opens the maps pinned at the given paths, as `loader.load` returns them."""
+        opened: dict[str, Map] = {}
+        try:
+            for name, path in pins.items():
+                opened[name] = Map.from_pin(path)
+            return cls(opened)
+        except BaseException:
+            for each in opened.values():
+                each.close()
+            raise
+
+    def close(self) -> None:
+        for each in self._maps.values():
+            each.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def endpoint_put(self, ifindex: int, endpoint: Endpoint) -> None:
+        """Makes the programs on host end `ifindex` judge and count packets as this endpoint's."""
+        if endpoint.segment == 0:
+            raise ValueError(f"segment 0 is no segment: {endpoint}")
+        if not 0 <= endpoint.slot < MAX_ENDPOINTS:
+            raise ValueError(f"slots end at {MAX_ENDPOINTS - 1}: {endpoint}")
+        _require_unicast(endpoint.mac)
+        self._endpoints.update(_U32.pack(ifindex), endpoint.pack())
+
+    def endpoint_delete(self, ifindex: int) -> bool:
+        """Makes the programs leave the host end's packets alone; False when they did already."""
+        return self._endpoints.delete(_U32.pack(ifindex))
+
+    def endpoint_delete_slot(self, slot: int) -> None:
+        """As `endpoint_delete`, for a host end that is gone and whose ifindex nobody knows any more."""
+        for ifindex, endpoint in self.endpoints().items():
+            if endpoint.slot == slot:
+                self.endpoint_delete(ifindex)
+
+    def endpoints(self) -> dict[int, Endpoint]:
+        """All endpoints by the ifindex of their host end."""
+        return {_U32.unpack(key)[0]: Endpoint.unpack(value) for key, value in self._endpoints.items()}
+
+    def fdb_put(self, segment: int, mac: bytes, entry: FdbEntry) -> None:
+        """Has unicast of the segment's endpoints for `mac` sent straight into the sandbox behind a host end."""
+        _require_unicast(mac)
+        self._fdb.update(FdbKey(segment, mac).pack(), entry.pack())
+
+    def fdb_delete(self, segment: int, mac: bytes) -> bool:
+        """Leaves packets for `mac` to the kernel."""
+        return self._fdb.delete(FdbKey(segment, mac).pack())
+
+    def fdb(self) -> dict[FdbKey, FdbEntry]:
+        return {FdbKey.unpack(key): FdbEntry.unpack(value) for key, value in self._fdb.items()}
+
+    def neighbour_put(self, segment: int, address: Address, neighbour: Neighbour) -> None:
+        """Has ARP requests or neighbour solicitations for `address` answered with the neighbour's MAC."""
+        _require_unicast(neighbour.mac)
+        table, key = self._neighbour_key(segment, address)
+        table.update(key, neighbour.pack())
+
+    def neighbour_delete(self, segment: int, address: Address) -> bool:
+        """Leaves requests for `address` to whoever has it."""
+        table, key = self._neighbour_key(segment, address)
+        return table.delete(key)
+
+    def neighbours(self) -> dict[tuple[int, Address], Neighbour]:
+        """All neighbours by segment and address."""
+        found: dict[tuple[int, Address], Neighbour] = {}
+        for raw, value in self._neigh4.items():
+            key4 = Neigh4Key.unpack(raw)
+            found[key4.segment, key4.ip4] = Neighbour.unpack(value)
+        for raw, value in self._neigh6.items():
+            key6 = Neigh6Key.unpack(raw)
+            found[key6.segment, key6.ip6] = Neighbour.unpack(value)
+        return found
+
+    def counters(self) -> dict[int, Counters]:
+        """Counters by slot, summed over CPUs, of the slots that an endpoint has. One batch of system calls."""
+        slots = {endpoint.slot for endpoint in self.endpoints().values()}
+        values = self._counters.lookup_batch(0, max(slots, default=-1) + 1)
+        return {slot: Counters.total(values[slot]) for slot in sorted(slots)}
+
+    def drops(self) -> dict[int, dict[str, int]]:
+        """Dropped packets by slot and reason's label, summed over CPUs; only what has dropped at least once."""
+        found: defaultdict[int, dict[str, int]] = defaultdict(dict)
+        for raw, value in self._drops.items():
+            key = DropKey.unpack(raw)
+            label = _LABELS.get(key.reason, f"unknown_{key.reason}")
+            found[key.slot][label] = sum(packets for (packets,) in struct.iter_unpack("=Q", value)) % 2**64
+        return dict(found)
+
+    def clear_slot(self, slot: int) -> None:
+        """Sets the slot's counters and drops to zero. For a slot that no endpoint uses: a program that counts
+        meanwhile may bring its CPU's old values back."""
+        self._counters.update(_U32.pack(slot), bytes(self._counters.value_size))
+        for reason in DropReason:
+            self._drops.delete(DropKey(slot, reason).pack())
+
+    def keep_only(
+        self,
+        *,
+        ifindexes: Collection[int],
+        fdb: Collection[tuple[int, bytes]],
+        neighbours: Collection[tuple[int, Address]],
+        slots: Collection[int],
+    ) -> None:
+        """Deletes every endpoint, FDB entry and neighbour, and the drops of every slot, that is not named.
+
+        Receivers go before senders, so that no packet takes the fast path to an endpoint that cannot answer.
+        """
+        for key in self.fdb():
+            if (key.segment, key.mac) not in fdb:
+                self.fdb_delete(key.segment, key.mac)
+        for segment, address in self.neighbours():
+            if (segment, address) not in neighbours:
+                self.neighbour_delete(segment, address)
+        for ifindex in self.endpoints():
+            if ifindex not in ifindexes:
+                self.endpoint_delete(ifindex)
+        for raw, _ in self._drops.items():
+            if DropKey.unpack(raw).slot not in slots:
+                self._drops.delete(raw)
+
+    def _neighbour_key(self, segment: int, address: Address) -> tuple[Map, bytes]:
+        if isinstance(address, IPv4Address):
+            return self._neigh4, Neigh4Key(segment, address).pack()
+        return self._neigh6, Neigh6Key(segment, address).pack()
+
+
+def _require_unicast(mac: bytes) -> None:
+    if len(mac) != 6 or mac[0] & _GROUP_BIT or not any(mac):
+        raise ValueError(f"not the MAC of one device: {mac.hex(':')}")
