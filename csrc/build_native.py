@@ -24,7 +24,7 @@ def cffi_declarations(header: str) -> str:
     Such a define becomes `#define NAME ...`: the number itself comes from the compiler.
     """
     kept = []
-    for line in _COMMENT.sub(" ", header).splitlines():
+    for line in _COMMENT.sub(" ", header).replace("\\\n", " ").splitlines():
         if not line.lstrip().startswith("#"):
             kept.append(line.rstrip())
         elif define := _DEFINE.fullmatch(line.strip()):
