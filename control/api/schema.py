@@ -119,6 +119,7 @@ def decode(body: bytes, type_: type[T]) -> T:
     if not body.strip():
         raise InvalidArgument("invalid JSON: got EOF while reading request body")
     try:
+        body.decode()  # msgspec does not look into fields that it skips
         return msgspec.json.decode(body, type=type_)
     except msgspec.DecodeError as error:
         if "trailing characters" in str(error):
@@ -143,6 +144,8 @@ def network_spec(body: NetworkCreate) -> NetworkSpec:
         if wanted:
             raise InvalidArgument(f"network {name}: linkspan does not support {field}")
     ipam = body.ipam or IPAM()
+    if ipam.driver not in (None, "", "default"):
+        raise InvalidArgument(f'network {name}: there is no IPAM driver "{ipam.driver}": use "default"')
     faults: list[str] = []
     pools = tuple(pool for config in ipam.config or () if (pool := _pool_spec(config, faults)) is not None)
     if faults:
@@ -154,7 +157,6 @@ def network_spec(body: NetworkCreate) -> NetworkSpec:
         attachable=bool(body.attachable),
         enable_ipv4=body.enable_ipv4 is not False,
         enable_ipv6=bool(body.enable_ipv6),
-        ipam_driver=ipam.driver or "default",
         ipam_options=ipam.options or {},
         pools=pools,
         options=body.options or {},

@@ -1,0 +1,129 @@
+"""A host without a kernel: drivers and sandboxes whose state lives in memory, for the real controller to run on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from control.controller import Deps, NetworkController
+from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
+from control.errors import InvalidArgument
+from control.ipam.pools import PoolIpam
+from control.model import Endpoint, Network, NetworkSpec, Sandbox
+from control.plan import Step
+from control.sandboxes import SandboxFiles
+from control.store.base import Store
+from tests.memory_store import MemoryStore
+
+
+class FakeDriver(Driver):
+    """Holds the ids of the networks and endpoints that exist, as the kernel would.
+
+    Knows the option `fake.option`. A step whose name is in `failing` raises what is stored there; `gate`, when set, is
+    waited for by every step. `tallies` are the counters it reports, by endpoint id.
+    """
+
+    name: ClassVar[str] = "bridge"
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def __init__(self) -> None:
+        self.networks: set[str] = set()
+        self.endpoints: dict[str, Join] = {}
+        self.failing: dict[str, Exception] = {}
+        self.gate: threading.Event | None = None
+        self.tallies: dict[str, EndpointCounters] = {}
+        self.fallbacks: dict[str, str] = {}
+
+    def validate(self, spec: NetworkSpec, others: Sequence[Network]) -> None:
+        for option in spec.options:
+            if option != "fake.option":
+                raise InvalidArgument(f"unknown option {option!r}: the driver {self.name} knows fake.option")
+
+    def network_steps(self, network: Network) -> Sequence[Step]:
+        return [
+            self._step("network", lambda: self.networks.add(network.id), lambda: self.networks.discard(network.id)),
+        ]
+
+    def settle_endpoint(self, network: Network, endpoint: Endpoint, siblings: Sequence[Endpoint]) -> Endpoint:
+        return msgspec.structs.replace(endpoint, host_ifname=f"ls{endpoint.id[:12]}")
+
+    def endpoint_steps(self, join: Join) -> Sequence[Step]:
+        key = join.endpoint.id
+        return [
+            self._step(
+                "endpoint",
+                lambda: self.endpoints.__setitem__(key, join),
+                lambda: self.endpoints.pop(key, None) and None,
+            )
+        ]
+
+    def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
+        return self.networks | self.endpoints.keys()
+
+    def info(self, network: Network) -> dict[str, str]:
+        return {"device": f"fake-{network.id[:12]}"}
+
+    def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
+        return {e.id: self.tallies.get(e.id, EndpointCounters()) for e in endpoints}
+
+    def status(self) -> DriverStatus:
+        return DriverStatus(facts={"path": "memory"}, fallbacks=self.fallbacks)
+
+    def _step(self, name: str, apply: Callable[[], None], revert: Callable[[], None]) -> Step:
+        def guarded(change: Callable[[], None]) -> Callable[[], None]:
+            def run() -> None:
+                if self.gate is not None:
+                    assert self.gate.wait(30), "nobody opened the gate"
+                if name in self.failing:
+                    raise self.failing[name]
+                change()
+
+            return run
+
+        return Step(f"fake {name}", guarded(apply), revert)
+
+
+class FakeHost(FakeDriver):
+    """The driver `host`, without addresses or a namespace of its own."""
+
+    name: ClassVar[str] = "host"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        addresses=False, own_netns=False, exclusive=True, singleton=True
+    )
+
+
+class FakeNone(FakeDriver):
+    """The driver `null`."""
+
+    name: ClassVar[str] = "null"
+    capabilities: ClassVar[Capabilities] = Capabilities(addresses=False, exclusive=True, singleton=True)
+
+
+class FakeFiles(SandboxFiles):
+    """Sandboxes with their files, under `run_dir`, and without network namespaces."""
+
+    def start(self, known: Sequence[str]) -> None:  # type: ignore[override]
+        self._files_dir.mkdir(parents=True, exist_ok=True)
+
+    def steps(self, sandbox: Sandbox) -> Sequence[Step]:
+        return super().steps(msgspec.structs.replace(sandbox, owns_netns=False))
+
+    def is_intact(self, sandbox: Sandbox) -> bool:
+        return Path(self.paths(sandbox).hosts).exists()
+
+
+def fake_controller(run_dir: Path, driver: FakeDriver | None = None, store: Store | None = None) -> NetworkController:
+    """Returns a controller that is not started, with fake drivers, the real IPAM and a store in memory."""
+    drivers: list[FakeDriver] = [driver or FakeDriver(), FakeHost(), FakeNone()]
+    return NetworkController(
+        Deps(
+            store=store or MemoryStore(),
+            ipam=PoolIpam(),
+            drivers={each.name: each for each in drivers},
+            files=FakeFiles(run_dir),
+        )
+    )
