@@ -20,6 +20,7 @@ from control import addressing
 from control.drivers.base import Driver, EndpointCounters, Join
 from control.errors import Conflict, ControlError, DatapathFailed, Forbidden, InvalidArgument, NotFound
 from control.events import Event, EventBus, Listener
+from control.hosts import HostsTable, HostsWriter
 from control.ipam.base import Ipam
 from control.model import (
     Endpoint,
@@ -41,7 +42,6 @@ from control.model import (
 from control.plan import IDLE, Observer, Step, execute, undo
 from control.records import Records
 from control.sandboxes import (
-    HostsWriter,
     SandboxFiles,
     SandboxPaths,
     is_running,
@@ -81,6 +81,7 @@ class NetworkController:
         self._deps = deps
         self._records = Records(deps.store)
         self._bus = EventBus()
+        self._names = HostsTable()
         self._hosts = HostsWriter(self._write_hosts)
         self._sandbox_locks: dict[str, threading.Lock] = {}
         self._join_seconds: Callable[[float], None] = lambda _: None
@@ -107,6 +108,8 @@ class NetworkController:
             if driver_name in self._deps.drivers and not self._records.has_network_named(name):
                 options = dict(self._deps.predefined_options.get(name, {}))
                 self._create_network(NetworkSpec(name=name, driver=driver_name, options=options), predefined=True)
+        for endpoint in self._records.endpoints():
+            self._names.add(endpoint, self._records.sandbox(endpoint.sandbox_id))
         self._hosts.mark(sandbox.id for sandbox in self._records.sandboxes())
         LOG.info("started in %.3f s: %s", time.monotonic() - begin, self.counts())
 
@@ -419,6 +422,7 @@ class NetworkController:
         except ControlError:
             self._forget_endpoint(network, endpoint)
             raise
+        self._names.add(endpoint, sandbox)
         self._write_hosts(sandbox.id)
         self._hosts.mark(e.sandbox_id for e in siblings)
         self._join_seconds(time.monotonic() - begin)
@@ -476,8 +480,9 @@ class NetworkController:
         with self._records.lock:
             changes = addressing.release_addresses(self._deps.ipam, network, endpoint.ipv4, endpoint.ipv6)
             self._records.commit(drop=[endpoint], changes=changes)
-            concerned = {e.sandbox_id for e in self._records.on_network(endpoint.network_id)}
-        self._hosts.mark(concerned | {endpoint.sandbox_id})
+            self._names.remove(endpoint)
+            others = self._records.on_network(endpoint.network_id)
+        self._hosts.mark([endpoint.sandbox_id, *(e.sandbox_id for e in others)])
 
     def _join_of(self, endpoint: Endpoint) -> Join:
         """What the driver gets to know; the default routes go through the oldest endpoint that has a gateway."""
@@ -648,23 +653,12 @@ class NetworkController:
             raise DatapathFailed(f"{failure}: {error}") from error
 
     def _write_hosts(self, sandbox_id: str) -> None:
-        """The sandbox's own names first, then those of everybody on its networks."""
-        with self._records.lock:
-            try:
-                sandbox = self._records.sandbox(sandbox_id)
-            except NotFound:
-                return
-            entries = []
-            for own in self._records.in_sandbox(sandbox.id):
-                others = sorted(self._records.on_network(own.network_id), key=lambda e: (e.id != own.id, e.created))
-                for endpoint in others:
-                    if endpoint.state is EndpointState.LEAVING:
-                        continue
-                    names = [self._sandbox_name(endpoint), *endpoint.aliases]
-                    if endpoint.id == own.id:
-                        names.append(sandbox.id[:12])
-                    entries += [(a.ip, names) for a in (endpoint.ipv4, endpoint.ipv6) if a is not None]
-        self._deps.files.write_hosts(sandbox, entries)
+        try:
+            sandbox = self._records.sandbox(sandbox_id)
+        except NotFound:
+            return
+        text = self._names.text(sandbox, self._records.in_sandbox(sandbox.id))
+        self._deps.files.write_hosts(sandbox, text)
 
     def _emit_network(self, action: str, network: Network, sandbox: Sandbox | None = None) -> None:
         attributes = {"name": network.name, "type": network.driver}

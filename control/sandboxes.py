@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from control.model import Address, Sandbox
+from control.hosts import LOCALHOST
+from control.model import Sandbox
 from control.plan import Step
 from datapath import netns
 
-LOG = logging.getLogger(__name__)
-
-_LOCALHOST: Final = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 _OWN_NETNS: Final = "/proc/self/ns/net"
 
 
@@ -89,10 +84,9 @@ class SandboxFiles:
         paths = self.paths(sandbox)
         return os.path.exists(paths.hosts) and (not sandbox.owns_netns or netns.is_netns(paths.netns))
 
-    def write_hosts(self, sandbox: Sandbox, entries: Sequence[tuple[Address, Sequence[str]]]) -> None:
+    def write_hosts(self, sandbox: Sandbox, text: str) -> None:
         """Writes /etc/hosts in place, because the file may be bind-mounted; does nothing for a sandbox that is gone."""
-        lines = "".join(f"{address}\t{' '.join(names)}\n" for address, names in entries)
-        body = (_LOCALHOST + lines).encode()
+        body = text.encode()
         try:
             fd = os.open(self._files_dir / sandbox.id / "hosts", os.O_WRONLY)
         except FileNotFoundError:
@@ -115,7 +109,7 @@ class SandboxFiles:
         files = self._files_dir / sandbox.id
         files.mkdir(mode=0o755, exist_ok=True)
         if not os.path.exists(paths.hosts):
-            Path(paths.hosts).write_text(_LOCALHOST)
+            Path(paths.hosts).write_text(LOCALHOST)
         Path(paths.hostname).write_text(f"{sandbox.name}\n")
         Path(paths.resolv_conf).write_text(self._resolver(sandbox))
 
@@ -138,64 +132,6 @@ def _is_loopback_nameserver(line: str) -> bool:
         return ip_address(words[1].partition("%")[0]).is_loopback
     except ValueError:
         return False
-
-
-class HostsWriter:
-    """Brings hosts files up to date soon after endpoints come and go, many changes in one writing.
-
-    With N sandboxes on a network each join changes N files, so a burst of joins written one by one would cost N times
-    N; here a sandbox's file is written at most once a round, and a round starts only after a pause as long as the
-    last one took.
-    """
-
-    def __init__(self, write: Callable[[str], None], *, pause_s: float = 0.02) -> None:
-        self._write = write
-        self._pause_s = pause_s
-        self._condition = threading.Condition()
-        self._waiting: set[str] = set()
-        self._is_busy = False
-        self._is_closed = False
-        self._thread = threading.Thread(target=self._run, name="hosts-writer", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def mark(self, sandbox_ids: Iterable[str]) -> None:
-        """Asks for the files of these sandboxes to be written."""
-        with self._condition:
-            self._waiting.update(sandbox_ids)
-            self._condition.notify_all()
-
-    def flush(self, timeout_s: float = 10.0) -> bool:
-        """Waits until everything marked so far is written; False when that took too long."""
-        with self._condition:
-            return self._condition.wait_for(lambda: not self._waiting and not self._is_busy, timeout_s)
-
-    def close(self) -> None:
-        """Writes what is waiting and ends the thread; idempotent."""
-        with self._condition:
-            self._is_closed = True
-            self._condition.notify_all()
-        if self._thread.is_alive():
-            self._thread.join(10)
-
-    def _run(self) -> None:
-        while True:
-            with self._condition:
-                self._condition.wait_for(lambda: self._waiting or self._is_closed)
-                if not self._waiting:
-                    return
-                batch, self._waiting, self._is_busy = self._waiting, set(), True
-            begin = time.monotonic()
-            for sandbox_id in batch:
-                try:
-                    self._write(sandbox_id)
-                except OSError:
-                    LOG.exception("cannot write the hosts file of sandbox %s", sandbox_id[:12])
-            with self._condition:
-                self._is_busy = False
-                self._condition.notify_all()
-                self._condition.wait_for(lambda: self._is_closed, max(self._pause_s, time.monotonic() - begin))
 
 
 def process_start(pid: int) -> int | None:

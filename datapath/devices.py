@@ -7,7 +7,9 @@ Functions block, may be called from any thread, and may be repeated.
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
@@ -18,6 +20,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error
 
 from datapath import rtnl
+
+_SIOCGIFMTU = 0x8921
 
 
 @contextmanager
@@ -36,6 +40,21 @@ def ifindex(ifname: str) -> int | None:
         return socket.if_nametoindex(ifname)
     except OSError:
         return None
+
+
+def need_ifindex(ifname: str) -> int:
+    """The device's index; raises NetlinkError naming it."""
+    index = ifindex(ifname)
+    if index is None:
+        raise rtnl.NetlinkError(errno.ENODEV, f"device {ifname} is gone")
+    return index
+
+
+def mtu(ifname: str) -> int:
+    """The device's MTU in bytes (netdevice(7), SIOCGIFMTU); raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        reply = fcntl.ioctl(control, _SIOCGIFMTU, struct.pack("16si20x", ifname.encode(), 0))
+    return int(struct.unpack_from("=i", reply, 16)[0])
 
 
 def add_bridge(ifname: str, *, mac: str, mtu: int, ipv6: bool) -> None:
@@ -67,10 +86,10 @@ def add_trunk(ifname: str, bridge: str, peer_ifname: str, peer_bridge: str, *, m
             ip.link("set", index=socket.if_nametoindex(end), master=socket.if_nametoindex(master), state="up")
 
 
-def delete_link(ifname: str) -> None:
-    """Deletes a device; one that is not there is no error."""
+def delete_links(ifnames: Sequence[str]) -> None:
+    """Deletes devices; those that are not there are no error."""
     with rtnl.Rtnl() as netlink:
-        netlink.apply([rtnl.link_delete(ifname)])
+        netlink.apply([rtnl.link_delete(ifname) for ifname in ifnames])
 
 
 def routed_networks() -> list[IPv4Network | IPv6Network]:

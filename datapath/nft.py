@@ -80,7 +80,12 @@ def _elements(policy: Policy) -> list[tuple[str, str]]:
 
 def add(policy: Policy) -> None:
     """Lets the network through; creates the table if it is not there. May be repeated. Raises NftError."""
-    _apply(f"{_RULES if not exists() else ''}{_changes('add', policy)}")
+    try:
+        _apply(_changes("add", policy))
+    except NftError:
+        if exists():
+            raise
+        _apply(_RULES + _changes("add", policy))
 
 
 def remove(policy: Policy) -> None:

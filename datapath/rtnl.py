@@ -10,6 +10,7 @@ Source: RFC 3549; Linux include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,ne
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -47,6 +48,7 @@ TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT = 6, 7, 8, 1
 TC_H_CLSACT, TCM_IFINDEX_MAGIC_BLOCK = 0xFFFFFFF1, 0xFFFFFFFF
 ETH_P_ALL: Final = 0x0003
 
+_SIOCGIFINDEX: Final = 0x8933
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
 _NLMSGERR_ATTR_MSG: Final = 1
 _NLM_F_ACK_TLVS: Final = 0x200
@@ -100,14 +102,9 @@ def _ifinfo(index: int = 0, *, up: bool | None = None, family: int = 0) -> bytes
     return struct.pack("=BxHiII", family, 0, index, flags, 0 if up is None else IFF_UP)
 
 
-def veth_add(
-    ifname: str, *, master: int, peer_ifname: str, peer_netns_fd: int, peer_ifindex: int, peer_mac: bytes, mtu: int
-) -> Request:
-    """A veth pair: the host end up and a port of `master`, the peer in the other namespace, down.
-
-    `peer_ifindex` 0 lets the kernel choose.
-    """
-    peer = struct.pack("=BxHiII", 0, 0, peer_ifindex, 0, 0) + b"".join(
+def veth_add(ifname: str, *, master: int, peer_ifname: str, peer_netns_fd: int, peer_mac: bytes, mtu: int) -> Request:
+    """A veth pair: the host end up and a port of `master`, the peer in the other namespace, down."""
+    peer = _ifinfo() + b"".join(
         (
             text(IFLA_IFNAME, peer_ifname),
             attr(IFLA_ADDRESS, peer_mac),
@@ -239,6 +236,16 @@ class Rtnl:
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    def ifindex(self, ifname: str) -> int | None:
+        """The index of a device in the socket's namespace (netdevice(7), SIOCGIFINDEX), or None."""
+        try:
+            reply = fcntl.ioctl(self._socket, _SIOCGIFINDEX, struct.pack("16si20x", ifname.encode(), 0))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return None
+        return int(struct.unpack_from("=i", reply, 16)[0])
 
     def apply(self, requests: Sequence[Request]) -> None:
         """Sends all requests at once; the kernel works through all of them, also past one that fails.

@@ -1,0 +1,38 @@
+# `make help` lists the targets. V=1 shows the commands.
+SHELL := /bin/bash
+Q := $(if $(V),,@)
+PY := .venv/bin/python
+WORKERS ?= $(shell nproc)
+
+.PHONY: help setup demo test lint unit kernel bench docs clean
+
+help: ## list the targets
+	$(Q)grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## install what is missing: Debian packages, .venv, the cffi module
+	$(Q)tools/setup dev bench
+
+demo: setup ## an accelerated network, end to end, with what it is worth; leaves nothing behind
+	$(Q)$(PY) -m bench.demo
+
+lint: setup ## ruff, mypy --strict, the direction of imports
+	$(Q)$(PY) -m ruff check .
+	$(Q)$(PY) -m ruff format --check .
+	$(Q)$(PY) -m mypy
+	$(Q).venv/bin/lint-imports --no-cache
+
+test: lint ## all tests, root's included; what .ci/run calls
+	$(Q)$(PY) -m pytest -n $(WORKERS) --dist loadgroup tests
+	$(Q)$(PY) -m pytest -q --benchmark-disable bench
+
+unit: setup ## the tests that need no root
+	$(Q)$(PY) -m pytest -q tests/unit tests/contract
+
+kernel: setup ## tests/bpf on Debian's other kernels: KERNEL=6.12 tools/kernel
+	$(Q)tools/kernel $(KERNEL)
+
+bench: setup ## the measured bars, as tables and in bench/results/
+	$(Q)$(PY) -m bench
+
+clean: ## remove what was built
+	$(Q)rm -rf .venv build dist *.egg-info out datapath/_native.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,49 @@
+"""Puts a controller together from the configuration: the one place that knows every implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from control.config import Config
+from control.controller import Deps, NetworkController
+from control.drivers import bridge, host, none
+from control.drivers.base import Driver
+from control.ipam.defaults import DefaultPool
+from control.ipam.pools import PoolIpam
+from control.plan import IDLE, Observer
+from control.sandboxes import SandboxFiles
+from control.store.sqlite import SqliteStore
+from datapath import devices
+from datapath.accel import Accelerator
+
+
+def make_drivers(config: Config) -> Mapping[str, Driver]:
+    """The registry: one line a driver."""
+    drivers = (
+        bridge.BridgeDriver(
+            Accelerator(config.bpffs_dir, config.run_dir, config.datapath.attach),
+            default_accel=config.datapath.accel,
+            default_masquerade=config.datapath.masquerade,
+        ),
+        host.HostDriver(),
+        none.NoneDriver(),
+    )
+    return {driver.name: driver for driver in drivers}
+
+
+def make_deps(config: Config) -> Deps:
+    """Opens the store and builds the rest; raises StoreError. The kernel is not touched."""
+    return Deps(
+        store=SqliteStore(config.state_dir / "linkspan.db"),
+        ipam=PoolIpam([DefaultPool(pool.network, pool.size) for pool in config.ipam.default_pools]),
+        drivers=make_drivers(config),
+        files=SandboxFiles(config.run_dir),
+        routed_networks=devices.routed_networks,
+        predefined_options={"bridge": {bridge.NAME: "linkspan0"}},
+    )
+
+
+def build_controller(config: Config, observe: Observer = IDLE) -> NetworkController:
+    """A controller that has not started; `observe` sees every step before it is taken."""
+    return NetworkController(replace(make_deps(config), observe=observe))

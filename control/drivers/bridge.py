@@ -1,0 +1,390 @@
+"""The driver `bridge`: a Linux bridge with the gateway's addresses, a veth pair an endpoint, eBPF on its host end.
+
+The Linux devices carry all traffic by themselves. The programs check senders, answer for neighbours and take unicast
+between endpoints past the bridge; with `linkspan.accel=off` they are left out and nothing else is different.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_interface
+from typing import Final
+
+import msgspec
+
+from control.addressing import gateway_for
+from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
+from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument
+from control.model import Endpoint, Network, NetworkSpec
+from control.plan import Step
+from datapath import accel, devices, links, nft, rtnl
+
+SHARD_CAPACITY: Final = 1000
+"""Endpoints on one Linux bridge. The kernel allows 1,023 ports (BR_MAX_PORTS); the rest is for trunks between shards."""
+MAX_SHARDS: Final = 20
+
+ACCEL: Final = "linkspan.accel"
+NAME: Final = "com.docker.network.bridge.name"
+ICC: Final = "com.docker.network.bridge.enable_icc"
+MASQUERADE: Final = "com.docker.network.bridge.enable_ip_masquerade"
+MTU: Final = "com.docker.network.driver.mtu"
+IFACE_PREFIX: Final = "com.docker.network.container_iface_prefix"
+_BOOLEANS: Final = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
+_HOST_IFNAME: Final = re.compile(r"ls[0-9a-f]{12}")
+_IFNAME: Final = re.compile(r"[^\s/:]{1,15}")
+
+
+def _check_boolean(option: str, value: str) -> None:
+    if value.lower() not in _BOOLEANS:
+        raise InvalidArgument(f"invalid value {value!r} for option {option}: use true or false")
+
+
+def _check_mtu(option: str, value: str) -> None:
+    if not value.isdecimal() or not 68 <= int(value) <= 65535:
+        raise InvalidArgument(f"invalid value {value!r} for option {option}: use a number of bytes from 68 to 65535")
+
+
+def _check_ifname(option: str, value: str) -> None:
+    if not _IFNAME.fullmatch(value) or value in (".", ".."):
+        raise InvalidArgument(
+            f"invalid device name {value!r} for option {option}: at most 15 characters, no / : or blank"
+        )
+    if devices.ifindex(value) is not None:
+        raise Conflict(f"device {value} exists on this host: choose another name for option {option}")
+
+
+def _check_prefix(option: str, value: str) -> None:
+    if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_-]{0,9}", value):
+        raise InvalidArgument(f"invalid value {value!r} for option {option}: use at most 10 letters and digits")
+
+
+_OPTIONS: Final[Mapping[str, Callable[[str, str], None]]] = {
+    ACCEL: _check_boolean,
+    NAME: _check_ifname,
+    ICC: _check_boolean,
+    MASQUERADE: _check_boolean,
+    MTU: _check_mtu,
+    IFACE_PREFIX: _check_prefix,
+}
+
+
+def _option(network: Network, option: str, default: bool = True) -> bool:
+    return _BOOLEANS[network.options[option].lower()] if option in network.options else default
+
+
+def bridge_name(network: Network, shard: int = 0) -> str:
+    """The Linux bridge of a shard; shard 0 has the gateway's addresses."""
+    if shard == 0:
+        return network.options.get(NAME, f"br-{network.id[:12]}")
+    return f"s{shard:02d}{network.id[:12]}"
+
+
+def bridge_mac(network: Network) -> str:
+    """A locally administered address that the network's id settles, so that no look-up is needed to know it."""
+    return f"02:4c:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}:{network.id[6:8]}"
+
+
+def link_local(mac: bytes) -> IPv6Interface:
+    """The EUI-64 link-local address of a MAC (RFC 4291, appendix A)."""
+    identifier = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:6]
+    return IPv6Interface((IPv6Address(b"\xfe\x80" + bytes(6) + identifier), 64))
+
+
+class BridgeDriver(Driver):
+    """Bridges, veth pairs, the nftables table and the endpoint programs of one host."""
+
+    name = "bridge"
+    capabilities = Capabilities()
+
+    def __init__(self, accelerator: accel.Accelerator, *, default_accel: bool = True, default_masquerade: bool = True):
+        self._accel = accelerator
+        self._default_accel = default_accel
+        self._default_masquerade = default_masquerade
+
+    # -- checking ------------------------------------------------------------------------------------------------
+
+    def validate(self, spec: NetworkSpec, others: Sequence[Network]) -> None:
+        for option, value in spec.options.items():
+            if option not in _OPTIONS:
+                raise InvalidArgument(
+                    f"unknown option {option!r} for the driver bridge: it knows {', '.join(sorted(_OPTIONS))}"
+                )
+            _OPTIONS[option](option, value)
+        if spec.enable_ipv6 and int(spec.options.get(MTU, "1500")) < 1280:
+            raise InvalidArgument(f"option {MTU}={spec.options[MTU]} is less than IPv6 needs: 1280 bytes")
+        for pool in spec.pools:
+            for other in others:
+                for taken in other.pools:
+                    same = pool.subnet is not None and pool.subnet.version == taken.subnet.version
+                    if same and pool.subnet is not None and pool.subnet.overlaps(taken.subnet):
+                        raise Forbidden(
+                            "Pool overlaps with other one on this address space: "
+                            f"{pool.subnet} with {taken.subnet} of network {other.name}; a subnet has one bridge"
+                        )
+
+    def settle_endpoint(self, network: Network, endpoint: Endpoint, siblings: Sequence[Endpoint]) -> Endpoint:
+        used = Counter(sibling.shard for sibling in siblings)
+        shard = next((number for number in range(MAX_SHARDS) if used[number] < SHARD_CAPACITY), None)
+        if shard is None or endpoint.slot >= accel.MAX_SLOTS:
+            raise Exhausted(
+                f"network {network.name} cannot take another endpoint: {len(siblings)} are on it, "
+                f"and this host has room for {min(MAX_SHARDS * SHARD_CAPACITY, accel.MAX_SLOTS)}"
+            )
+        return msgspec.structs.replace(endpoint, host_ifname=f"ls{endpoint.id[:12]}", shard=shard)
+
+    # -- a network -----------------------------------------------------------------------------------------------
+
+    def network_steps(self, network: Network) -> Sequence[Step]:
+        bridge = bridge_name(network)
+        return [
+            Step(f"create bridge {bridge}", partial(self._add_bridge, network), partial(self._delete_bridges, network)),
+            Step(
+                f"let {bridge} through the firewall",
+                partial(self._open_firewall, network),
+                partial(nft.remove, self._policy(network, range(MAX_SHARDS))),
+            ),
+            Step(
+                f"answer for the gateways of {network.name}",
+                partial(self._add_gateways, network),
+                partial(self._delete_gateways, network),
+            ),
+        ]
+
+    def _add_bridge(self, network: Network) -> None:
+        mtu = int(network.options[MTU]) if MTU in network.options else devices.default_mtu()
+        bridge = bridge_name(network)
+        devices.add_bridge(bridge, mac=bridge_mac(network), mtu=mtu, ipv6=network.enable_ipv6)
+        devices.add_addresses(
+            bridge, [ip_interface(f"{p.gateway}/{p.subnet.prefixlen}") for p in network.pools if p.gateway is not None]
+        )
+
+    def _delete_bridges(self, network: Network) -> None:
+        devices.delete_links([bridge_name(network, shard) for shard in reversed(range(MAX_SHARDS))])
+
+    def _open_firewall(self, network: Network) -> None:
+        if not network.internal:
+            devices.enable_forwarding(ipv6=network.enable_ipv6)
+        nft.add(self._policy(network, [0]))
+
+    def _policy(self, network: Network, shards: Sequence[int]) -> nft.Policy:
+        return nft.Policy(
+            bridges=[bridge_name(network, shard) for shard in shards],
+            subnets=[pool.subnet for pool in network.pools],
+            connected=_option(network, ICC),
+            internal=network.internal,
+            masquerade=_option(network, MASQUERADE, self._default_masquerade),
+        )
+
+    def _add_gateways(self, network: Network) -> None:
+        for pool in network.pools:
+            if pool.gateway is not None:
+                self._accel.add_gateway(network.segment, pool.gateway, _mac(bridge_mac(network)))
+
+    def _delete_gateways(self, network: Network) -> None:
+        for pool in network.pools:
+            if pool.gateway is not None:
+                self._accel.delete_gateway(network.segment, pool.gateway)
+
+    # -- an endpoint ---------------------------------------------------------------------------------------------
+
+    def endpoint_steps(self, join: Join) -> Sequence[Step]:
+        network, endpoint, host = join.network, join.endpoint, join.endpoint.host_ifname
+        steps = []
+        if endpoint.shard:
+            steps.append(
+                Step(
+                    f"join shard {endpoint.shard} to bridge {bridge_name(network)}",
+                    partial(self._add_shard, network, endpoint.shard),
+                    lambda: None,  # other endpoints use it; it goes with the network
+                )
+            )
+        steps += [
+            Step(
+                f"create veth {host} on {bridge_name(network, endpoint.shard)}",
+                partial(self._add_veth, join),
+                partial(devices.delete_links, [host]),
+            ),
+            Step(f"set up bridge port {host}", partial(self._set_up_port, network, endpoint), lambda: None),
+        ]
+        if self._is_accelerated(network):
+            port = self._port(network, endpoint)
+            steps.append(
+                Step(
+                    f"attach the programs to {host}",
+                    lambda: self._accel.attach(port),
+                    lambda: self._accel.detach(port),
+                )
+            )
+        steps.append(
+            Step(
+                f"set up {endpoint.ifname} in sandbox {join.sandbox.name}", partial(_set_up_inside, join), lambda: None
+            )
+        )
+        return steps
+
+    def _add_shard(self, network: Network, shard: int) -> None:
+        root, bridge = bridge_name(network), bridge_name(network, shard)
+        mtu = devices.mtu(root)
+        if devices.ifindex(bridge) is None:
+            mac = f"02:4d:{shard:02x}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}"
+            devices.add_bridge(bridge, mac=mac, mtu=mtu, ipv6=False)
+        up, down = f"t{shard:02d}{network.id[:12]}", f"u{shard:02d}{network.id[:12]}"
+        devices.add_trunk(up, root, down, bridge, mtu=mtu)
+        nft.add(self._policy(network, [0, shard]))
+
+    def _add_veth(self, join: Join) -> None:
+        endpoint = join.endpoint
+        if devices.ifindex(endpoint.host_ifname) is not None:
+            return
+        bridge = bridge_name(join.network, endpoint.shard)
+        master = devices.ifindex(bridge)
+        if master is None:
+            raise Conflict(
+                f"bridge {bridge} of network {join.network.name} is gone: restart linkspand to make it again"
+            )
+        netns_fd = os.open(join.netns_path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with rtnl.Rtnl() as netlink:
+                netlink.apply(
+                    [
+                        rtnl.veth_add(
+                            endpoint.host_ifname,
+                            master=master,
+                            peer_ifname=endpoint.ifname,
+                            peer_netns_fd=netns_fd,
+                            peer_mac=_mac(endpoint.mac),
+                            mtu=devices.mtu(bridge),
+                        )
+                    ]
+                )
+        finally:
+            os.close(netns_fd)
+
+    def _set_up_port(self, network: Network, endpoint: Endpoint) -> None:
+        """The port knows its one MAC: nothing is learned, and nothing that is for others is flooded into it."""
+        index = devices.need_ifindex(endpoint.host_ifname)
+        with rtnl.Rtnl() as netlink:
+            netlink.apply(
+                [
+                    rtnl.bridge_port(
+                        index,
+                        endpoint.host_ifname,
+                        learning=False,
+                        unicast_flood=False,
+                        isolated=not _option(network, ICC),
+                    ),
+                    rtnl.fdb_add(index, endpoint.host_ifname, _mac(endpoint.mac)),
+                ]
+            )
+
+    def _port(self, network: Network, endpoint: Endpoint) -> accel.Port:
+        mac = _mac(endpoint.mac)
+        return accel.Port(
+            ifname=endpoint.host_ifname,
+            segment=network.segment,
+            slot=endpoint.slot,
+            mac=mac,
+            ip4=endpoint.ipv4.ip if endpoint.ipv4 else None,
+            ip6=endpoint.ipv6.ip if endpoint.ipv6 else None,
+            ip6_ll=link_local(mac).ip if endpoint.ipv6 else None,
+            is_connected=_option(network, ICC),
+        )
+
+    def _is_accelerated(self, network: Network) -> bool:
+        return _option(network, ACCEL, self._default_accel)
+
+    # -- start and looking ---------------------------------------------------------------------------------------
+
+    def start(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        """Loads the programs, brings maps and firewall in line with the records, and deletes host ends nobody knows."""
+        by_id = {network.id: network for network in networks}
+        present = {link.ifname: link for link in links.dump()}
+        accelerated = [e for e in endpoints if self._is_accelerated(by_id[e.network_id])]
+        self._accel.start([self._port(by_id[e.network_id], e) for e in accelerated if e.host_ifname in present])
+        for network in networks:
+            self._add_gateways(network)
+        if networks:
+            shards = {network.id: {0} for network in networks}
+            for endpoint in endpoints:
+                shards[endpoint.network_id].add(endpoint.shard)
+            nft.synchronize([self._policy(network, sorted(shards[network.id])) for network in networks])
+        known = {endpoint.host_ifname for endpoint in endpoints}
+        ours = [name for name, link in present.items() if link.kind == "veth" and _HOST_IFNAME.fullmatch(name)]
+        devices.delete_links([name for name in ours if name not in known])
+
+    def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
+        present = {link.ifname: link for link in links.dump()}
+        by_id = {network.id: network for network in networks}
+        whole: set[str] = {network.id for network in networks if bridge_name(network) in present}
+        for endpoint in endpoints:
+            link = present.get(endpoint.host_ifname)
+            bridge = present.get(bridge_name(by_id[endpoint.network_id], endpoint.shard))
+            if link is not None and bridge is not None and link.master == bridge.ifindex and link.flags & rtnl.IFF_UP:
+                whole.add(endpoint.id)
+        return whole
+
+    def info(self, network: Network) -> dict[str, str]:
+        facts = {"linkspan.bridge": bridge_name(network)}
+        if not self._is_accelerated(network):
+            facts["linkspan.path"] = f"kernel bridge ({ACCEL}=off)"
+        elif self._accel.problem:
+            facts["linkspan.path"] = f"kernel bridge: {self._accel.problem}"
+        else:
+            facts["linkspan.path"] = f"eBPF ({self._accel.attachment})"
+        return facts
+
+    def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
+        """From the programs where they run, else from the host ends' own counters, which know one path only."""
+        by_slot, drops = self._accel.counters()
+        present = {link.ifname: link for link in links.dump()} if len(by_slot) < len(endpoints) else {}
+        found: dict[str, EndpointCounters] = {}
+        for endpoint in endpoints:
+            counted, link = by_slot.get(endpoint.slot), present.get(endpoint.host_ifname)
+            if counted is not None:
+                found[endpoint.id] = EndpointCounters(**vars(counted), drops=drops.get(endpoint.slot, {}))
+            elif link is not None:
+                found[endpoint.id] = EndpointCounters(
+                    out_slow_packets=link.rx_packets,
+                    out_slow_bytes=link.rx_bytes,
+                    in_slow_packets=link.tx_packets,
+                    in_slow_bytes=link.tx_bytes,
+                )
+        return found
+
+    def status(self) -> DriverStatus:
+        if self._accel.problem:
+            return DriverStatus({"path": "kernel bridge"}, {"ebpf": self._accel.problem})
+        return DriverStatus(
+            {"path": "eBPF", "attachment": self._accel.attachment, **self._accel.facts()}, self._accel.fallbacks
+        )
+
+
+def _set_up_inside(join: Join) -> None:
+    """Addresses, link and default routes in the sandbox; the link goes up last of what lets packets through."""
+    endpoint = join.endpoint
+    with rtnl.Rtnl(join.netns_path) as netlink:
+        index = netlink.ifindex(endpoint.ifname)
+        if index is None:
+            raise Conflict(
+                f"device {endpoint.ifname} is gone from sandbox {join.sandbox.name}: disconnect and connect it"
+            )
+        label = f"{endpoint.ifname} of {join.sandbox.name}"
+        addresses: list[IPv4Interface | IPv6Interface] = [a for a in (endpoint.ipv4, endpoint.ipv6) if a is not None]
+        if endpoint.ipv6 is not None:
+            addresses.append(link_local(_mac(endpoint.mac)))
+        requests = [rtnl.link_no_auto_address(index, label)]
+        requests += [rtnl.addr_add(index, label, address) for address in addresses]
+        requests.append(rtnl.link_up(index, label))
+        for is_default, address in ((join.default_v4, endpoint.ipv4), (join.default_v6, endpoint.ipv6)):
+            gateway = gateway_for(join.network, address)
+            if is_default and gateway is not None:
+                requests.append(rtnl.default_route_add(index, label, gateway.packed))
+        netlink.apply(requests)
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))

@@ -1,0 +1,202 @@
+"""Test hosts: a network, mount and bpffs world of its own for each, with a linkspand in it, and nothing left of it after.
+
+A host is a process that holds a private network and mount namespace; commands enter it with nsenter. So any number of
+hosts, and of pytest workers, run side by side, and the machine's own devices, routes and firewall are never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+DEADLINE_S = 20.0
+
+
+def wait_for(claim: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+    """Polls until `claim` is true and returns what it gave; fails the test with `what` after the deadline."""
+    end = time.monotonic() + deadline_s
+    while True:
+        result = claim()
+        if result:
+            return result
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {deadline_s:.0f} s in vain: {what}")
+        time.sleep(0.02)
+
+
+class Host:
+    """One machine on its own. `dir` holds its state, run and config directories; bpffs is mounted in its mount namespace."""
+
+    def __init__(self, *, bpffs: bool = True) -> None:
+        # Short, because a unix socket's path is at most 107 bytes.
+        self.dir = Path(tempfile.mkdtemp(prefix="lsh", dir="/tmp"))
+        self.state_dir, self.run_dir = self.dir / "state", self.dir / "run"
+        self.bpffs = self.dir / "bpf"
+        for directory in (self.state_dir, self.run_dir, self.bpffs):
+            directory.mkdir()
+        self.socket = self.run_dir / "linkspan.sock"
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self.log_path = self.dir / "linkspand.log"
+        self._holder = subprocess.Popen(
+            ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep infinity"],
+            stdout=subprocess.PIPE,
+        )
+        assert self._holder.stdout is not None
+        self._holder.stdout.readline()
+        self._holder.stdout.close()
+        self.run("ip", "link", "set", "lo", "up")
+        if bpffs:
+            self.run("mount", "-t", "bpf", "bpf", str(self.bpffs))
+
+    # -- commands ------------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        return self._holder.pid
+
+    def enter(self, *command: str) -> list[str]:
+        """The command line that runs `command` on this host."""
+        return ["nsenter", f"--net=/proc/{self.pid}/ns/net", f"--mount=/proc/{self.pid}/ns/mnt", "--", *command]
+
+    def run(self, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Runs a command on the host and returns its output; its errors are in the exception."""
+        done = subprocess.run(
+            self.enter(*command), capture_output=True, text=True, timeout=options.pop("timeout", 60), **options
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def popen(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(self.enter(*command), text=True, **options)
+
+    def ip(self, *args: str) -> Any:
+        """The parsed output of `ip -json`."""
+        return json.loads(self.run("ip", "-json", "-d", *args).stdout or "[]")
+
+    # -- linkspan ------------------------------------------------------------------------------------------------
+
+    def daemon_command(self, *args: str, program: Sequence[str] = ()) -> list[str]:
+        return self.enter(
+            *(program or [str(BIN / "linkspand")]),
+            "--state-dir", str(self.state_dir),
+            "--run-dir", str(self.run_dir),
+            "--bpffs-dir", str(self.bpffs / "linkspan"),
+            "--plugin-socket", str(self.run_dir / "plugin.sock"),
+            *args,
+        )  # fmt: skip
+
+    def start(
+        self, *args: str, program: Sequence[str] = (), env: Mapping[str, str] | None = None, wait: bool = True
+    ) -> subprocess.Popen[bytes]:
+        """Starts linkspand and waits until it answers."""
+        with self.log_path.open("ab") as log:
+            self._daemon = subprocess.Popen(
+                self.daemon_command(*args, program=program), stderr=log, stdout=log, env={**os.environ, **(env or {})}
+            )
+        if wait:
+            wait_for(self._answers, f"linkspand to answer; its log:\n{self.log()}")
+        return self._daemon
+
+    def _answers(self) -> bool:
+        assert self._daemon is not None
+        assert self._daemon.poll() is None, f"linkspand ended with {self._daemon.returncode}:\n{self.log()}"
+        return self.socket.exists() and self.linkspan("version", check=False).returncode == 0
+
+    def log(self) -> str:
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+        """Ends linkspand; networks and sandboxes stay."""
+        if self._daemon is not None:
+            if self._daemon.poll() is None:
+                self._daemon.send_signal(signal_number)
+            self._daemon.wait(15)
+            self._daemon = None
+
+    @property
+    def daemon_pid(self) -> int:
+        assert self._daemon is not None
+        return self._daemon.pid
+
+    def linkspan(self, *args: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Runs the command line client on the host."""
+        return self.run(str(BIN / "linkspan"), "-H", f"unix://{self.socket}", *args, check=check, **options)
+
+    def sandbox(self, name: str, *networks: str, **options: str) -> str:
+        """Makes a sandbox without a process and returns the path of its namespace."""
+        body = {
+            "Name": name,
+            "Networks": [{"Network": network, **options} for network in networks],
+        }
+        return str(self.api("POST", "/linkspan/sandboxes", body)["NetnsPath"])
+
+    def api(self, method: str, path: str, body: Any = None) -> Any:
+        """Calls the API through curl, which knows nothing of our client."""
+        command = [
+            "curl",
+            "-sS",
+            "--fail-with-body",
+            "-X",
+            method,
+            "--unix-socket",
+            str(self.socket),
+            f"http://l{path}",
+        ]
+        if body is not None:
+            command += ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
+        output = self.run(*command).stdout
+        return json.loads(output) if output.strip() else None
+
+    def inside(self, netns: str, *command: str) -> list[str]:
+        """The command line that runs a command in a sandbox's namespace, whose file only this host's mounts show."""
+        return self.enter("nsenter", f"--net={netns}", "--", *command)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def leftovers(self) -> list[str]:
+        """What linkspan has made on this host and not removed: devices, pins, tables, namespaces, records."""
+        links = [link["ifname"] for link in self.ip("link") if link["ifname"] not in ("lo", "linkspan0")]
+        pinned = [
+            str(path)
+            for path in map(
+                Path, self.run("find", str(self.run_dir / "netns"), "-type", "f", check=False).stdout.split()
+            )
+        ]
+        return links + pinned
+
+    def close(self) -> None:
+        """Ends the daemon and everything on the host, and removes its files."""
+        self.stop(signal.SIGKILL)
+        inode = os.stat(f"/proc/{self.pid}/ns/mnt").st_ino
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit() and int(entry.name) not in (self.pid, os.getpid()):
+                try:
+                    if os.stat(f"/proc/{entry.name}/ns/mnt").st_ino == inode:
+                        os.kill(int(entry.name), signal.SIGKILL)
+                except OSError:
+                    continue
+        self._holder.kill()
+        self._holder.wait()
+        shutil.rmtree(self.dir)
+
+
+@contextmanager
+def host(**options: Any) -> Iterator[Host]:
+    machine = Host(**options)
+    try:
+        yield machine
+    finally:
+        machine.close()
