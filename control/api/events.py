@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -78,7 +79,7 @@ class Broadcaster:
     def __init__(self, queue_max: int = QUEUE_MAX) -> None:
         self._queue_max = queue_max
         self._history: deque[Event] = deque(maxlen=HISTORY)
-        self._readers: set[_Reader] = set()
+        self._readers: set[Reader] = set()
         self._unsubscribe: Callable[[], None] | None = None
 
     def start(self, subscribe: Callable[[Callable[[Event], None]], Callable[[], None]]) -> None:
@@ -107,24 +108,22 @@ class Broadcaster:
     def readers(self) -> int:
         return len(self._readers)
 
-    async def read(self, since: datetime | None, until: datetime | None) -> AsyncGenerator[Event, None]:
-        """Yields kept events from `since` on, then new ones until `until`; ends early for a reader that does not keep
-        up.
-        """
-        reader = _Reader(self._queue_max)
-        kept = [event for event in self._history if since is not None and since <= event.time]
+    @contextmanager
+    def reader(self, since: datetime | None) -> Iterator[Reader]:
+        """Yields a reader of the kept events from `since` on and of all that come from now."""
+        reader = Reader(self._queue_max)
+        if since is not None:
+            for event in self._history:
+                if since <= event.time:
+                    reader.offer(event)
         self._readers.add(reader)
         try:
-            for event in kept:
-                if until is None or event.time <= until:
-                    yield event
-            while (event_or_end := await reader.next(until)) is not None:
-                yield event_or_end
+            yield reader
         finally:
             self._readers.discard(reader)
 
 
-class _Reader:
+class Reader:
     """A bounded queue that ends: by `end`, by a deadline, or at once when it overflows."""
 
     def __init__(self, queue_max: int) -> None:
@@ -147,6 +146,7 @@ class _Reader:
         self._wake.set()
 
     async def next(self, until: datetime | None) -> Event | None:
+        """The next event, None when there is none before `until` or the reader has ended."""
         while not self._queue:
             if self._is_ended:
                 return None

@@ -10,7 +10,6 @@ import asyncio
 import os
 import platform
 import threading
-from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -113,14 +112,24 @@ class SystemHandlers:
         if since is not None and until is not None and until < since:
             raise InvalidArgument("`since` time is after the `until` time")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        await response.prepare(request)
-        async with aclosing(self._context.events.read(since, until)) as stream:
-            async for event in stream:
+        with self._context.events.reader(
+            since
+        ) as reader:  # before the client sees an answer, so that it misses nothing
+            await response.prepare(request)
+            while (event := await reader.next(until)) is not None:
                 message = events.view(event)
                 if events.accepts(wanted, message):
-                    async with asyncio.timeout(self._context.limits.body_timeout_seconds):
-                        await response.write(msgspec.json.encode(message) + b"\n")
+                    await self._write(request, response, msgspec.json.encode(message) + b"\n")
         return response
+
+    async def _write(self, request: web.Request, response: web.StreamResponse, line: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._context.limits.body_timeout_seconds):
+                await response.write(line)
+        except TimeoutError as error:
+            if request.transport is not None:
+                request.transport.abort()  # a close would wait for the reader
+            raise ConnectionAbortedError("a reader of /events takes nothing") from error
 
 
 def _arch() -> str:
