@@ -81,14 +81,16 @@ class Client:
             headers["Content-Type"] = "application/json"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
             peer.settimeout(min(_CONNECT_TIMEOUT_S, self.timeout))
-            peer.connect(self._socket_path())
+            peer.connect(self.socket_path)
             peer.settimeout(self.timeout)
             connection.sock = peer
             connection.request(method, target, body, headers)
             with connection.getresponse() as response:
                 return response, response.read()
 
-    def _socket_path(self) -> str:
+    @property
+    def socket_path(self) -> str:
+        """The path of the socket; raises CliError for a host that names none."""
         scheme, separator, path = self.host.partition("://")
         if scheme != "unix" or not separator or not path:
             raise CliError(f'invalid host "{self.host}": linkspand is reached by unix:///path/to/its.sock only')

@@ -16,7 +16,9 @@ def _names(ctx: click.Context, path: str, **query: str) -> list[str]:
     from control.cli.main import host_of
 
     try:
-        found: list[dict[str, Any]] = Client(host_of(ctx.find_root().params.get("host")), _TIMEOUT_S).get(path, **query) or []
+        found: list[dict[str, Any]] = (
+            Client(host_of(ctx.find_root().params.get("host")), _TIMEOUT_S).get(path, **query) or []
+        )
     except CliError:
         return []
     return [record["Name"] for record in found]
@@ -47,3 +49,7 @@ def network_list(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     """For a flag that takes networks separated by commas."""
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{name}" for name in _names(ctx, "/networks") if name.startswith(last)]
+
+
+def first_sandbox(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [] if ctx.params.get("args") else sandboxes(ctx, param, incomplete)

@@ -72,7 +72,9 @@ def _index(value: Any, *keys: Any) -> Any:
             case dict():
                 if not isinstance(key, str):
                     raise CallError(
-                        f"value has type {go_type(key)}; should be string" if key is not None else "value is nil; should be of type string"
+                        f"value has type {go_type(key)}; should be string"
+                        if key is not None
+                        else "value is nil; should be of type string"
                     )
                 value = value.get(key, value.zero if isinstance(value, TypedMap) else None)
             case _:
@@ -86,7 +88,9 @@ def _slice(value: Any, *bounds: Any) -> Any:
     if not isinstance(value, (str, list)):
         raise CallError(f"can't slice item of type {go_type(value)}")
     if len(bounds) > (2 if isinstance(value, str) else 3):
-        raise CallError("cannot 3-index slice a string" if isinstance(value, str) else f"too many slice indexes: {len(bounds)}")
+        raise CallError(
+            "cannot 3-index slice a string" if isinstance(value, str) else f"too many slice indexes: {len(bounds)}"
+        )
     items: Any = value.encode() if isinstance(value, str) else value
     size = len(items)
     low, high = 0, size

@@ -241,7 +241,13 @@ def _scalar(verb: str, value: Any, flags: str, precision: int | None) -> Iterato
             yield char if verb == "c" else f"'{quoted(char)[1:-1]}'" if verb == "q" else f"U+{value:04X}"
         elif verb in "dvboxXO":
             base = {"d": "d", "v": "d", "O": "o"}.get(verb, verb)
-            prefix = "0o" if verb == "O" else {"x": "0x", "X": "0X", "o": "0", "b": "0b"}.get(verb, "") if "#" in flags else ""
+            prefix = (
+                "0o"
+                if verb == "O"
+                else {"x": "0x", "X": "0X", "o": "0", "b": "0b"}.get(verb, "")
+                if "#" in flags
+                else ""
+            )
             digits = format(abs(value), base).rjust(precision or 0, "0")
             yield ("-" if value < 0 else sign) + prefix + digits
     elif isinstance(value, float):

@@ -50,7 +50,9 @@ def rendered(listing: Listing, records: Iterable[Any], format: str, *, quiet: bo
         if quiet:
             return "".join(f"{row.fields()['ID']}\n" for row in rows)
         columns = [part.strip("{}.") for part in listing.table.split("\t")]
-        return _table([[listing.headers[name] for name in columns], *([row.fields()[name] for name in columns] for row in rows)])
+        return _table(
+            [[listing.headers[name] for name in columns], *([row.fields()[name] for name in columns] for row in rows)]
+        )
     return _by_template(listing, rows, format, quiet)
 
 

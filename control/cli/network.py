@@ -29,7 +29,10 @@ _INGRESS_WARNING: Final = (
 network = Group(
     "network",
     short="Manage networks",
-    members={name: f"control.cli.network:{name}" for name in ("connect", "create", "disconnect", "inspect", "ls", "prune", "rm")},
+    members={
+        name: f"control.cli.network:{name}"
+        for name in ("connect", "create", "disconnect", "inspect", "ls", "prune", "rm")
+    },
     aliases={"list": "ls", "remove": "rm"},
 )
 

@@ -71,7 +71,9 @@ class SandboxRow(_Record):
             "PID": str(record["Pid"]) if record.get("Pid") and record["State"] == "running" else "",
             "RunningFor": f"{human_duration((datetime.now(UTC) - created.moment()).total_seconds())} ago",
             "State": record["State"],
-            "Status": f"{record['State']} ({code})" if record["State"] == "exited" and code is not None else record["State"],
+            "Status": f"{record['State']} ({code})"
+            if record["State"] == "exited" and code is not None
+            else record["State"],
         }
 
     def _command(self) -> str:

@@ -155,7 +155,11 @@ _IPAM_CONFIG: Final = Shape(
 )
 _IPAM: Final = Shape(
     "network.IPAM",
-    (Part("Driver", "Driver", text), Part("Options", "Options", _STRINGS), Part("Config", "Config", slice_of(_IPAM_CONFIG))),
+    (
+        Part("Driver", "Driver", text),
+        Part("Options", "Options", _STRINGS),
+        Part("Config", "Config", slice_of(_IPAM_CONFIG)),
+    ),
 )
 _ENDPOINT: Final = Shape(
     "network.EndpointResource",

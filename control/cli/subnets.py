@@ -29,7 +29,9 @@ def ipam_config(
         for subnet in _holding(entries, ip_range, "range"):
             earlier = entries[subnet].setdefault("IPRange", ip_range)
             if earlier is not ip_range:
-                raise CliError(f"cannot configure multiple ranges ({ip_range}, {earlier}) on the same subnet ({subnet})")
+                raise CliError(
+                    f"cannot configure multiple ranges ({ip_range}, {earlier}) on the same subnet ({subnet})"
+                )
     for gateway in gateways:
         for subnet in _holding(entries, gateway, "gateway"):
             earlier = entries[subnet].setdefault("Gateway", gateway)

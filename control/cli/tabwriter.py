@@ -18,7 +18,8 @@ def aligned(text: str) -> str:
     widths: list[list[int]] = [[] for _ in lines]
     _measure(lines, widths, 0, len(lines), 0)
     return "\n".join(
-        "".join(cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths[row], strict=False)) + cells[-1]
+        "".join(cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths[row], strict=False))
+        + cells[-1]
         for row, cells in enumerate(lines)
     )
 

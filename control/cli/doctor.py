@@ -1,0 +1,82 @@
+"""`linkspan doctor`: what this kernel can do, asked here and now, and what linkspand says of itself."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from control.cli.client import Client
+from control.cli.command import NO_ARGUMENTS, Flag, command
+from control.cli.errors import FAILED, CliError
+from control.cli.progress import Progress
+from control.cli.values import Bool
+
+if TYPE_CHECKING:
+    from datapath.features import Check
+
+# Without these no network works; all else makes networks faster or is for drivers that not everybody uses.
+_REQUIRED: Final = frozenset({"veth", "bridge", "nftables"})
+
+
+@command("doctor", "[OPTIONS]", NO_ARGUMENTS, Flag("json", Bool(), "Print in JSON format"))
+def doctor(client: Client, args: list[str], json: bool | None) -> int:
+    """Check what this host can do, and how linkspand fares"""
+    from datapath.features import Answer, report
+
+    with Progress("probing the kernel"):
+        checks = report()
+    status: dict[str, Any] | None = None
+    problem = ""
+    try:
+        status = client.get("/linkspan/status")
+    except CliError as error:
+        problem = error.message
+    click.echo(_document(checks, status, problem) if json else _text(client.host, checks, status, problem), nl=False)
+    missing = [check.name for check in checks if check.name in _REQUIRED and check.answer is Answer.NO]
+    if missing and not json:
+        click.echo(f"\nLinkspan cannot work here without {' and '.join(missing)}.")
+    return FAILED if missing else 0
+
+
+def _document(checks: list[Check], status: dict[str, Any] | None, problem: str) -> str:
+    document = {
+        "checks": [
+            {
+                "name": check.name,
+                "answer": check.answer.value,
+                "reason": check.reason,
+                "needed_for": check.needed_for,
+                "minimum_kernel": ".".join(map(str, check.minimum)) if check.minimum else None,
+                "required": check.name in _REQUIRED,
+            }
+            for check in checks
+        ],
+        "daemon": status,
+        "daemon_error": problem or None,
+    }
+    return json.dumps(document, indent=4, ensure_ascii=False) + "\n"
+
+
+def _text(host: str, checks: list[Check], status: dict[str, Any] | None, problem: str) -> str:
+    from control.cli.tabwriter import aligned
+
+    lines = ["CHECK\tANSWER\tNEEDED FOR\tREASON"]
+    lines += [f"{check.name}\t{check.answer.value}\t{check.needed_for}\t{check.reason}" for check in checks]
+    table = aligned("".join(f"{line}\n" for line in lines))
+    if status is None:
+        return f"{table}\n{problem}\n"
+    counts = ", ".join(f"{value} {name}" for name, value in status.items() if isinstance(value, int))
+    return f"{table}\nlinkspand at {host}: {counts}\n{_sections(status)}"
+
+
+def _sections(status: dict[str, Any]) -> str:
+    """What the daemon tells besides counts: facts by driver, and each fallback with its reason."""
+    lines = []
+    for driver, facts in (status.get("drivers") or {}).items():
+        shown = ", ".join(f"{name} {value}" for name, value in facts.items()) or "ready"
+        lines.append(f"  driver {driver}: {shown}\n")
+    for feature, reason in (status.get("fallbacks") or {}).items():
+        lines.append(f"  fallback, {feature}: {reason}\n")
+    return "".join(lines)
