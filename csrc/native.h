@@ -47,7 +47,7 @@ int ls_bpf_link_info(int fd, struct ls_link_info *info);
 /* netns.c. Where a function works inside another namespace it does so in a thread of its own, so the caller's
  * namespace never changes. *step names the system call that failed. */
 int ls_netns_create(const char *path, const char **step);
-int ls_netns_delete(const char *path, const char **step);
+int ls_netns_unmount(const char *path);
 int ls_netns_prepare_directory(const char *path, const char **step);
 int ls_netns_check(const char *path); /* 1: a network namespace; 0: something else */
 int ls_netns_open_socket(const char *path, int family, int type, int protocol, const char **step);

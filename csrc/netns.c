@@ -94,20 +94,12 @@ int ls_netns_create(const char *path, const char **step)
 	return rc;
 }
 
-int ls_netns_delete(const char *path, const char **step)
+int ls_netns_unmount(const char *path)
 {
-	/* Something may have been mounted over the namespace; EINVAL says that nothing is left. */
+	/* Something may have been mounted on top; EINVAL says that nothing is left. */
 	while (umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) == 0)
 		;
-	*step = "umount";
-	if (errno == ENOENT)
-		return 0;
-	if (errno != EINVAL)
-		return -errno;
-	*step = "unlink";
-	if (unlink(path) < 0 && errno != ENOENT)
-		return -errno;
-	return 0;
+	return errno == EINVAL || errno == ENOENT ? 0 : -errno;
 }
 
 int ls_netns_prepare_directory(const char *path, const char **step)

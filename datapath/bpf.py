@@ -30,7 +30,7 @@ REDIRECT_PEER: Final[int] = lib.BPF_FUNC_redirect_peer
 ENOTSUPP: Final = 524
 _NAME_LENGTH: Final = 15
 _LOG_BYTES: Final = 1 << 20
-_BATCH: Final = 4096
+_BATCH_BYTES: Final = 1 << 20
 # A program may grow a packet by what the kernel's test run leaves as head and tail room.
 _TEST_RUN_ROOM: Final = 1024
 _U32: Final = struct.Struct("=I")
@@ -388,7 +388,7 @@ class Map:
         Reads in batches where the kernel can. An entry that is written or deleted meanwhile may or may not appear.
         """
         previous: bytes | None = None
-        capacity = min(self.info.max_entries, _BATCH)
+        capacity = self._batch_size()
         while True:
             try:
                 keys, values, following = self.read_batch(previous, capacity)
@@ -416,7 +416,7 @@ class Map:
         while start < stop:
             previous = _U32.pack(start - 1) if start else None
             try:
-                _, values, _ = self.read_batch(previous, min(stop - start, _BATCH))
+                _, values, _ = self.read_batch(previous, min(stop - start, self._batch_size()))
             except OSError as error:
                 if error.errno not in (EINVAL, ENOTSUPP):
                     raise
@@ -448,6 +448,9 @@ class Map:
             bytes(ffi.buffer(values, count[0] * self.value_size)),
             None if is_last else bytes(ffi.buffer(following)),
         )
+
+    def _batch_size(self) -> int:
+        return min(self.info.max_entries, max(1, _BATCH_BYTES // self.value_size))
 
     def _items_by_key(self) -> Iterator[tuple[bytes, bytes]]:
         previous: bytes | None = None

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
-from errno import EINVAL, EPERM
+from errno import EINVAL, ENOTEMPTY, EPERM
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
@@ -52,10 +52,13 @@ def delete(path: StrPath) -> None:
 
     The namespace ends with the last process, socket or other mount that uses it.
     """
-    step = ffi.new("char **")
-    result = lib.ls_netns_delete(_encode(path), step)
-    if result < 0:
-        raise _error(result, "delete", path, step)
+    _unmount(path)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OSError(error.errno, f"delete network namespace {os.fspath(path)}: {error.strerror}") from error
 
 
 def prepare_directory(path: StrPath) -> None:
@@ -69,7 +72,18 @@ def prepare_directory(path: StrPath) -> None:
     step = ffi.new("char **")
     result = lib.ls_netns_prepare_directory(raw, step)
     if result < 0:
-        raise _error(result, "prepare directory", path, step)
+        raise OSError(-result, f"prepare {os.fspath(path)}: {ffi.string(step[0]).decode()}: {_reason(result)}")
+
+
+def release_directory(path: StrPath) -> None:
+    """Undoes `prepare_directory`; harmless when that was not done. Raises OSError when something is pinned in it."""
+    try:
+        if os.listdir(path):
+            raise OSError(ENOTEMPTY, f"{os.fspath(path)} still has network namespaces pinned in it")
+        _unmount(path)
+        os.rmdir(path)
+    except FileNotFoundError:
+        return
 
 
 def is_netns(path: StrPath) -> bool:
@@ -143,10 +157,19 @@ def call(path: StrPath | None, function: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def _unmount(path: StrPath) -> None:
+    result = lib.ls_netns_unmount(_encode(path))
+    if result < 0:
+        raise OSError(-result, f"umount {os.fspath(path)}: {_reason(result)}")
+
+
 def _error(result: int, action: str, path: StrPath, step: CData) -> OSError:
     failed = ffi.string(step[0]).decode()
-    text = f"{action} network namespace {os.fspath(path)}: {failed}: {os.strerror(-result)}"
-    return OSError(-result, text + ("; needs root, or CAP_SYS_ADMIN" if result == -EPERM else ""))
+    return OSError(-result, f"{action} network namespace {os.fspath(path)}: {failed}: {_reason(result)}")
+
+
+def _reason(result: int) -> str:
+    return os.strerror(-result) + ("; needs root, or CAP_SYS_ADMIN" if result == -EPERM else "")
 
 
 def _encode(path: StrPath) -> bytes:

@@ -213,6 +213,7 @@ def without_batches(monkeypatch, code):
 @isolated
 def test_items_are_what_was_written(monkeypatch, type, fallback):
     """10,000 entries: several batches."""
+    monkeypatch.setattr(bpf, "_BATCH_BYTES", 4096 * 8)
     if fallback:
         without_batches(monkeypatch, fallback)
     written = {U32.pack(key): U64.pack(key * 3) for key in range(10_000)}
@@ -227,7 +228,7 @@ def test_items_are_what_was_written(monkeypatch, type, fallback):
 
 @isolated
 def test_a_hash_bucket_larger_than_a_batch_is_read(monkeypatch):
-    monkeypatch.setattr(bpf, "_BATCH", 1)
+    monkeypatch.setattr(bpf, "_BATCH_BYTES", 1)
     written = {U32.pack(key): U64.pack(key) for key in range(500)}
     with hash_map(entries=500) as numbers:
         for key, value in written.items():
@@ -248,6 +249,7 @@ def test_other_errors_of_a_batched_read_are_raised(monkeypatch):
 @pytest.mark.parametrize("type", [bpf.MapType.ARRAY, bpf.MapType.PERCPU_ARRAY])
 @isolated
 def test_an_array_is_read_from_any_index(monkeypatch, type, fallback):
+    monkeypatch.setattr(bpf, "_BATCH_BYTES", 1024 * 8)
     if fallback:
         without_batches(monkeypatch, fallback)
     with bpf.Map(bpf.map_create(type, 4, 8, 5000)) as array:

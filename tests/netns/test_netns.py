@@ -169,7 +169,7 @@ def test_every_layer_of_mounts_is_removed(tmp_path):
 @isolated
 def test_deleting_a_directory_is_refused_by_name(tmp_path):
     (tmp_path / "dir").mkdir()
-    with pytest.raises(OSError, match=f"delete network namespace {tmp_path}/dir: unlink: "):
+    with pytest.raises(OSError, match=f"delete network namespace {tmp_path}/dir: Is a directory"):
         netns.delete(tmp_path / "dir")
     assert (tmp_path / "dir").is_dir()
 
@@ -218,6 +218,21 @@ def test_deletion_reaches_mount_namespaces_made_meanwhile(tmp_path):
         with open(f"/proc/{child.pid}/mountinfo") as lines:
             assert str(path) not in lines.read()
         child.stdin.close()
+
+
+@isolated
+def test_releasing_a_directory_undoes_preparing_it(tmp_path):
+    path = tmp_path / "netns"
+    netns.prepare_directory(path)
+    netns.create(path / "sb")
+    with pytest.raises(OSError, match=f"{path} still has network namespaces"):
+        netns.release_directory(path)
+    assert netns.is_netns(path / "sb")
+    netns.delete(path / "sb")
+    for _ in range(2):
+        netns.release_directory(path)
+        assert not path.exists()
+        assert mounts(path) == []
 
 
 @isolated
