@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 from control import addressing
@@ -383,6 +384,7 @@ class NetworkController:
             network = self._records.network(network_ref)
             driver = self._driver(network.driver)
             self._check_join(network, sandbox, driver)
+            driver.validate_endpoint(network, spec)
             siblings = self._records.on_network(network.id)
             endpoint_id = EndpointId(secrets.token_hex(32))
             mac = addressing.check_mac(spec.mac, network, siblings) if spec.mac else None
@@ -404,8 +406,13 @@ class NetworkController:
                     ipv6=ipv6,
                     aliases=spec.aliases,
                     driver_options=spec.driver_options,
+                    gateway_priority=spec.gateway_priority,
                 )
                 endpoint = driver.settle_endpoint(network, endpoint, siblings)
+                if endpoint.ifname and any(e.ifname == endpoint.ifname for e in self._records.in_sandbox(sandbox.id)):
+                    raise Conflict(
+                        f"sandbox {sandbox.name} has a device {endpoint.ifname} already: choose another name"
+                    )
                 self._records.commit(put=[endpoint], changes=changes)
             except Exception:
                 addressing.release_addresses(self._deps.ipam, network, ipv4, ipv6)
@@ -485,21 +492,21 @@ class NetworkController:
         self._hosts.mark([endpoint.sandbox_id, *(e.sandbox_id for e in others)])
 
     def _join_of(self, endpoint: Endpoint) -> Join:
-        """What the driver gets to know; the default routes go through the oldest endpoint that has a gateway."""
+        """What the driver gets to know, the default routes' way included."""
         network = self._records.network(endpoint.network_id)
         sandbox = self._records.sandbox(endpoint.sandbox_id)
-        earlier = [
-            self._records.network(e.network_id)
-            for e in self._records.in_sandbox(sandbox.id)
-            if e.created < endpoint.created and e.state is not EndpointState.LEAVING
+        rivals = [
+            (other, self._records.network(other.network_id))
+            for other in self._records.in_sandbox(sandbox.id)
+            if other.state is not EndpointState.LEAVING and _gateway_rank(other) < _gateway_rank(endpoint)
         ]
         return Join(
             network=network,
             endpoint=endpoint,
             sandbox=sandbox,
             netns_path=self._deps.files.paths(sandbox).netns,
-            default_v4=not network.internal and not any(addressing.has_gateway(other, 4) for other in earlier),
-            default_v6=not network.internal and not any(addressing.has_gateway(other, 6) for other in earlier),
+            default_v4=not network.internal and not any(addressing.has_gateway(other, 4) for _, other in rivals),
+            default_v6=not network.internal and not any(addressing.has_gateway(other, 6) for _, other in rivals),
         )
 
     def _hand_over_default_route(self, sandbox: Sandbox) -> None:
@@ -682,6 +689,11 @@ def _check_name(kind: str, name: str) -> None:
         )
     if not _NAME.fullmatch(name):
         raise InvalidArgument(f"invalid {kind} name {name!r}: only [a-zA-Z0-9][a-zA-Z0-9_.-]* are allowed")
+
+
+def _gateway_rank(endpoint: Endpoint) -> tuple[int, datetime]:
+    """The lowest has the default route."""
+    return -endpoint.gateway_priority, endpoint.created
 
 
 def _reasons(group: ExceptionGroup[Exception]) -> str:

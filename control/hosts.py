@@ -1,4 +1,4 @@
-"""Who is called what on which network: the text of each sandbox's /etc/hosts, kept up to date as endpoints come and go."""
+"""Who is called what on which network: the text of each sandbox's /etc/hosts, kept up to date."""
 
 from __future__ import annotations
 

@@ -121,7 +121,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """The place where one sandbox joins one network.
 
     `slot` indexes the datapath's counters; `shard` is the number of the Linux bridge the host end is a port of.
-    `host_ifname` is empty for drivers that make no device. `mac` is six lower-case hex pairs with colons.
+    `host_ifname` is empty for drivers that make no device. `mac` is six lower-case hex pairs with colons. The sandbox's
+    default route goes through the endpoint of the highest `gateway_priority`, the oldest among equals.
     """
 
     id: EndpointId
@@ -138,6 +139,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     ipv6: IPv6Interface | None = None
     aliases: tuple[str, ...] = ()
     driver_options: dict[str, str] = {}
+    gateway_priority: int = 0
 
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,6 +197,7 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True):
     mac: str | None = None
     aliases: tuple[str, ...] = ()
     driver_options: dict[str, str] = {}
+    gateway_priority: int = 0
 
 
 class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -81,7 +81,7 @@ class EndpointSettings(_Body, frozen=True, kw_only=True):
     links: list[str] | None = None
     aliases: list[str] | None = None
     driver_opts: StringMap | None = None
-    gw_priority: int | None = None
+    gw_priority: Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     mac_address: str | None = None
 
 
@@ -170,7 +170,6 @@ def endpoint_spec(body: EndpointSettings | None) -> EndpointSpec:
         return EndpointSpec()
     for wanted, field, instead in (
         (body.links, "Links", "names resolve on every network; give Aliases for other names"),
-        (body.gw_priority, "GwPriority", "the first network of a sandbox has its default route"),
         (body.ipam_config and body.ipam_config.link_local_ips, "LinkLocalIPs", "give IPv4Address or IPv6Address"),
     ):
         if wanted:
@@ -198,6 +197,7 @@ def endpoint_spec(body: EndpointSettings | None) -> EndpointSpec:
         mac=body.mac_address or None,
         aliases=tuple(dict.fromkeys(body.aliases or ())),
         driver_options=body.driver_opts or {},
+        gateway_priority=body.gw_priority or 0,
     )
 
 

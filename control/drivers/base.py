@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from control.errors import InvalidArgument
-from control.model import Endpoint, Network, NetworkSpec, Sandbox
+from control.model import Endpoint, EndpointSpec, Network, NetworkSpec, Sandbox
 from control.plan import Step
 
 
@@ -90,6 +90,13 @@ class Driver:
         """
         for option in spec.options:
             raise InvalidArgument(f"unknown option {option!r}: the driver {self.name} has no options")
+
+    def validate_endpoint(self, network: Network, spec: EndpointSpec) -> None:
+        """Raises InvalidArgument for an unknown or malformed option of an endpoint. Pure."""
+        for option in spec.driver_options:
+            raise InvalidArgument(
+                f"unknown option {option!r} for an endpoint: the driver {self.name} has no endpoint options"
+            )
 
     def network_steps(self, network: Network) -> Sequence[Step]:
         """What makes the network exist on this host."""

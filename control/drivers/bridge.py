@@ -19,12 +19,12 @@ import msgspec
 from control.addressing import gateway_for
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
 from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument
-from control.model import Endpoint, Network, NetworkSpec
+from control.model import Endpoint, EndpointSpec, Network, NetworkSpec
 from control.plan import Step
 from datapath import accel, devices, links, nft, rtnl
 
 SHARD_CAPACITY: Final = 1000
-"""Endpoints on one Linux bridge. The kernel allows 1,023 ports (BR_MAX_PORTS); the rest is for trunks between shards."""
+"""Endpoints on one Linux bridge. The kernel allows 1,023 ports (BR_MAX_PORTS); the rest is for trunks of shards."""
 MAX_SHARDS: Final = 20
 
 ACCEL: Final = "linkspan.accel"
@@ -33,6 +33,7 @@ ICC: Final = "com.docker.network.bridge.enable_icc"
 MASQUERADE: Final = "com.docker.network.bridge.enable_ip_masquerade"
 MTU: Final = "com.docker.network.driver.mtu"
 IFACE_PREFIX: Final = "com.docker.network.container_iface_prefix"
+IFNAME: Final = "com.docker.network.endpoint.ifname"
 _BOOLEANS: Final = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 _HOST_IFNAME: Final = re.compile(r"ls[0-9a-f]{12}")
 _IFNAME: Final = re.compile(r"[^\s/:]{1,15}")
@@ -126,6 +127,13 @@ class BridgeDriver(Driver):
                             f"{pool.subnet} with {taken.subnet} of network {other.name}; a subnet has one bridge"
                         )
 
+    def validate_endpoint(self, network: Network, spec: EndpointSpec) -> None:
+        for option, value in spec.driver_options.items():
+            if option != IFNAME:
+                raise InvalidArgument(f"unknown option {option!r} for an endpoint of driver bridge: it knows {IFNAME}")
+            if not _IFNAME.fullmatch(value) or value in (".", "..", "lo", "all", "default"):
+                raise InvalidArgument(f"invalid device name {value!r} for option {option}")
+
     def settle_endpoint(self, network: Network, endpoint: Endpoint, siblings: Sequence[Endpoint]) -> Endpoint:
         used = Counter(sibling.shard for sibling in siblings)
         shard = next((number for number in range(MAX_SHARDS) if used[number] < SHARD_CAPACITY), None)
@@ -134,7 +142,8 @@ class BridgeDriver(Driver):
                 f"network {network.name} cannot take another endpoint: {len(siblings)} are on it, "
                 f"and this host has room for {min(MAX_SHARDS * SHARD_CAPACITY, accel.MAX_SLOTS)}"
             )
-        return msgspec.structs.replace(endpoint, host_ifname=f"ls{endpoint.id[:12]}", shard=shard)
+        ifname = endpoint.driver_options.get(IFNAME, endpoint.ifname)
+        return msgspec.structs.replace(endpoint, ifname=ifname, host_ifname=f"ls{endpoint.id[:12]}", shard=shard)
 
     # -- a network -----------------------------------------------------------------------------------------------
 
