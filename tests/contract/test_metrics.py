@@ -1,0 +1,176 @@
+"""/metrics: what it says is true, parses by Prometheus's own rules, and never holds up the API."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from control.api.server import ListenError, bind_tcp, build_metrics_app, serve
+from control.config import ApiSection
+from control.drivers.base import EndpointCounters
+from control.metrics import Metrics
+from control.model import Network, NetworkState, SandboxSpec, utcnow
+from tests.api_server import DEADLINE_SECONDS, ApiServer
+from tests.fakes import FakeDriver, fake_controller
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scraped(metrics: Metrics) -> Samples:
+    """Samples by name and labels, read by the client library's parser."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(metrics.expose().decode())
+        for sample in family.samples
+    }
+
+
+def of(samples: Samples, name: str, **labels: str) -> float:
+    """The only sample of this name that has these labels."""
+    found = [
+        value for (other, have), value in samples.items() if other == name and labels.items() <= dict(have).items()
+    ]
+    assert len(found) == 1, (name, labels, found)
+    return found[0]
+
+
+def test_endpoints_are_counted_by_direction_path_and_reason(server: ApiServer, driver: FakeDriver) -> None:
+    server.ask("POST", "/networks/create", {"Name": "blue"})
+    server.ask("POST", "/linkspan/sandboxes", {"Name": "web", "Networks": [{"Network": "blue"}]})
+    endpoint_id = next(iter(driver.endpoints))
+    driver.tallies[endpoint_id] = EndpointCounters(
+        out_fast_packets=1,
+        out_fast_bytes=2,
+        out_slow_packets=3,
+        out_slow_bytes=4,
+        in_fast_packets=5,
+        in_fast_bytes=6,
+        in_slow_packets=7,
+        in_slow_bytes=2**53 - 1,
+        drops={"spoofed_mac": 9},
+    )
+    samples = scraped(server.metrics)
+    who = {"network": "blue", "driver": "bridge", "endpoint": endpoint_id[:12], "sandbox": "web"}
+    for number, (direction, path) in enumerate([("out", "fast"), ("out", "slow"), ("in", "fast"), ("in", "slow")]):
+        labels = who | {"direction": direction, "path": path}
+        assert of(samples, "linkspan_endpoint_packets_total", **labels) == 2 * number + 1
+        assert of(samples, "linkspan_endpoint_bytes_total", **labels) == (2 * number + 2 if number < 3 else 2**53 - 1)
+    assert of(samples, "linkspan_endpoint_drops_total", reason="spoofed_mac", **who) == 9
+
+
+def test_objects_requests_joins_and_fallbacks_are_counted(server: ApiServer, driver: FakeDriver) -> None:
+    driver.fallbacks = {"tcx": 'the kernel says "no"\nand \\ no more'}
+    server.ask("POST", "/linkspan/sandboxes", {"Name": "web"})
+    server.ask("GET", "/v1.41/networks/nosuch-1")
+    server.ask("GET", "/networks/nosuch-2")
+    server.ask("PATCH", "/pot")
+    samples = scraped(server.metrics)
+    assert of(samples, "linkspan_networks", driver="bridge") == 1
+    assert of(samples, "linkspan_endpoints", network="bridge") == 1
+    assert of(samples, "linkspan_sandboxes", state="created") == 1
+    assert of(samples, "linkspan_join_seconds_count") == 1
+    assert of(samples, "linkspan_fallback", feature="tcx", reason='the kernel says "no"\nand \\ no more') == 1
+    assert of(samples, "linkspan_request_seconds_count", route="/networks/{ref}", method="GET", status="404") == 2
+    assert of(samples, "linkspan_request_seconds_count", route="/{elsewhere:.*}", method="*", status="404") == 1
+    assert of(samples, "linkspan_build_info") == 1
+    assert of(samples, "process_resident_memory_bytes") > 1 << 20
+
+
+def test_labels_with_any_character_come_through(server: ApiServer, driver: FakeDriver) -> None:
+    name = 'a"b\\c\nd{e}=,\u00e9\U0001f433'
+    network = Network(
+        id="1" * 64,  # type: ignore[arg-type]
+        name=name,
+        driver="bridge",
+        state=NetworkState.ACTIVE,
+        created=utcnow(),
+        segment=99,
+    )
+    server.controller._records.commit(put=[network])
+    assert of(scraped(server.metrics), "linkspan_endpoints", network=name) == 0
+    server.controller._records.commit(drop=[network])
+
+
+@pytest.fixture
+def metrics_port(server: ApiServer) -> Iterator[int]:
+    """Serves the API server's metrics on a free port of loopback, on a loop of their own."""
+    started, done = threading.Event(), threading.Event()
+    sock = bind_tcp("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+
+    async def run() -> None:
+        with ThreadPoolExecutor(1) as scraper:
+            runner = await serve(build_metrics_app(server.metrics, scraper), sock, ApiSection(stop_timeout_seconds=1))
+            started.set()
+            await asyncio.get_running_loop().run_in_executor(None, done.wait)
+            await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    assert started.wait(DEADLINE_SECONDS)
+    yield port
+    done.set()
+    thread.join(DEADLINE_SECONDS)
+    sock.close()
+
+
+def test_metrics_are_served_over_http_with_prometheus_content_type(metrics_port: int) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=DEADLINE_SECONDS) as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=")
+        assert b"# TYPE linkspan_endpoint_packets_total counter" in response.read()
+
+
+def test_a_scrape_that_waits_for_counters_holds_up_nobody(
+    server: ApiServer, metrics_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    original = server.controller.endpoint_counters
+
+    def slow() -> object:
+        assert gate.wait(DEADLINE_SECONDS)
+        return original()
+
+    monkeypatch.setattr(server.controller, "endpoint_counters", slow)
+    with ThreadPoolExecutor(8) as pool:
+        scrapes = [
+            pool.submit(lambda: urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=30).close())
+            for _ in range(8)
+        ]
+        begin = time.monotonic()
+        assert server.ask("GET", "/networks").status == 200
+        assert server.ask("POST", "/networks/create", {"Name": "blue"}).status == 201
+        assert time.monotonic() - begin < 5
+        gate.set()
+        for scrape in scrapes:
+            scrape.result(DEADLINE_SECONDS)
+
+
+def test_a_port_that_is_taken_is_said_with_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=f"127.0.0.1:{port}.*--metrics-listen"):
+            bind_tcp("127.0.0.1", port)
+
+
+def test_a_thousand_endpoints_are_scraped_quickly(tmp_path: Path) -> None:
+    driver = FakeDriver()
+    controller = fake_controller(tmp_path, driver)
+    controller.start()
+    metrics = Metrics()
+    metrics.watch(controller)
+    for number in range(1000):
+        controller.create_sandbox(SandboxSpec(name=f"s{number}"))
+    begin = time.monotonic()
+    body = metrics.expose()
+    assert time.monotonic() - begin < 3
+    assert body.count(b"linkspan_endpoint_packets_total{") == 4000
+    controller.stop()
