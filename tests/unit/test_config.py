@@ -1,0 +1,167 @@
+"""The configuration: defaults, files, flags, and every way it can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from control import config as module
+from control.config import Config, ConfigError, DefaultPool, listen_address, load
+from control.daemon import main
+
+EXAMPLE = Path(__file__).parents[2] / "deploy" / "linkspan.toml"
+
+
+@pytest.fixture(autouse=True)
+def no_default_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "DEFAULT_PATH", tmp_path / "absent.toml")
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "linkspan.toml"
+    path.write_text(text)
+    return path
+
+
+def test_without_a_file_everything_has_its_default() -> None:
+    assert load(None) == Config()
+    assert str(load(None).socket_path) == "/run/linkspan/linkspan.sock"
+
+
+def test_the_example_is_valid_and_says_the_defaults() -> None:
+    assert load(EXAMPLE) == Config()
+
+
+def test_every_key_stands_in_the_example() -> None:
+    text = EXAMPLE.read_text()
+    for section in msgspec.structs.fields(Config):
+        assert f"[{section.encode_name}]" in text
+        for field in msgspec.structs.fields(section.type):
+            if field.encode_name != "default-pools":
+                assert f"\n{field.encode_name} = " in text, field.encode_name
+
+
+def test_keys_are_read(tmp_path: Path) -> None:
+    config = load(
+        written(
+            tmp_path,
+            """
+            [daemon]
+            run-dir = "/run/other"
+            log-level = "debug"
+            [api]
+            idle-timeout-seconds = 5
+            [metrics]
+            listen = "off"
+            [datapath]
+            accel = false
+            attach = "clsact"
+            [[ipam.default-pools]]
+            base = "10.8.0.0/13"
+            size = 24
+            [[ipam.default-pools]]
+            base = "fd00:8::/48"
+            size = 64
+            """,
+        )
+    )
+    assert config.run_dir == Path("/run/other")
+    assert config.daemon.log_level == "debug"
+    assert config.api.idle_timeout_seconds == 5.0
+    assert config.metrics.listen == "off"
+    assert (config.datapath.accel, config.datapath.attach) == (False, "clsact")
+    assert config.ipam.default_pools == (
+        DefaultPool(base="10.8.0.0/13", size=24),
+        DefaultPool(base="fd00:8::/48", size=64),
+    )
+
+
+def test_flags_lie_over_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, '[daemon]\nrun-dir = "/run/a"\ngroup = "staff"\n')
+    config = load(path, {"daemon": {"run-dir": "/run/b"}, "metrics": {"listen": "off"}})
+    assert (config.daemon.run_dir, config.daemon.group, config.metrics.listen) == ("/run/b", "staff", "off")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("daemon", "is not valid TOML"),
+        ('[daemon]\nrun-dir = "/a\n', "is not valid TOML"),
+        ("[deamon]", 'there is no key "deamon"; the nearest one is "daemon"'),
+        ('[daemon]\nrun_dir = "/a"', 'there is no key "daemon.run_dir"; the nearest one is "daemon.run-dir"'),
+        ("[api]\nidle-timeout = 5", 'the nearest one is "api.idle-timeout-seconds"'),
+        ('[[ipam.default-pools]]\nbase = "10.0.0.0/8"\nsize = 24\nsise = 1', 'no key "ipam.default-pools[0].sise"'),
+        ('[[ipam.default-pools]]\nbase = "10.0.0.0/8"', "missing required field `size`"),
+        ('[[ipam.default-pools]]\nbase = "10.0.0.1/8"\nsize = 24', 'base "10.0.0.1/8" is not a subnet'),
+        ('[[ipam.default-pools]]\nbase = "ten"\nsize = 24', 'base "ten" is not a subnet'),
+        ('[[ipam.default-pools]]\nbase = "10.0.0.0/16"\nsize = 8', "size 8 of 10.0.0.0/16 is not in 16..30"),
+        ('[[ipam.default-pools]]\nbase = "10.0.0.0/16"\nsize = 31', "size 31 of 10.0.0.0/16 is not in 16..30"),
+        ("daemon = 5", "Expected `object`, got `int` - at `$.daemon`"),
+        ("[daemon]\nrun-dir = 5", "`$.daemon.run-dir`"),
+        ('[daemon]\nrun-dir = "run"', 'daemon.run-dir must be an absolute path, not "run"'),
+        ('[daemon]\nlog-level = "loud"', "`$.daemon.log-level`"),
+        (f'[daemon]\nrun-dir = "/{"x" * 100}"', "is too long for a unix socket: at most 107 bytes"),
+        ('[datapath]\nattach = "xdp"', "`$.datapath.attach`"),
+        ('[datapath]\naccel = "yes"', "`$.datapath.accel`"),
+        ("[api]\nworkers = 0", "api.workers must be at least 1"),
+        ("[api]\nidle-timeout-seconds = -1", "api.idle-timeout-seconds must be at least 0.1"),
+        ("[api]\nbody-timeout-seconds = nan", "api.body-timeout-seconds must be at least 0.1"),
+        ("[api]\nmax-body-bytes = 10", "api.max-body-bytes must be at least 1024"),
+        ('[metrics]\nlisten = "9478"', '"9478" is not an address to listen on'),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_and_key(tmp_path: Path, text: str, says: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load(path)
+    assert says in str(error.value)
+    assert str(path) in str(error.value) or "unix socket" in says
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*nosuch\.toml: No such file"):
+        load(tmp_path / "nosuch.toml")
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "linkspan.toml"
+    path.write_bytes(b"\xff\xfe[daemon]")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1:9478", ("127.0.0.1", 9478)),
+        ("[::1]:0", ("::1", 0)),
+        ("0.0.0.0:65535", ("0.0.0.0", 65535)),
+        ("off", None),
+    ],
+)
+def test_listen_addresses_are_read(text: str, expected: Any) -> None:
+    assert listen_address(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "localhost:80"]
+)
+def test_what_is_no_listen_address_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not an address to listen on: use IP:PORT"):
+        listen_address(text)
+
+
+def test_check_config_says_whether_it_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = written(tmp_path, "[api]\nworkers = 3\n")
+    assert main(["--config", str(good), "--check-config"]) == 0
+    assert capsys.readouterr().out == f"{good}: the configuration is valid\n"
+    bad = written(tmp_path, "[api]\nworker = 3\n")
+    assert main(["--config", str(bad), "--check-config"]) == 2
+    assert capsys.readouterr().err == (
+        f'linkspand: {bad}: there is no key "api.worker"; the nearest one is "api.workers"\n'
+    )
+    assert main(["--metrics-listen", "nowhere", "--check-config"]) == 2
+    assert "nowhere" in capsys.readouterr().err
