@@ -73,6 +73,22 @@ def test_an_address_released_just_before_a_restart_is_not_handed_out_at_once() -
     assert take_all(restarted, pool) == ["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.1"]
 
 
+def test_the_place_in_the_round_survives_a_restart_in_a_big_pool() -> None:
+    ipam, store = PoolIpam(), MemoryStore()
+    pool, changes = ipam.request_pool("local", subnet=ip_network("10.0.0.0/16"))
+    store.write(changes)
+    for _ in range(1000):
+        address, changes = ipam.request_address(pool.id)
+        store.write(changes)
+        store.write(ipam.release_address(pool.id, address))
+    held = [ipam.request_address(pool.id) for _ in range(3)]
+    for _, changes in held:
+        store.write(changes)
+    restarted = PoolIpam()
+    restarted.load(store)
+    assert str(restarted.request_address(pool.id)[0]) == "10.0.3.236", "the 1,004th address"
+
+
 def test_owners_survive_a_restart() -> None:
     _, restarted, pool = restart_after([None])
     with pytest.raises(Forbidden, match="held by endpoint web"):
