@@ -11,12 +11,17 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from control.cli.errors import FAILED, USAGE, CliError
 from control.cli.values import Kind, String
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
 
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
@@ -47,7 +52,7 @@ def exactly(count: int) -> Arity:
     return Arity(count, count)
 
 
-class _Value(click.ParamType):
+class _Value(_ParamType):
     """Lets a Kind convert for click and reports what it refuses in Docker's words."""
 
     def __init__(self, kind: Kind) -> None:
@@ -101,7 +106,7 @@ class Flag(click.Option):
             callback=self._collect if kind.repeatable else None,
             hidden=hidden,
             help=help,
-            shell_complete=complete,  # type: ignore[arg-type]
+            shell_complete=complete,
         )
         # click must know for completion that the word after a switch is not its value.
         self.is_flag = not kind.takes_value
@@ -245,7 +250,7 @@ class Command(_Parsing):
         complete: Complete | None = None,
         interspersed: bool = True,
     ) -> None:
-        arguments = click.Argument(["args"], nargs=-1, type=click.UNPROCESSED, shell_complete=complete)  # type: ignore[arg-type]
+        arguments = click.Argument(["args"], nargs=-1, type=click.UNPROCESSED, shell_complete=complete)
         super().__init__(
             name,
             callback=click.pass_obj(callback),
@@ -265,8 +270,8 @@ class Command(_Parsing):
             # Docker says "See" for the commands with a minimum and "Run" for all others.
             verb = "See" if self.arity.most is None else "Run"
             root, path = ctx.find_root().command_path, ctx.command_path
-            text = f"{root}: '{path}' {complaint}\n\nUsage:  {usage_line(ctx)}\n\n{verb} '{path} --help' for more information"
-            raise CliError(text, FAILED)
+            usage = f"Usage:  {usage_line(ctx)}\n\n{verb} '{path} --help' for more information"
+            raise CliError(f"{root}: '{path}' {complaint}\n\n{usage}", FAILED)
         return rest
 
 
@@ -346,7 +351,7 @@ class Group(_Parsing, click.Group):
             usage = "" if ctx.parent is None else f"\n\nUsage:  {path}"
             text = f"{root}: unknown command: {path} {args[0]}{usage}\n\nRun '{path} --help' for more information"
             raise CliError(text, FAILED)
-        return found and found.name, found, args[1:]
+        return found.name if found else None, found, args[1:]
 
 
 def columns() -> int:

@@ -29,13 +29,14 @@ _SYS: Final = "/sys"
 
 @dataclass(frozen=True)
 class View:
-    """What a sandbox looks like from inside; `netns` is None for one that uses the host's network."""
+    """What a sandbox looks like from inside.
+
+    `netns` is None for one that uses the host's network; `files` are laid over those of the host, by their path.
+    """
 
     name: str
     netns: str | None
-    hosts: str
-    resolv_conf: str
-    hostname: str
+    files: dict[str, str]
 
     @staticmethod
     def of(sandbox: dict[str, Any]) -> View:
@@ -43,38 +44,37 @@ class View:
         return View(
             name=sandbox["Name"],
             netns=sandbox["NetnsPath"] if sandbox["OwnsNetns"] else None,
-            hosts=sandbox["HostsPath"],
-            resolv_conf=sandbox["ResolvConfPath"],
-            hostname=sandbox["HostnamePath"],
+            files={
+                "/etc/hosts": sandbox["HostsPath"],
+                "/etc/resolv.conf": sandbox["ResolvConfPath"],
+                "/etc/hostname": sandbox["HostnamePath"],
+            },
         )
 
 
 def enter(view: View) -> None:
     """Moves the calling thread, of a process about to exec, into the sandbox for good; raises OSError with the step.
 
-    Where /sys cannot be mounted anew (in some containers) it goes on showing the host's devices.
+    A sandbox that uses the host's network has nothing of its own to show, so nothing changes. Where /sys cannot be
+    mounted anew (in some containers) it goes on showing the host's devices.
     """
-    files = {"/etc/hosts": view.hosts, "/etc/resolv.conf": view.resolv_conf}
-    flags = _CLONE_NEWNS
-    if view.netns is not None:
-        # Imported here because the C module takes a while, and only `run` and `exec` need it.
-        from datapath import netns
+    if view.netns is None:
+        return
+    # Imported here because the C module takes a while, and only `run` and `exec` need it.
+    from datapath import netns
 
-        netns.enter(view.netns)
-        files["/etc/hostname"] = view.hostname
-        flags |= _CLONE_NEWUTS
-    _call("unshare", flags)
+    netns.enter(view.netns)
+    _call("unshare", _CLONE_NEWNS | _CLONE_NEWUTS)
     _mount(None, "/", None, _MS_REC | _MS_SLAVE)
-    for target, source in files.items():
+    for target, source in view.files.items():
         if os.path.exists(target) and os.path.exists(source):
             _mount(source, target, None, _MS_BIND)
-    if view.netns is not None:
-        socket.sethostname(view.name[:_HOST_NAME_MAX])
-        _show_sysfs()
+    socket.sethostname(view.name[:_HOST_NAME_MAX])
+    _show_sysfs()
 
 
 def _show_sysfs() -> None:
-    """Mounts a sysfs of the present network namespace over /sys, and what was mounted below it (cgroups, bpffs) again."""
+    """Mounts a sysfs of the present network namespace over /sys, and again what was below it (cgroups, bpffs)."""
     below = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in _mounts_below(_SYS)]
     try:
         _mount("sysfs", _SYS, "sysfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
@@ -92,7 +92,11 @@ def _mounts_below(directory: str) -> list[str]:
         points = {_unescaped(line.split(" ", 5)[4]) for line in table}
     tops: list[str] = []
     for point in sorted(points):
-        if point.startswith(directory + "/") and not any(point.startswith(top + "/") for top in tops) and os.path.exists(point):
+        if (
+            point.startswith(directory + "/")
+            and not any(point.startswith(top + "/") for top in tops)
+            and os.path.exists(point)
+        ):
             tops.append(point)
     return tops
 
@@ -106,7 +110,9 @@ def _mount(source: str | None, target: str, fstype: str | None, flags: int) -> N
     try:
         _call("mount", *encoded, ctypes.c_ulong(flags), None)
     except OSError as error:
-        raise OSError(error.errno, f"mount {source or fstype or 'propagation of'} on {target}: {error.strerror}") from error
+        raise OSError(
+            error.errno, f"mount {source or fstype or 'propagation of'} on {target}: {error.strerror}"
+        ) from error
 
 
 def _call(name: str, *args: Any) -> None:

@@ -17,9 +17,9 @@ INTERRUPTED: Final = 130
 class CliError(click.ClickException):
     """A command failed; `message` is the whole text for the user, without the "Error: " that click would add."""
 
-    def __init__(self, message: str, exit_code: int = FAILED) -> None:
+    def __init__(self, message: str, exit_status: int = FAILED) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_status = exit_status
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(self.message, file=file, err=file is None)

@@ -24,9 +24,7 @@ def matching(sandboxes: Sequence[dict[str, Any]], filters: dict[str, dict[str, b
         if name not in _TESTS:
             raise CliError(f"invalid filter '{name}': sandboxes are filtered by {', '.join(sorted(_TESTS))}")
     return [
-        sandbox
-        for sandbox in sandboxes
-        if all(_fits(sandbox, name, list(values)) for name, values in filters.items())
+        sandbox for sandbox in sandboxes if all(_fits(sandbox, name, list(values)) for name, values in filters.items())
     ]
 
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from control.cli.gotext import go_type, plain, sprint, sprintf, sprintln, to_json
-from control.cli.shapes import Struct, TypedMap
+from control.cli.gotext import MAX_WIDTH, go_type, plain, sprint, sprintf, sprintln, to_json
+from control.cli.shapes import NilSlice, Struct, TypedMap
 
 
 class CallError(Exception):
@@ -30,10 +30,10 @@ def check_argument(value: Any, kind: type, literal: object | None) -> str | None
     if kind is object or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
         return None
     wanted = "string" if kind is str else "int"
+    if value is None:
+        return f"cannot assign nil to {wanted}" if literal is not None else f"invalid value; expected {wanted}"
     if literal is not None:
         return f"expected {'integer' if kind is int else wanted}; found {literal}"
-    if value is None:
-        return f"invalid value; expected {wanted}"
     return f"wrong type for value; expected {wanted}; got {go_type(value)}"
 
 
@@ -102,41 +102,48 @@ def _slice(value: Any, *bounds: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """The class of basic types within which Go's templates compare."""
-    for name, types in (("bool", bool), ("int", int), ("float", float), ("string", str)):
-        if isinstance(value, types):
-            return name
-    raise CallError("invalid type for comparison")
+    """The class of types within which Go's templates compare; "" for all that is not a basic type."""
+    kinds = (("bool", bool), ("int", int), ("float", float), ("string", str))
+    return next((name for name, types in kinds if isinstance(value, types)), "")
+
+
+def _is_nil(value: Any) -> bool:
+    return value is None or isinstance(value, NilSlice) or (isinstance(value, TypedMap) and value.is_nil)
+
+
+def _is_comparable(value: Any) -> bool:
+    if isinstance(value, Struct):
+        return all(_is_comparable(item) for _, item in value.items())
+    return not isinstance(value, (list, dict))
 
 
 def _equal(first: Any, *others: Any) -> bool:
+    """Whether `first` equals any of the others."""
     if not others:
         raise CallError("missing argument for comparison")
-    if isinstance(first, (list, dict)):
-        raise CallError(f"non-comparable type {plain(first)}: {go_type(first)}")
-    for other in others:
-        if isinstance(other, (list, dict)):
-            raise CallError(f"non-comparable type {plain(other)}: {go_type(other)}")
-        if first is None or other is None:
-            if first is other:
-                return True
-            continue
-        if isinstance(first, Struct) or isinstance(other, Struct):
-            if type(first) is not type(other):
-                raise CallError("incompatible types for comparison")
-        elif _kind(first) != _kind(other):
+    return any(_same(first, other) for other in others)
+
+
+def _same(first: Any, second: Any) -> bool:
+    if _kind(first) != _kind(second):
+        if first is not None and second is not None:
             raise CallError("incompatible types for comparison")
-        if first == other:
-            return True
-    return False
+        return False
+    if _kind(first):
+        return bool(first == second)
+    if _is_nil(first) or _is_nil(second):
+        return _is_nil(first) == _is_nil(second)
+    if not _is_comparable(second):
+        raise CallError(f"non-comparable type {plain(second)}: {go_type(second)}")
+    return bool(first == second)
 
 
 def _less(first: Any, second: Any) -> bool:
     kind = _kind(first)
+    if not kind or not _kind(second) or kind == _kind(second) == "bool":
+        raise CallError("invalid type for comparison")
     if kind != _kind(second):
         raise CallError("incompatible types for comparison")
-    if kind == "bool":
-        raise CallError("invalid type for comparison")
     return bool(first < second)
 
 
@@ -162,14 +169,20 @@ def _join(items: Any, separator: str) -> str:
 
 
 def _title(text: str) -> str:
-    return re.sub(r"(?<![\w'])[^\W\d_]", lambda found: found[0].title(), text)
+    return re.sub(r"(?<!\w)[^\W\d_]", lambda found: found[0].title(), text)
 
 
 def _pad(text: str, before: int, after: int) -> str:
+    if min(before, after) < 0 and text:
+        raise CallError("strings: negative Repeat count")
+    if max(before, after) > MAX_WIDTH:
+        raise CallError(f"more than {MAX_WIDTH} spaces")
     return " " * before + text + " " * after if text else text
 
 
 def _truncate(text: str, length: int) -> str:
+    if length < 0:
+        raise CallError(f"runtime error: slice bounds out of range [:{length}]")
     raw = text.encode()
     return text if len(raw) < length else raw[:length].decode(errors="ignore")
 

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from control.cli.shapes import NilMap, NilSlice, Row, Struct, Time
+from control.cli.shapes import NilSlice, Row, Struct, Time, TypedMap
 
 _ESCAPES: Final = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\"}
 _ESCAPE: Final = re.compile(r"\\(x[0-9a-fA-F]{2}|[0-7]{3}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)", re.DOTALL)
-_MAX_WIDTH: Final = 1_000_000
+MAX_WIDTH: Final = 1_000_000
 
 
 def unquote(text: str) -> str:
@@ -77,7 +77,11 @@ def _jsonable(value: Any) -> Any:
         case Time():
             return value.rfc3339
         case dict():
-            return None if isinstance(value, NilMap) else {key: _jsonable(item) for key, item in sorted(value.items())}
+            return (
+                None
+                if isinstance(value, TypedMap) and value.is_nil
+                else {key: _jsonable(item) for key, item in sorted(value.items())}
+            )
         case list():
             return None if isinstance(value, NilSlice) else [_jsonable(item) for item in value]
     return value
@@ -126,15 +130,19 @@ def plain(value: Any, plus: bool = False) -> str:
 
 
 def _shortest(number: float) -> str:
-    """The shortest text that reads back as the same number; exponents only from 1e21 and below 1e-4."""
+    """The shortest text that reads back as the same number; as in %v, with an exponent below 1e-4 and from 1e6 on."""
     if number != number or number in (float("inf"), float("-inf")):
         return {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}[repr(number)]
-    mantissa, _, exponent = f"{number!r}".partition("e")
-    if not exponent:
-        return mantissa.removesuffix(".0")
-    if -4 <= int(exponent) < 21:
-        return f"{number:.0f}"
-    return f"{mantissa.removesuffix('.0')}e{int(exponent):+03d}"
+    from decimal import Decimal
+
+    exact = Decimal(repr(number)).normalize()
+    sign, digits, _ = exact.as_tuple()
+    exponent = exact.adjusted()
+    if number and not -4 <= exponent < 6:
+        mantissa = "".join(map(str, digits))
+        fraction = f".{mantissa[1:]}" if len(mantissa) > 1 else ""
+        return f"{'-' * sign}{mantissa[0]}{fraction}e{exponent:+03d}"
+    return format(exact, "f")
 
 
 def sprint(values: Sequence[Any]) -> str:
@@ -175,7 +183,7 @@ def sprintf(pattern: str, values: Sequence[Any]) -> str:
         sizes: list[int | None] = []
         for size, note in ((width, "%!(BADWIDTH)"), (precision, "%!(BADPREC)")):
             number = take(None) if size == "*" else None if size is None else int(size)
-            if size is not None and (type(number) is not int or abs(number) > _MAX_WIDTH):
+            if size is not None and (type(number) is not int or abs(number) > MAX_WIDTH):
                 notes += note
                 number = None
             sizes.append(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -84,9 +85,7 @@ def _by_template(listing: Listing, rows: list[Row], format: str, quiet: bool) ->
     if not is_table:
         return body
     header: list[str] = []
-    try:
+    # A header shows what it can; the rows have said already if the template is wrong.
+    with suppress(TemplateError):
         Template(text, HEADER_FUNCTIONS).write(header, Headers(listing.headers))
-    except TemplateError:
-        # A header shows what it can; the rows above have said already if the template is wrong.
-        pass
     return aligned("".join(header) + "\n" + body)

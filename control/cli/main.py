@@ -11,7 +11,7 @@ import click
 
 from control.cli.client import DEFAULT_HOST, Client
 from control.cli.command import Flag, Group
-from control.cli.errors import FAILED, INTERRUPTED
+from control.cli.errors import FAILED, INTERRUPTED, CliError
 from control.cli.values import Bool, String
 
 
@@ -78,9 +78,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     try:
         status = cli.main(args=args, prog_name="linkspan", standalone_mode=False)
         sys.stdout.flush()
-    except click.ClickException as error:
+    except CliError as error:
         error.show()
-        status = error.exit_code
+        status = error.exit_status
     except (click.Abort, KeyboardInterrupt):
         status = INTERRUPTED
     except BrokenPipeError:

@@ -235,7 +235,7 @@ def rm(client: Client, args: list[str], force: bool | None) -> int:
             if force and isinstance(error, ApiError) and error.status == 404:
                 continue
             error.show()
-            status = error.exit_code
+            status = error.exit_status
         else:
             click.echo(name)
     return status

@@ -93,7 +93,7 @@ def spawn(view: View, program: Program, announce: Callable[[int], None]) -> int:
 
 
 def _become(view: View, program: Program, report: int, go: int) -> NoReturn:
-    """The child's side of `spawn`: reports "ready", waits to be let go, execs; or reports a status and what is wrong."""
+    """The child's side of `spawn`: reports "ready", waits to be let go, execs; or reports an exit status and why."""
     try:
         enter(view)
         os.write(report, _READY)
@@ -101,7 +101,7 @@ def _become(view: View, program: Program, report: int, go: int) -> NoReturn:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             program.exec()
     except CliError as error:
-        os.write(report, f"{error.exit_code} {error.message}\n".encode())
+        os.write(report, f"{error.exit_status} {error.message}\n".encode())
     except OSError as error:
         os.write(report, f"{USAGE} linkspan: cannot enter sandbox {view.name}: {error.strerror}\n".encode())
     finally:
@@ -174,7 +174,7 @@ def _supervise(
         program_file = str(Path(waiter.__file__))
         os.execve(sys.executable, [sys.executable, "-I", "-S", "-B", program_file, str(pid), status_file, *removal], {})
     except CliError as error:
-        os.write(report, f"{error.exit_code} {error.message}".encode())
+        os.write(report, f"{error.exit_status} {error.message}".encode())
     except OSError as error:
         os.write(report, f"{USAGE} linkspan: cannot start a supervisor: {error.strerror}".encode())
     finally:

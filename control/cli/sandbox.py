@@ -72,7 +72,7 @@ class _Networks(List):
 
 
 def _endpoints(flags: dict[str, Any]) -> list[dict[str, Any]]:
-    """The networks to join; addresses and aliases given apart from `--network` are for the first of them, as in Docker."""
+    """The networks to join; addresses and aliases given apart from `--network` are for the first, as in Docker."""
     networks: list[dict[str, Any]] = flags["network"] or [{"Network": _DEFAULT_NETWORK}]
     first = networks[0]
     for flag, key in (("ip", "IPv4Address"), ("ip6", "IPv6Address")):
@@ -105,7 +105,8 @@ def _check_environment(text: str) -> str:
 def _require_root(what: str) -> None:
     if os.geteuid() != 0:
         raise CliError(
-            f"linkspan: {what} needs root, because it enters the sandbox's namespaces: use sudo linkspan {what} …", USAGE
+            f"linkspan: {what} needs root, because it enters the sandbox's namespaces: use sudo linkspan {what} …",
+            USAGE,
         )
 
 
@@ -143,9 +144,10 @@ def run(client: Client, args: list[str], **flags: Any) -> int:
     try:
         return _run(client, args, flags)
     except CliError as error:
+        notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
         text = error.message if error.message.startswith("linkspan: ") else f"linkspan: {error.message}"
-        status = error.exit_code if error.exit_code > USAGE else USAGE
-        raise CliError(f"{text}\n\nRun 'linkspan run --help' for more information", status) from error
+        status = error.exit_status if error.exit_status > USAGE else USAGE
+        raise CliError(f"{text}{notes}\n\nRun 'linkspan run --help' for more information", status) from error
 
 
 def _run(client: Client, args: list[str], flags: dict[str, Any]) -> int:
@@ -169,20 +171,14 @@ def _run(client: Client, args: list[str], flags: dict[str, Any]) -> int:
             return 0
         code = run_foreground(View.of(sandbox), program, announce, status_file)
     except BaseException as error:
-        _discard(client, identity, error)
+        try:
+            client.delete(_path(identity), force="1")
+        except CliError as failure:
+            error.add_note(f"linkspan: sandbox {identity[:12]} is left: {failure.message}")
         raise
     if flags["rm"]:
         client.delete(_path(identity), force="1")
     return code
-
-
-def _discard(client: Client, identity: str, error: BaseException) -> None:
-    """Removes the sandbox that was made for a command that did not start; a failure is added to `error`."""
-    try:
-        client.delete(_path(identity), force="1")
-    except CliError as failure:
-        if isinstance(error, CliError):
-            error.message += f"\nlinkspan: sandbox {identity[:12]} is left: {failure.message}"
 
 
 @command(
@@ -262,7 +258,7 @@ def rm(client: Client, args: list[str], force: bool | None) -> int:
         except CliError as error:
             error.show()
             if not (force and isinstance(error, ApiError) and error.status == 404):
-                status = error.exit_code
+                status = error.exit_status
         else:
             click.echo(name)
     return status

@@ -6,7 +6,7 @@ and a time is no string. Source: docker's client library v28 (api/types/network)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -14,18 +14,17 @@ from typing import Any, Final, NamedTuple
 Build = Callable[[Any], Any]
 
 
-class NilMap(dict[str, Any]):
-    """A map that was never made: empty, but null in JSON."""
-
-
 class NilSlice(list[Any]):
     """A slice that was never made: empty, but null in JSON."""
 
 
 class TypedMap(dict[str, Any]):
-    """A map whose missing keys read as the zero value of its elements."""
+    """A map that knows the zero value of its elements; `is_nil` if it was never made: empty, but null in JSON."""
 
-    zero: Any = None
+    def __init__(self, items: Mapping[str, Any] | None, zero: Any) -> None:
+        super().__init__(items or {})
+        self.zero = zero
+        self.is_nil = items is None
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Time:
 
 
 class Part(NamedTuple):
-    """One field of a struct: its name in Go, in JSON, how it is made of JSON, and whether JSON leaves it out if empty."""
+    """One field of a struct: its name in Go and in JSON, how it is made, and whether JSON leaves it out when empty."""
 
     name: str
     key: str
@@ -129,11 +128,8 @@ def map_of(build: Build) -> Build:
     """A Go map of strings to what `build` makes."""
 
     def made(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return NilMap()
-        result = TypedMap((key, build(item)) for key, item in value.items())
-        result.zero = build(None)
-        return result
+        items = {key: build(item) for key, item in value.items()} if isinstance(value, dict) else None
+        return TypedMap(items, build(None))
 
     return made
 

@@ -18,8 +18,8 @@ from control.cli.template_parse import TemplateError, parse
 
 __all__ = ["Template", "TemplateError"]
 
-_CONTEXT_LENGTH: Final = 20
 NO_VALUE: Final = "<no value>"
+_ANY: Final = "interface {}"
 
 
 class _Jump(Exception):
@@ -60,6 +60,7 @@ class _Run:
         self._output = output
         self._missing_is_error = missing_is_error
         self._variables: list[tuple[str, Any]] = [("$", data)]
+        self._at: nodes.Node = nodes.Dot(0)
 
     def body(self, items: Sequence[nodes.Node], dot: Any) -> None:
         for node in items:
@@ -96,7 +97,7 @@ class _Run:
     def _range(self, node: nodes.Branch, dot: Any) -> None:
         with self._scope():
             value = self._pipeline(node.pipeline, dot, assign=False)
-            pairs = self._items(node.pipeline, value)
+            pairs = self._items(value)
             if not pairs:
                 self.body(node.otherwise, dot)
             for key, item in pairs:
@@ -108,7 +109,7 @@ class _Run:
                         if jump.keyword == "break":
                             break
 
-    def _items(self, at: nodes.Node, value: Any) -> list[tuple[Any, Any]]:
+    def _items(self, value: Any) -> list[tuple[Any, Any]]:
         match value:
             case None:
                 return []
@@ -118,27 +119,29 @@ class _Run:
                 return sorted(value.items())
             case int() if not isinstance(value, bool):
                 return [(index, index) for index in range(value)]
-        raise self._fail(at, f"range can't iterate over {plain(value)}")
+        raise self._fail(f"range can't iterate over {plain(value)}")
 
     def _bind(self, pipeline: nodes.Pipeline, values: Sequence[Any]) -> None:
         for name, value in zip(pipeline.targets, values, strict=False):
             if pipeline.declares:
                 self._variables.append((name, value))
-            else:
-                index = next(i for i in range(len(self._variables) - 1, -1, -1) if self._variables[i][0] == name)
-                self._variables[index] = (name, value)
+                continue
+            known = [index for index, (other, _) in enumerate(self._variables) if other == name]
+            if not known:
+                raise self._fail(f"undefined variable: {name}")
+            self._variables[known[-1]] = (name, value)
 
-    def _fail(self, at: nodes.Node, problem: str) -> TemplateError:
-        before = self._template.text[: at.at]
+    def _fail(self, problem: str, at: nodes.Node | None = None) -> TemplateError:
+        """An error at a node, by default the one that was evaluated last."""
+        node = at or self._at
+        before = self._template.text[: node.at]
         line, column = before.count("\n") + 1, len(before[before.rfind("\n") + 1 :].encode())
-        context = str(at)
-        if len(context) > _CONTEXT_LENGTH:
-            context = context[:_CONTEXT_LENGTH] + "..."
-        return TemplateError(f'template: :{line}:{column}: executing "" at <{context}>: {problem}')
+        return TemplateError(f'template: :{line}:{column}: executing "" at <{node}>: {problem}')
 
     # Values. `final` is a list of the one value a pipeline hands on, empty for the first command.
 
     def _pipeline(self, pipeline: nodes.Pipeline, dot: Any, assign: bool = True) -> Any:
+        self._at = pipeline
         final: list[Any] = []
         for command in pipeline.commands:
             final = [self._command(command, dot, final)]
@@ -148,25 +151,27 @@ class _Run:
 
     def _command(self, command: nodes.Command, dot: Any, final: list[Any]) -> Any:
         first, *rest = command.args
+        self._at = first
         match first:
             case nodes.Field(_, names):
-                return self._fields(first, dot, dot, names, rest, final)
+                return self._fields(command, dot, dot, names, rest, final)
             case nodes.Chain(_, head, names):
-                return self._fields(first, self._pipeline(head, dot), dot, names, rest, final)
+                return self._fields(command, self._operand(head, dot), dot, names, rest, final)
             case nodes.Variable(_, name, names) if names:
-                return self._fields(first, self._variable(name), dot, names, rest, final)
+                return self._fields(command, self._variable(name), dot, names, rest, final)
             case nodes.Function(_, name):
-                return self._call(first, name, rest, dot, final)
+                return self._call(command, name, rest, dot, final)
         if rest or final:
-            raise self._fail(first, f"can't give argument to non-function {first}")
+            raise self._fail(f"can't give argument to non-function {first}")
         return self._operand(first, dot)
 
     def _operand(self, node: nodes.Node, dot: Any) -> Any:
+        self._at = node
         match node:
             case nodes.Dot():
                 return dot
             case nodes.Literal(_, None, "nil"):
-                raise self._fail(node, "nil is not a command")
+                raise self._fail("nil is not a command")
             case nodes.Literal(_, value, _):
                 return value
             case nodes.Pipeline():
@@ -175,67 +180,70 @@ class _Run:
                 return self._variable(name)
         return self._command(nodes.Command(node.at, (node,)), dot, [])
 
+    def _argument(self, node: nodes.Node, dot: Any) -> Any:
+        return None if _is_nil(node) else self._operand(node, dot)
+
     def _variable(self, name: str) -> Any:
         return next(value for known, value in reversed(self._variables) if known == name)
 
     def _fields(
         self,
-        at: nodes.Node,
+        command: nodes.Command,
         receiver: Any,
         dot: Any,
         names: Sequence[str],
         args: Sequence[nodes.Node],
         final: list[Any],
     ) -> Any:
+        """Reads one field after the other; the last may be a method that takes the arguments."""
+        kind = go_type(receiver)
         for name in names[:-1]:
-            receiver = self._field(at, receiver, name, [])
-        values = [self._argument(arg, dot) for arg in args] + final
-        return self._field(at, receiver, names[-1], values)
-
-    def _field(self, at: nodes.Node, receiver: Any, name: str, args: list[Any]) -> Any:
+            receiver, kind = self._field(receiver, kind, name, False)
+        name = names[-1]
         method = receiver.methods().get(name) if isinstance(receiver, (Row, Headers)) else None
         if method is not None:
-            return self._apply(at, name, Func(method, (str,)), [(at, arg) for arg in args])
+            values = [(arg, self._argument(arg, dot)) for arg in args] + [(command.args[0], value) for value in final]
+            return self._apply(command, name, Func(method, (str,)), values)
+        if isinstance(receiver, Row) and (args or final) and name in receiver.fields():
+            raise self._fail(f"wrong number of args for {name}: want 0 got {len(args) + len(final)}")
+        return self._field(receiver, kind, name, bool(args or final))[0]
+
+    def _field(self, receiver: Any, kind: str, name: str, has_arguments: bool) -> tuple[Any, str]:
+        """Returns the field and the Go type that its container gives it; `kind` is the receiver's."""
         match receiver:
             case Row():
                 known: Mapping[str, Any] = receiver.fields()
-                if args and name in known:
-                    raise self._fail(at, f"wrong number of args for {name}: want 0 got {len(args)}")
             case Struct():
                 known = receiver.values
             case dict():
-                if args:
-                    raise self._fail(at, f"{name} is not a method but has arguments")
-                if name in receiver:
-                    return receiver[name]
-                if self._missing_is_error:
-                    raise self._fail(at, f'map has no entry for key "{name}"')
-                return receiver.zero if isinstance(receiver, TypedMap) else None
+                if has_arguments:
+                    raise self._fail(f"{name} is not a method but has arguments")
+                if name not in receiver and self._missing_is_error:
+                    raise self._fail(f'map has no entry for key "{name}"')
+                value = receiver.get(name)
+                return value, go_type(value) if isinstance(receiver, TypedMap) else _ANY
             case None:
                 if self._missing_is_error:
-                    raise self._fail(at, f"nil pointer evaluating interface {{}}.{name}")
-                return None
+                    raise self._fail(f"nil pointer evaluating {_ANY}.{name}")
+                return None, _ANY
             case _:
                 known = {}
         if name not in known:
-            raise self._fail(at, f"can't evaluate field {name} in type {go_type(receiver)}")
-        if args:
-            raise self._fail(at, f"{name} has arguments but cannot be invoked as function")
-        return known[name]
+            raise self._fail(f"can't evaluate field {name} in type {kind}")
+        if has_arguments:
+            raise self._fail(f"{name} has arguments but cannot be invoked as function")
+        return known[name], go_type(known[name])
 
-    def _argument(self, node: nodes.Node, dot: Any) -> Any:
-        return None if isinstance(node, nodes.Literal) and node.source == "nil" else self._operand(node, dot)
-
-    def _call(self, at: nodes.Node, name: str, args: Sequence[nodes.Node], dot: Any, final: list[Any]) -> Any:
+    def _call(self, command: nodes.Command, name: str, args: Sequence[nodes.Node], dot: Any, final: list[Any]) -> Any:
         if name in ("and", "or"):
-            return self._decide(at, name, args, dot, final)
-        values = [(arg, self._argument(arg, dot)) for arg in args] + [(at, value) for value in final]
-        return self._apply(at, name, self._template.functions[name], values)
+            return self._decide(name, args, dot, final)
+        values = [(arg, self._argument(arg, dot)) for arg in args] + [(command.args[0], value) for value in final]
+        return self._apply(command, name, self._template.functions[name], values)
 
-    def _decide(self, at: nodes.Node, name: str, args: Sequence[nodes.Node], dot: Any, final: list[Any]) -> Any:
+    def _decide(self, name: str, args: Sequence[nodes.Node], dot: Any, final: list[Any]) -> Any:
         """`and` and `or` stop at the argument that decides, and return it."""
         if not args and not final:
-            raise self._fail(at, f"wrong number of args for {name}: want at least 1 got 0")
+            raise self._fail(f"wrong number of args for {name}: want at least 1 got 0")
         value: Any = None
         for arg in args:
             value = self._argument(arg, dot)
@@ -243,20 +251,24 @@ class _Run:
                 return value
         return final[0] if final else value
 
-    def _apply(self, at: nodes.Node, name: str, func: Func, args: Sequence[tuple[nodes.Node, Any]]) -> Any:
+    def _apply(self, command: nodes.Command, name: str, func: Func, args: Sequence[tuple[nodes.Node, Any]]) -> Any:
         least = len(func.parameters)
         if len(args) < least or (len(args) > least and func.variadic is None):
             want = f"at least {least}" if func.variadic is not None else f"{least}"
-            raise self._fail(at, f"wrong number of args for {name}: want {want} got {len(args)}")
+            raise self._fail(f"wrong number of args for {name}: want {want} got {len(args)}", command.args[0])
         kinds = [*func.parameters, *[func.variadic or object] * (len(args) - least)]
         for (node, value), kind in zip(args, kinds, strict=True):
             problem = check_argument(value, kind, node if isinstance(node, nodes.Literal) else None)
             if problem:
-                raise self._fail(node, problem)
+                raise self._fail(problem, node)
         try:
             return func.call(*(value for _, value in args))
         except CallError as error:
-            raise self._fail(at, f"error calling {name}: {error}") from error
+            raise self._fail(f"error calling {name}: {error}", command) from error
+
+
+def _is_nil(node: nodes.Node) -> bool:
+    return isinstance(node, nodes.Literal) and node.source == "nil"
 
 
 def truth(value: Any) -> bool:

@@ -67,13 +67,14 @@ class Function(Node):
 
 @dataclass(frozen=True)
 class Chain(Node):
-    """Fields read from a parenthesised pipeline."""
+    """Fields read from a parenthesised pipeline, or from what a function returns."""
 
-    head: Pipeline
+    head: Node
     names: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"({self.head})" + "".join(f".{name}" for name in self.names)
+        head = f"({self.head})" if isinstance(self.head, Pipeline) else str(self.head)
+        return head + "".join(f".{name}" for name in self.names)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from control.cli import template_nodes as nodes
-from control.cli.gotext import unquote, unquote_rune
+from control.cli.gotext import quoted, unquote, unquote_rune
 
 _TOKEN: Final = re.compile(
     r"""
@@ -20,7 +20,7 @@ _TOKEN: Final = re.compile(
     | (?P<string>"(?:\\[^\n]|[^"\\\n])*")
     | (?P<raw>`[^`]*`)
     | (?P<char>'(?:\\[^\n]|[^'\\\n])+')
-    | (?P<number>[+-]?(?:0[xXbBoO][0-9a-fA-F_]+|[0-9][0-9_]*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)\w*)
+    | (?P<number>[+-]?(?:0[xXbBoO][0-9a-fA-F_]+|(?:[0-9][0-9_]*(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\w*)
     | (?P<variable>\$\w*)
     | (?P<field>\.[^\W\d]\w*)
     | (?P<dot>\.)
@@ -31,9 +31,11 @@ _TOKEN: Final = re.compile(
     | (?P<open>\()
     | (?P<close>\))
     | (?P<comma>,)
+    | (?P<other>[!#-&(-9;-_a-~])
     """,
     re.VERBOSE,
 )
+_ENDS_NAME: Final = re.compile(r"[ \t\r\n.,|:()]|\}\}|\Z")
 _OPERANDS: Final = {"string", "raw", "char", "number", "variable", "field", "dot", "word", "open"}
 _KEYWORDS: Final = {"if", "else", "end", "range", "with", "break", "continue", "define", "template", "block"}
 _MAX_NESTING: Final = 100
@@ -144,6 +146,8 @@ class _Parser:
             if kind == "space" and self.text.startswith("-}}", found.end()):
                 at = found.end() - 1
                 continue
+            if kind in ("field", "variable", "word") and not _ENDS_NAME.match(self.text, found.end()):
+                raise self._bad_character(found.end())
             depth += {"open": 1, "close": -1}.get(kind, 0)
             if depth < 0:
                 raise self._fail(at, "unexpected right paren")
@@ -154,6 +158,8 @@ class _Parser:
         if at >= len(self.text):
             return self._fail(at, "unclosed action")
         char = self.text[at]
+        if found_name := re.compile(r"[\w.$]").match(self.text, at - 1):
+            return self._fail(found_name.end(), f"bad character U+{ord(char):04X} '{char}'")
         if char == '"':
             return self._fail(at, "unterminated quoted string")
         if char == "`":
@@ -162,7 +168,7 @@ class _Parser:
             return self._fail(at, "unterminated character constant")
         if char == ":":
             return self._fail(at, "expected :=")
-        return self._fail(at, f"unrecognized character in action: U+{ord(char):04X} '{char}'")
+        return self._fail(at, f"bad character U+{ord(char):04X} '{char}'")
 
     # Parsing.
 
@@ -217,7 +223,7 @@ class _Parser:
                 stop.next()
                 otherwise = [self._branch(stop, chained)]
             else:
-                self._expect_end(stop, "else")
+                self._expect_end(stop, "input" if chained.text in _KEYWORDS else "else")
                 otherwise, stop = self._list(keyword.text)
                 assert stop is not None
                 ending = stop.next()
@@ -248,8 +254,10 @@ class _Parser:
                 break
             if token.kind != "pipe":
                 raise self._unexpected(token, where)
+            # Go takes a "|" with nothing after it.
             if action.peek().kind == until:
-                raise self._fail(action.peek().at, f"missing value for {where}")
+                action.next()
+                break
         for stage, command in enumerate(commands[1:], 2):
             if isinstance(command.args[0], (nodes.Literal, nodes.Dot)):
                 raise self._fail(command.at, f"non executable command in pipeline stage {stage}")
@@ -269,9 +277,6 @@ class _Parser:
                 limit = 2 if where == "range" else 1
                 if len(names) > limit:
                     raise self._fail(token.at, f"too many declarations in {where}")
-                if token.kind == "assign":
-                    for name in names:
-                        self._check_variable(name, token.at)
                 return tuple(names), token.kind == "declare"
             if token.kind != "comma":
                 break
@@ -288,7 +293,9 @@ class _Parser:
             token = action.peek()
             if token.kind not in _OPERANDS:
                 if not args:
-                    raise self._unexpected(token, "operand" if token.kind != "pipe" else where)
+                    raise self._unexpected(token, where)
+                if token.kind not in ("pipe", "close", "end"):
+                    raise self._unexpected(token, "operand")
                 break
             args.append(self._operand(action))
             if action.peek(skip_space=False).kind in _OPERANDS:
@@ -311,11 +318,9 @@ class _Parser:
                 return nodes.Field(at, first + fields)
             case nodes.Variable(_, name, first):
                 return nodes.Variable(at, name, first + fields)
-            case nodes.Pipeline():
-                return nodes.Chain(at, operand, fields)
             case nodes.Literal() | nodes.Dot():
-                raise self._fail(token.at, f"unexpected . after term {_quoted(str(operand))}")
-        raise self._fail(token.at, f"unexpected <{fields[0]}> after {_quoted(str(operand))}")
+                raise self._fail(token.at, f"unexpected . after term {quoted(str(operand))}")
+        return nodes.Chain(at, operand, fields)
 
     def _term(self, action: _Action, token: Token) -> nodes.Node:
         kind, text, at = token
@@ -342,7 +347,7 @@ class _Parser:
 
     def _check_variable(self, name: str, at: int) -> None:
         if name not in self.variables:
-            raise self._fail(at, f"undefined variable {_quoted(name)}")
+            raise self._fail(at, f"undefined variable {quoted(name)}")
 
     def _word(self, token: Token) -> nodes.Node:
         constants = {"true": True, "false": False, "nil": None}
@@ -351,7 +356,7 @@ class _Parser:
         if token.text in _KEYWORDS:
             raise self._fail(token.at, f"unexpected <{token.text}> in operand")
         if token.text not in self.functions:
-            raise self._fail(token.at, f"function {_quoted(token.text)} not defined")
+            raise self._fail(token.at, f"function {quoted(token.text)} not defined")
         return nodes.Function(token.at, token.text)
 
     def _unquoted(self, token: Token) -> str:
@@ -376,17 +381,15 @@ class _Parser:
             try:
                 return float(text)
             except ValueError as error:
-                raise self._fail(token.at, f"bad number syntax: {_quoted(text)}") from error
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"'
+                raise self._fail(token.at, f"bad number syntax: {quoted(text)}") from error
 
 
 def _shown(token: Token) -> str:
     match token:
         case ("end", _, _):
             return "{{end of action}}"
-        case ("word", text, _) if text in _KEYWORDS:
+        case ("word", text, _) if text in _KEYWORDS or text == "nil":
             return f"<{text}>"
-    return _quoted(token.text)
+        case ("dot", _, _):
+            return "<.>"
+    return quoted(token.text)

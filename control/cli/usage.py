@@ -20,8 +20,7 @@ _BLOCK_INDENT: Final = 16
 def help_text(ctx: click.Context, command: click.Command) -> str:
     from control.cli.command import Command, Flag, Group, columns, usage_line
 
-    is_group = isinstance(command, Group)
-    usage = f"{ctx.command_path} {command.synopsis or 'COMMAND'}" if is_group else usage_line(ctx)
+    usage = f"{ctx.command_path} {command.synopsis or 'COMMAND'}" if isinstance(command, Group) else usage_line(ctx)
     parts = [f"Usage:  {usage}", command.short_help or ""]
     if isinstance(command, Command) and command.aliases:
         paths = [ctx.command_path, *(f"{ctx.parent.command_path} {name}" for name in command.aliases if ctx.parent)]
@@ -34,7 +33,7 @@ def help_text(ctx: click.Context, command: click.Command) -> str:
     flags = [param for param in command.params if isinstance(param, Flag) and not param.hidden]
     if flags:
         parts.append("Options:\n" + flag_usages(flags, columns() - 1))
-    if is_group:
+    if isinstance(command, Group):
         parts.append(f"Run '{ctx.command_path} COMMAND --help' for more information on a command.")
     return "\n\n".join(parts)
 

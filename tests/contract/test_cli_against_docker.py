@@ -2,112 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import re
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from tests.cli_fake import FakeDaemon, Request, fake_daemon
 
-from control.cli.main import main
+from tests.cli_fake import FakeDaemon, fake_daemon
+from tests.docker_client import Pair, docker_needed, renamed
+from tests.samples import B9, B10, NET1, SWARM, WIDE
 
-DOCKER = shutil.which("docker")
-MINIMUM = (28, 0)
-
-
-def client_version() -> tuple[int, ...]:
-    """The version of the docker client on this machine, empty without one."""
-    if DOCKER is None:
-        return ()
-    text = subprocess.run([DOCKER, "--version"], capture_output=True, text=True, check=True).stdout
-    return tuple(map(int, re.findall(r"\d+", text)[:2]))
-
-
-pytestmark = pytest.mark.skipif(
-    client_version() < MINIMUM, reason=f"needs a docker client of version {MINIMUM[0]} or later to compare with"
-)
-
-NET1: dict[str, Any] = {
-    "Name": "net1",
-    "Id": "a" * 64,
-    "Created": "2024-01-02T03:04:05.123456789Z",
-    "Scope": "local",
-    "Driver": "bridge",
-    "EnableIPv4": True,
-    "EnableIPv6": False,
-    "IPAM": {
-        "Driver": "default",
-        "Options": {},
-        "Config": [
-            {"Subnet": "172.17.0.0/16", "Gateway": "172.17.0.1"},
-            {"Subnet": "fd00::/64", "IPRange": "fd00::/80", "AuxiliaryAddresses": {"a": "fd00::5"}},
-        ],
-    },
-    "Internal": False,
-    "Attachable": False,
-    "Ingress": False,
-    "ConfigFrom": {"Network": ""},
-    "ConfigOnly": False,
-    "Containers": {
-        "c" * 64: {
-            "Name": "web",
-            "EndpointID": "e" * 64,
-            "MacAddress": "02:42:ac:11:00:02",
-            "IPv4Address": "172.17.0.2/16",
-            "IPv6Address": "",
-        },
-        "d" * 64: {
-            "Name": 'db <&> \u2028 "q"',
-            "EndpointID": "f" * 64,
-            "MacAddress": "02:42:ac:11:00:03",
-            "IPv4Address": "172.17.0.3/16",
-            "IPv6Address": "fd00::3/64",
-        },
-    },
-    "Options": {"com.docker.network.bridge.name": "docker0", "b": "<x>"},
-    "Labels": {"one": "1"},
-}
-B10 = {**NET1, "Name": "b10", "Id": "b" * 64, "Labels": None, "Options": None, "Containers": None, "EnableIPv6": True}
-B9 = {**NET1, "Name": "b9", "Id": "d" * 64, "Driver": "host", "Created": "2024-05-02T03:04:05+02:00", "Internal": True}
-WIDE = {**NET1, "Name": "日本-a-rather-long-name", "Id": "9" * 64, "Driver": "macvlan"}
-SWARM = {**NET1, "Name": "ingress", "Ingress": True}
-
-
-class Outcome(NamedTuple):
-    status: int
-    stdout: str
-    stderr: str
-    requests: list[Request]
-
-
-class Pair:
-    """The two clients in front of one daemon."""
-
-    def __init__(self, daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.daemon = daemon
-        self._capsys = capsys
-        self._monkeypatch = monkeypatch
-
-    def docker(self, *args: str, stdin: str = "") -> Outcome:
-        assert DOCKER is not None
-        done = subprocess.run(
-            [DOCKER, "-H", self.daemon.url, *args], capture_output=True, text=True, input=stdin, timeout=30, check=False
-        )
-        return Outcome(done.returncode, done.stdout, done.stderr, self.daemon.asked())
-
-    def ours(self, *args: str, stdin: str = "") -> Outcome:
-        self._monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        with pytest.raises(SystemExit) as stop:
-            main(["-H", self.daemon.url, *args])
-        output = self._capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return Outcome(stop.value.code, output.out, output.err, self.daemon.asked())
+pytestmark = docker_needed
 
 
 @pytest.fixture(scope="module")
@@ -133,37 +39,6 @@ def pair(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: py
     daemon.requests.clear()
     monkeypatch.setenv("COLUMNS", "80")
     return Pair(daemon, capsys, monkeypatch)
-
-
-def renamed(text: str) -> str:
-    return text.replace("docker", "linkspan")
-
-
-def comparable(request: Request) -> Request:
-    """Leaves out what docker's client sends only because Go cannot leave it out: empty answers of the server."""
-    body = request.body
-    if request.path.endswith("/connect"):
-        outputs = {"NetworkID", "EndpointID", "Gateway", "IPAddress", "IPPrefixLen", "IPv6Gateway"}
-        outputs |= {"GlobalIPv6Address", "GlobalIPv6PrefixLen", "DNSNames"}
-        config = {key: value for key, value in body["EndpointConfig"].items() if key not in outputs}
-        body = {**body, "EndpointConfig": config}
-    if request.path == "/networks/create":
-        # docker's order is that of a Go map: none.
-        config = sorted(body["IPAM"]["Config"], key=lambda entry: str(entry["Subnet"]))
-        body = {**body, "IPAM": {**body["IPAM"], "Config": config}}
-    return Request(request.method, request.path, body)
-
-
-def assert_same(pair: Pair, *args: str, stdin: str = "", stderr: bool = True) -> None:
-    theirs = pair.docker(*args, stdin=stdin)
-    ours = pair.ours(*args, stdin=stdin)
-    assert list(map(comparable, ours.requests)) == list(map(comparable, theirs.requests))
-    assert ours.stdout == theirs.stdout
-    assert ours.status == theirs.status
-    if stderr:
-        # 28.x says "exit status 1" below the errors of several removals: no news to anyone.
-        expected = renamed(theirs.stderr.removesuffix("exit status 1\n")).replace("linkspan-", "docker-")
-        assert ours.stderr == expected
 
 
 LS = [
@@ -210,9 +85,10 @@ CREATE = [
     ["-dfoo", "n"],
     ["-d=foo", "n"],
     ["-d", "null", "-o", "=x", "-o", "", "-o", "a=b=c", "-o", "a=d", "n"],
-    "-d macvlan -o parent=eth0 --opt x --opt=a=b=c --label a=b --label c --internal --attachable --ingress --scope swarm "
-    "--config-only --config-from cf --ipam-driver foo --ipam-opt k=v --ipv6 --ipv4=false --subnet 10.0.0.0/24,fd00::/64 "
-    "--gateway 10.0.0.1 --gateway fd00::1 --ip-range 10.0.0.128/25 --aux-address h=10.0.0.5 --aux-address g=fd00::5 n",
+    "-d macvlan -o parent=eth0 --opt x --opt=a=b=c --label a=b --label c --internal --attachable --ingress "
+    "--scope swarm --config-only --config-from cf --ipam-driver foo --ipam-opt k=v --ipv6 --ipv4=false "
+    "--subnet 10.0.0.0/24,fd00::/64 --gateway 10.0.0.1 --gateway fd00::1 "
+    "--ip-range 10.0.0.128/25 --aux-address h=10.0.0.5 --aux-address g=fd00::5 n",
     ["--subnet", "", "n"],
     ["--subnet", '10.0.0.0/24,"fd00::/64"', "n"],
     "--subnet foo n",
@@ -321,34 +197,31 @@ def words(case: str | list[str]) -> list[str]:
 
 @pytest.mark.parametrize("case", LS + INSPECT + CHANGE + WRONG, ids=str)
 def test_network_commands_ask_print_and_exit_as_docker(pair: Pair, case: str | list[str]) -> None:
-    assert_same(pair, "network", *words(case))
+    pair.assert_same("network", *words(case))
 
 
 @pytest.mark.parametrize("case", CREATE, ids=str)
 def test_create_sends_dockers_request(pair: Pair, case: str | list[str]) -> None:
-    assert_same(pair, "network", "create", *words(case))
+    pair.assert_same("network", "create", *words(case))
 
 
 @pytest.mark.parametrize("case", CREATE_REFUSED, ids=str)
 def test_create_refuses_in_dockers_words_without_a_request(pair: Pair, case: str | list[str]) -> None:
-    assert_same(pair, "network", "create", *words(case))
+    pair.assert_same("network", "create", *words(case))
     assert not pair.ours("network", "create", *words(case)).requests
 
 
 @pytest.mark.parametrize("answer", ["", "y\n", "Y", " y \n", "yes\n", "n\n", "\n", "\ny\n"], ids=repr)
 def test_prompts_take_the_same_answers(pair: Pair, answer: str) -> None:
-    assert_same(pair, "network", "prune", stdin=answer)
-    assert_same(pair, "network", "rm", "ingress", "net1", stdin=answer)
+    pair.assert_same("network", "prune", stdin=answer)
+    pair.assert_same("network", "rm", "ingress", "net1", stdin=answer)
 
 
 @pytest.mark.parametrize("name", ["create", "inspect", "disconnect", "ls", "rm", "prune", None])
-@pytest.mark.parametrize("width", [None])
-def test_help_is_dockers_but_for_the_name(pair: Pair, name: str | None, width: int | None) -> None:
+def test_help_is_dockers_but_for_the_name(pair: Pair, name: str | None) -> None:
     theirs = pair.docker("network", *([name] if name else []), "--help")
     ours = pair.ours("network", *([name] if name else []), "--help")
-    assert ours.stdout.replace("docs.linkspan.com", "docs.docker.com") == renamed(theirs.stdout).replace(
-        "docs.linkspan.com", "docs.docker.com"
-    )
+    assert ours.stdout == renamed(theirs.stdout)
     assert ours.status == theirs.status
 
 
@@ -375,7 +248,7 @@ def test_a_refusal_is_shown_as_dockers(pair: Pair, status: int, body: Any) -> No
             daemon.on(*key, body, status)
         pair.daemon = daemon
         for args in (["ls"], ["create", "n"], ["prune", "-f"]):
-            assert_same(pair, "network", *args)
+            pair.assert_same("network", *args)
 
 
 @pytest.mark.parametrize(
@@ -393,5 +266,5 @@ def test_an_empty_list_prints_as_dockers(pair: Pair, args: list[str]) -> None:
         daemon.on("GET", "/networks", [])
         daemon.on("POST", "/networks/prune", {"NetworksDeleted": None})
         pair.daemon = daemon
-        assert_same(pair, "network", *args)
-        assert_same(pair, "network", "prune", "-f")
+        pair.assert_same("network", *args)
+        pair.assert_same("network", "prune", "-f")
