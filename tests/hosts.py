@@ -1,4 +1,4 @@
-"""Test hosts: a network, mount and bpffs world of its own for each, with a linkspand in it, and nothing left of it after.
+"""Test hosts: a network, mount and bpffs world of its own for each, with a linkspand in it, and nothing left after.
 
 A host is a process that holds a private network and mount namespace; commands enter it with nsenter. So any number of
 hosts, and of pytest workers, run side by side, and the machine's own devices, routes and firewall are never touched.
@@ -15,16 +15,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from tests.api_server import Reply, ask
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 DEADLINE_S = 20.0
 
 
-def wait_for(claim: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+def wait_for(claim: Callable[[], Any], what: str | Callable[[], str], deadline_s: float = DEADLINE_S) -> Any:
     """Polls until `claim` is true and returns what it gave; fails the test with `what` after the deadline."""
     end = time.monotonic() + deadline_s
     while True:
@@ -32,12 +34,13 @@ def wait_for(claim: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S
         if result:
             return result
         if time.monotonic() > end:
-            raise AssertionError(f"waited {deadline_s:.0f} s in vain: {what}")
+            said = what if isinstance(what, str) else what()
+            raise AssertionError(f"waited {deadline_s:.0f} s in vain: {said}")
         time.sleep(0.02)
 
 
 class Host:
-    """One machine on its own. `dir` holds its state, run and config directories; bpffs is mounted in its mount namespace."""
+    """One machine on its own. `dir` holds its state, run and config directories; bpffs is in its mount namespace."""
 
     def __init__(self, *, bpffs: bool = True) -> None:
         # Short, because a unix socket's path is at most 107 bytes.
@@ -107,13 +110,16 @@ class Host:
                 self.daemon_command(*args, program=program), stderr=log, stdout=log, env={**os.environ, **(env or {})}
             )
         if wait:
-            wait_for(self._answers, f"linkspand to answer; its log:\n{self.log()}")
+            wait_for(self._answers, lambda: f"linkspand to answer; its log:\n{self.log()}")
         return self._daemon
 
     def _answers(self) -> bool:
         assert self._daemon is not None
         assert self._daemon.poll() is None, f"linkspand ended with {self._daemon.returncode}:\n{self.log()}"
-        return self.socket.exists() and self.linkspan("version", check=False).returncode == 0
+        try:
+            return self.ask("GET", "/_ping").status == 200
+        except OSError:
+            return False
 
     def log(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""
@@ -160,6 +166,10 @@ class Host:
         output = self.run(*command).stdout
         return json.loads(output) if output.strip() else None
 
+    def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Reply:
+        """Calls the API from this process and returns the answer, whatever its status."""
+        return ask(self.socket, method, path, body, **options)
+
     def inside(self, netns: str, *command: str) -> list[str]:
         """The command line that runs a command in a sandbox's namespace, whose file only this host's mounts show."""
         return self.enter("nsenter", f"--net={netns}", "--", *command)
@@ -180,17 +190,23 @@ class Host:
     def close(self) -> None:
         """Ends the daemon and everything on the host, and removes its files."""
         self.stop(signal.SIGKILL)
-        inode = os.stat(f"/proc/{self.pid}/ns/mnt").st_ino
-        for entry in os.scandir("/proc"):
-            if entry.name.isdigit() and int(entry.name) not in (self.pid, os.getpid()):
-                try:
-                    if os.stat(f"/proc/{entry.name}/ns/mnt").st_ino == inode:
-                        os.kill(int(entry.name), signal.SIGKILL)
-                except OSError:
-                    continue
+        for pid in self._processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._holder.kill()
         self._holder.wait()
         shutil.rmtree(self.dir)
+
+    def _processes(self) -> list[int]:
+        """Those in the host's mount namespace, and those in namespaces made from it, which show its directory."""
+        inode, mark, found = os.stat(f"/proc/{self.pid}/ns/mnt").st_ino, f" {self.dir}/", []
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit() and int(entry.name) not in (self.pid, os.getpid()):
+                with suppress(OSError):
+                    is_here = os.stat(f"/proc/{entry.name}/ns/mnt").st_ino == inode
+                    if is_here or mark in Path(entry, "mountinfo").read_text(errors="replace"):
+                        found.append(int(entry.name))
+        return found
 
 
 @contextmanager
