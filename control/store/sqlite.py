@@ -30,7 +30,7 @@ Migration = str | Callable[[sqlite3.Connection], object]
 # Entry n takes a file from version n to n + 1. Entries are never changed once released; new ones go to the end.
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     "CREATE TABLE records (kind TEXT NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (kind, id))"
-    " WITHOUT ROWID",
+    " STRICT, WITHOUT ROWID",
 )
 
 # How long to wait for a lock at open: a process that was just killed, or a backup that runs.
@@ -91,6 +91,9 @@ class SqliteStore:
         self.close()
 
     def _lock_and_check(self, newest: int) -> None:
+        # Pages are a multiple of 512 bytes. SQLite itself reads a page that is cut off as if it went on with zeros.
+        if self.path.stat().st_size % 512:
+            raise self._damaged("it is cut off")
         # Exclusive before the first access in WAL mode: the lock is then held until close, and there is no -shm file,
         # whose memory mapping a full disk could turn into a SIGBUS.
         self._pragma("locking_mode = EXCLUSIVE")
@@ -105,7 +108,8 @@ class SqliteStore:
                 f"has version {version} and this linkspand knows versions up to {newest}; install a newer linkspand, "
                 f"or move the file and {self.path.name}-wal away and restore the copy {self.path.name}.v{newest}.bak"
             )
-        verdict = self._pragma("quick_check(1)")
+        # Not quick_check, which misses keys out of order: those make records invisible.
+        verdict = self._pragma("integrity_check(1)")
         if verdict != "ok":
             raise self._damaged(verdict)
         self._pragma("journal_mode = WAL")
@@ -160,7 +164,9 @@ class SqliteStore:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._full(action) from error
-            raise StoreError(f"cannot {action} state file {self.path}: {error}") from error
+            raise self._unwritable(action, error) from error
+        except UnicodeDecodeError as error:
+            raise self._damaged(str(error)) from error
         except sqlite3.Error as error:
             raise self._explain(action, error) from error
 
@@ -179,10 +185,7 @@ class SqliteStore:
                     "give this one a directory of its own with --state-dir"
                 )
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM:
-                return StoreError(
-                    f"cannot {action} state file {self.path}: {error}; make it and its directory writable for "
-                    "linkspand, or choose another directory with --state-dir"
-                )
+                return self._unwritable(action, error)
             case _:
                 return StoreError(
                     f"cannot {action} state file {self.path}: {error}; nothing was changed, networks that run go on; "
@@ -193,6 +196,12 @@ class SqliteStore:
         return Exhausted(
             f"cannot {action} state file {self.path}: no space left; nothing was changed, networks that run go on; "
             "free space on its file system and try again"
+        )
+
+    def _unwritable(self, action: str, error: Exception) -> StoreError:
+        return StoreError(
+            f"cannot {action} state file {self.path}: {error}; make it and its directory writable for linkspand, or "
+            "choose another directory with --state-dir"
         )
 
     def _damaged(self, what: str) -> StoreError:
@@ -206,7 +215,10 @@ class SqliteStore:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
+    # Text that is not UTF-8 is damage. The module's own decoding raises an error that cannot be told from others.
+    connection.text_factory = bytes.decode
+    return connection
 
 
 def _prepare(path: Path) -> None:
