@@ -24,6 +24,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import IO, Any, Final
 
+from control import lean
 from control.api.handlers import Context
 from control.api.server import ListenError, bind_tcp, bind_unix, build_app, build_metrics_app, serve
 from control.config import DEFAULT_PATH, Config, ConfigError, listen_address, load
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.check_config:
         print(f"{arguments.config or DEFAULT_PATH}: the configuration is valid")
         return 0
+    lean.use_one_arena()
     _log_to_stderr(config.daemon.log_level)
     try:
         is_clean = asyncio.run(run(config))

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics import Counter, Gauge, Histogram
+from prometheus_client.metrics import Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -126,6 +126,7 @@ class Metrics:
     """All metrics of one linkspand, in a registry of their own."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each histogram, which nobody reads
         self._registry = CollectorRegistry()
         self._controller: NetworkController | None = None
         self.request_seconds = Histogram(
