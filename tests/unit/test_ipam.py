@@ -53,6 +53,15 @@ def test_an_overlapping_subnet_is_refused_with_both_subnets_and_the_owner(ipam: 
         assert part in str(refused.value)
 
 
+@pytest.mark.parametrize("inner", ["10.0.0.0/32", "10.0.0.255/32", "10.0.0.0/25", "10.0.0.128/25"])
+def test_a_subnet_around_another_is_refused_at_either_edge(ipam: PoolIpam, inner: str) -> None:
+    make_pool(ipam, inner)
+    with pytest.raises(Forbidden, match=f"10.0.0.0/24 overlaps {inner}"):
+        make_pool(ipam, "10.0.0.0/24")
+    make_pool(ipam, "10.0.1.0/24")
+    make_pool(ipam, "9.255.255.0/24")
+
+
 def test_address_spaces_and_ip_versions_do_not_see_each_other(ipam: PoolIpam) -> None:
     make_pool(ipam, "10.0.0.0/24")
     make_pool(ipam, "fd00::/64")
