@@ -63,8 +63,11 @@ def add_bridge(ifname: str, *, mac: str, mtu: int, ipv6: bool) -> None:
     `mac` keeps its address from changing with its ports; without `ipv6` it gets no address of its own.
     """
     with _iproute(f"add bridge {ifname}", errno.EEXIST) as ip:
-        ip.link("add", ifname=ifname, kind="bridge", address=mac, mtu=mtu)
+        ip.link("add", ifname=ifname, kind="bridge", address=mac)
     index = socket.if_nametoindex(ifname)
+    # Not at creation: only a later change tells br_netfilter, which else drops fragments of more than 1,500 bytes.
+    with _iproute(f"set the MTU of {ifname}") as ip:
+        ip.link("set", index=index, mtu=mtu)
     requests = [] if ipv6 else [rtnl.link_no_auto_address(index, ifname)]
     with rtnl.Rtnl() as netlink:
         netlink.apply([*requests, rtnl.link_up(index, ifname)])

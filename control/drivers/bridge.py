@@ -349,7 +349,8 @@ class BridgeDriver(Driver):
     def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
         """From the programs where they run, else from the host ends' own counters, which know one path only."""
         by_slot, drops = self._accel.counters()
-        present = {link.ifname: link for link in links.dump()} if len(by_slot) < len(endpoints) else {}
+        is_missing = any(endpoint.slot not in by_slot for endpoint in endpoints)
+        present = {link.ifname: link for link in links.dump()} if is_missing else {}
         found: dict[str, EndpointCounters] = {}
         for endpoint in endpoints:
             counted, link = by_slot.get(endpoint.slot), present.get(endpoint.host_ifname)
