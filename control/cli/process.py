@@ -48,6 +48,8 @@ class Program:
         for number in _IGNORED_BY_PYTHON:
             signal.signal(number, signal.SIG_DFL)
         try:
+            if not name:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             os.execvpe(name, list(self.command), self.environment)
         except OSError as error:
             is_missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
@@ -55,8 +57,6 @@ class Program:
             if is_missing and "/" not in name:
                 reason = "executable file not found in $PATH"
             raise CliError(f'linkspan: exec "{name}": {reason}', NOT_FOUND if is_missing else NOT_EXECUTABLE) from error
-        except ValueError as error:
-            raise CliError(f'linkspan: exec "{name}": {error}', NOT_EXECUTABLE) from error
 
 
 def spawn(view: View, program: Program, announce: Callable[[int], None]) -> int:

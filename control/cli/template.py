@@ -6,7 +6,7 @@ Source: https://pkg.go.dev/text/template; functions: docker/cli, package templat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -97,10 +97,9 @@ class _Run:
     def _range(self, node: nodes.Branch, dot: Any) -> None:
         with self._scope():
             value = self._pipeline(node.pipeline, dot, assign=False)
-            pairs = self._items(value)
-            if not pairs:
-                self.body(node.otherwise, dot)
-            for key, item in pairs:
+            is_empty = True
+            for key, item in self._items(value):
+                is_empty = False
                 with self._scope():
                     self._bind(node.pipeline, (item,) if len(node.pipeline.targets) < 2 else (key, item))
                     try:
@@ -108,17 +107,19 @@ class _Run:
                     except _Jump as jump:
                         if jump.keyword == "break":
                             break
+            if is_empty:
+                self.body(node.otherwise, dot)
 
-    def _items(self, value: Any) -> list[tuple[Any, Any]]:
+    def _items(self, value: Any) -> Iterable[tuple[Any, Any]]:
         match value:
             case None:
-                return []
+                return ()
             case list():
-                return list(enumerate(value))
+                return enumerate(value)
             case dict():
                 return sorted(value.items())
             case int() if not isinstance(value, bool):
-                return [(index, index) for index in range(value)]
+                return ((index, index) for index in range(value))
         raise self._fail(f"range can't iterate over {plain(value)}")
 
     def _bind(self, pipeline: nodes.Pipeline, values: Sequence[Any]) -> None:
