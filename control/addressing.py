@@ -103,6 +103,14 @@ def release_pools(ipam: Ipam, pools: Sequence[PoolConfig]) -> list[Change]:
     return [change for pool in pools for change in ipam.release_pool(pool.pool_id)]
 
 
+def retake_pools(ipam: Ipam, pools: Sequence[PoolConfig], *, owner: str) -> None:
+    """The opposite of `release_pools`, for when its changes could not be stored."""
+    for pool in pools:
+        ipam.request_pool(LOCAL_SPACE, subnet=pool.subnet, ip_range=pool.ip_range, owner=owner)
+        spec = PoolSpec(subnet=pool.subnet, gateway=pool.gateway, aux_addresses=pool.aux_addresses)
+        _request_reserved(ipam, pool, spec, owner)
+
+
 def request_addresses(
     ipam: Ipam, network: Network, spec: EndpointSpec, *, owner: str
 ) -> tuple[Addresses, list[Change]]:

@@ -11,23 +11,19 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
 from control import addressing
-from control.drivers.base import Driver, EndpointCounters, Join
-from control.errors import Conflict, ControlError, DatapathFailed, Forbidden, InvalidArgument, NotFound
+from control.deps import Deps
+from control.drivers.base import EndpointCounters
+from control.endpoints import Endpoints
+from control.errors import Conflict, ControlError, Forbidden, InvalidArgument, NotFound
 from control.events import Event, EventBus, Listener
-from control.hosts import HostsTable, HostsWriter
-from control.ipam.base import Ipam
 from control.model import (
     Endpoint,
-    EndpointId,
     EndpointSpec,
-    EndpointState,
     Network,
     NetworkId,
     NetworkSpec,
@@ -36,20 +32,17 @@ from control.model import (
     SandboxId,
     SandboxSpec,
     SandboxState,
-    Subnet,
     advance,
     utcnow,
 )
-from control.plan import IDLE, Observer, Step, execute, undo
+from control.reconcile import Reconciler
 from control.records import Records
 from control.sandboxes import (
-    SandboxFiles,
     SandboxPaths,
     is_running,
     kill_processes,
     process_start,
 )
-from control.store.base import Store
 
 LOG = logging.getLogger(__name__)
 
@@ -59,22 +52,6 @@ PREDEFINED: Final = {"bridge": "bridge", "host": "host", "none": "null"}
 """Names of the networks that always exist, and their drivers."""
 
 
-@dataclass(frozen=True)
-class Deps:
-    """What a controller works with.
-
-    `routed_networks` tells where the host has routes to; `observe` sees every step before it is taken.
-    """
-
-    store: Store
-    ipam: Ipam
-    drivers: Mapping[str, Driver]
-    files: SandboxFiles
-    routed_networks: Callable[[], Sequence[Subnet]] = tuple
-    observe: Observer = IDLE
-    predefined_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-
 class NetworkController:
     """Networks, endpoints and sandboxes of one host. Synchronous; every public method may be called from any thread."""
 
@@ -82,80 +59,39 @@ class NetworkController:
         self._deps = deps
         self._records = Records(deps.store)
         self._bus = EventBus()
-        self._names = HostsTable()
-        self._hosts = HostsWriter(self._write_hosts)
+        self._endpoints = Endpoints(deps, self._records, self._bus)
+        self._reconciler = Reconciler(
+            deps,
+            self._records,
+            self._endpoints,
+            discard_network=self._discard_network,
+            discard_sandbox=self._discard_sandbox,
+        )
         self._sandbox_locks: dict[str, threading.Lock] = {}
-        self._join_seconds: Callable[[float], None] = lambda _: None
 
     # -- start and stop ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Reads the store, finishes what was cut off, and repairs what the kernel lacks.
 
-        Packets keep flowing meanwhile.
+        Packets keep flowing meanwhile. Raises StoreError; objects that cannot be repaired are in `status` instead.
         """
         begin = time.monotonic()
         self._records.load()
         self._deps.ipam.load(self._deps.store)
         self._deps.files.start(sandbox.id for sandbox in self._records.sandboxes())
-        self._finish_cut_off()
-        self._hosts.start()
-        for driver in self._deps.drivers.values():
-            networks = [network for network in self._records.networks() if network.driver == driver.name]
-            endpoints = [endpoint for network in networks for endpoint in self._records.on_network(network.id)]
-            driver.start(networks, endpoints)
-            self._repair(driver, networks, endpoints)
+        self._reconciler.run()
         for name, driver_name in PREDEFINED.items():
             if driver_name in self._deps.drivers and not self._records.has_network_named(name):
                 options = dict(self._deps.predefined_options.get(name, {}))
                 self._create_network(NetworkSpec(name=name, driver=driver_name, options=options), predefined=True)
-        for endpoint in self._records.endpoints():
-            self._names.add(endpoint, self._records.sandbox(endpoint.sandbox_id))
-        self._hosts.mark(sandbox.id for sandbox in self._records.sandboxes())
+        self._endpoints.start()
         LOG.info("started in %.3f s: %s", time.monotonic() - begin, self.counts())
 
     def stop(self) -> None:
         """Stops working; networks and sandboxes go on. Idempotent."""
-        self._hosts.close()
+        self._endpoints.stop()
         self._deps.store.close()
-
-    def _finish_cut_off(self) -> None:
-        """Undoes what was being made and finishes what was being removed when the last linkspand ended."""
-        for endpoint in self._records.endpoints():
-            sandbox, network = self._owner_of(endpoint)
-            if sandbox is None or network is None or endpoint.state is not EndpointState.JOINED:
-                LOG.warning("removing endpoint %s, which was cut off while %s", endpoint.id[:12], endpoint.state)
-                self._discard_endpoint(network, sandbox, endpoint)
-        for sandbox in self._records.sandboxes():
-            if sandbox.state in (SandboxState.CREATING, SandboxState.REMOVING):
-                LOG.warning("removing sandbox %s, which was cut off while %s", sandbox.name, sandbox.state)
-                self._remove_sandbox(sandbox)
-        for network in self._records.networks():
-            if network.state is not NetworkState.ACTIVE:
-                LOG.warning("removing network %s, which was cut off while %s", network.name, network.state)
-                self._discard_network(network)
-
-    def _owner_of(self, endpoint: Endpoint) -> tuple[Sandbox | None, Network | None]:
-        sandboxes = {sandbox.id: sandbox for sandbox in self._records.sandboxes()}
-        networks = {network.id: network for network in self._records.networks()}
-        return sandboxes.get(endpoint.sandbox_id), networks.get(endpoint.network_id)
-
-    def _repair(self, driver: Driver, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
-        """Applies again whatever of a driver's records the kernel does not hold whole, after a reboot everything."""
-        for sandbox in self._records.sandboxes():
-            if not self._deps.files.is_intact(sandbox):
-                execute(self._deps.files.steps(sandbox), self._deps.observe)
-        intact = driver.intact(networks, endpoints)
-        for network in networks:
-            if network.id not in intact:
-                LOG.warning("network %s is not whole in the kernel: applying it again", network.name)
-                execute(driver.network_steps(network), self._deps.observe)
-        for endpoint in endpoints:
-            if endpoint.id not in intact:
-                LOG.warning("endpoint %s is not whole in the kernel: applying it again", endpoint.id[:12])
-                join = self._join_of(endpoint)
-                undo(driver.endpoint_steps(join), self._deps.observe)
-                execute(driver.endpoint_steps(join), self._deps.observe)
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -189,7 +125,7 @@ class NetworkController:
 
     def network_info(self, network: Network) -> dict[str, str]:
         """What the driver says of the network: devices, the path packets take, fallbacks."""
-        return self._driver(network.driver).info(network)
+        return self._deps.driver_of(network).info(network)
 
     def pool_usage(self, network: Network) -> dict[str, tuple[int, int]]:
         """Addresses in use, and still to be had, by subnet."""
@@ -201,7 +137,7 @@ class NetworkController:
         found = []
         for network in self._records.networks():
             endpoints = self._records.on_network(network.id)
-            counters = self._driver(network.driver).counters(endpoints)
+            counters = self._deps.driver_of(network).counters(endpoints)
             found += [
                 (network, endpoint, sandboxes[endpoint.sandbox_id], counters[endpoint.id])
                 for endpoint in endpoints
@@ -217,13 +153,14 @@ class NetworkController:
         }
 
     def status(self) -> dict[str, Any]:
-        """Facts and fallbacks of every driver, and how much there is of everything."""
+        """Facts and fallbacks of every driver, what could not be repaired at start, and how much there is of all."""
         drivers = {name: driver.status() for name, driver in self._deps.drivers.items()}
         return {
             "drivers": {name: dict(status.facts) for name, status in drivers.items()},
             "fallbacks": {
                 feature: reason for status in drivers.values() for feature, reason in status.fallbacks.items()
             },
+            "broken": dict(self._reconciler.failures),
             **self.counts(),
         }
 
@@ -233,7 +170,7 @@ class NetworkController:
 
     def observe_joins(self, observe: Callable[[float], None]) -> None:
         """Has `observe` called with the duration of every join, in seconds."""
-        self._join_seconds = observe
+        self._endpoints.joined = observe
 
     # -- networks ------------------------------------------------------------------------------------------------
 
@@ -246,7 +183,7 @@ class NetworkController:
 
     def _create_network(self, spec: NetworkSpec, *, predefined: bool) -> tuple[Network, list[str]]:
         _check_name("network", spec.name)
-        driver = self._driver(spec.driver)
+        driver = self._deps.driver(spec.driver)
         if not predefined and spec.name in PREDEFINED:
             raise Forbidden(f"operation is not permitted on predefined {spec.name} network: choose another name")
         if driver.capabilities.singleton and not predefined:
@@ -288,7 +225,7 @@ class NetworkController:
                 addressing.release_pools(self._deps.ipam, pools)
                 raise
         try:
-            self._apply(driver.network_steps(network), f"network {network.name} could not be created")
+            self._deps.apply(driver.network_steps(network), f"network {network.name} could not be created")
         except ControlError:
             self._forget_network(network)
             raise
@@ -340,20 +277,20 @@ class NetworkController:
         return removed
 
     def _discard_network(self, network: Network) -> None:
-        try:
-            undo(self._driver(network.driver).network_steps(network), self._deps.observe)
-        except ExceptionGroup as group:
-            LOG.exception("network %s could not be removed whole", network.name)
-            raise DatapathFailed(
-                f"network {network.name} could not be removed whole ({_reasons(group)}): "
-                f"remove the cause and repeat `network rm {network.name}`"
-            ) from group
+        self._deps.undo(
+            self._deps.driver_of(network).network_steps(network),
+            f"network {network.name} could not be removed whole: remove the cause and repeat network rm {network.name}",
+        )
         self._forget_network(network)
 
     def _forget_network(self, network: Network) -> None:
         with self._records.lock:
             changes = addressing.release_pools(self._deps.ipam, network.pools)
-            self._records.commit(drop=[network], changes=changes)
+            try:
+                self._records.commit(drop=[network], changes=changes)
+            except ControlError:
+                addressing.retake_pools(self._deps.ipam, network.pools, owner=f"network {network.name}")
+                raise
 
     # -- endpoints -----------------------------------------------------------------------------------------------
 
@@ -362,7 +299,7 @@ class NetworkController:
         with self._exclusive(self._records.sandbox(sandbox_ref)) as sandbox:
             if sandbox.state not in (SandboxState.CREATED, SandboxState.RUNNING):
                 raise Forbidden(f"container {sandbox.name} is not running: it is {sandbox.state}")
-            return self._join(network_ref, sandbox, spec or EndpointSpec())
+            return self._endpoints.join(network_ref, sandbox, spec or EndpointSpec())
 
     def disconnect(self, network_ref: str, sandbox_ref: str, force: bool = False) -> None:
         """Takes a sandbox off a network.
@@ -371,159 +308,12 @@ class NetworkController:
         """
         network = self._records.network(network_ref)
         with self._exclusive(self._records.sandbox(sandbox_ref)) as sandbox:
-            endpoint = self._endpoint_at(network, sandbox)
+            endpoint = self._endpoints.at(network, sandbox)
             if endpoint is None:
                 raise Forbidden(f"container {sandbox.name} is not connected to network {network.name}")
-            if not self._driver(network.driver).capabilities.own_netns:
+            if not self._deps.driver_of(network).capabilities.own_netns:
                 raise Forbidden(f"container {sandbox.name} cannot be disconnected from host network {network.name}")
-            self._leave(network, sandbox, endpoint, force=force)
-
-    def _join(self, network_ref: str, sandbox: Sandbox, spec: EndpointSpec) -> Endpoint:
-        begin = time.monotonic()
-        with self._records.lock:
-            network = self._records.network(network_ref)
-            driver = self._driver(network.driver)
-            self._check_join(network, sandbox, driver)
-            driver.validate_endpoint(network, spec)
-            siblings = self._records.on_network(network.id)
-            endpoint_id = EndpointId(secrets.token_hex(32))
-            mac = addressing.check_mac(spec.mac, network, siblings) if spec.mac else None
-            (ipv4, ipv6), changes = addressing.request_addresses(
-                self._deps.ipam, network, spec, owner=f"sandbox {sandbox.name}"
-            )
-            slot = self._records.slots.take()
-            try:
-                endpoint = Endpoint(
-                    id=endpoint_id,
-                    network_id=network.id,
-                    sandbox_id=sandbox.id,
-                    state=EndpointState.JOINING,
-                    created=utcnow(),
-                    slot=slot,
-                    ifname=self._free_ifname(network, sandbox) if driver.capabilities.addresses else "",
-                    mac=mac or (addressing.make_mac(ipv4) if driver.capabilities.addresses else ""),
-                    ipv4=ipv4,
-                    ipv6=ipv6,
-                    aliases=spec.aliases,
-                    driver_options=spec.driver_options,
-                    gateway_priority=spec.gateway_priority,
-                )
-                endpoint = driver.settle_endpoint(network, endpoint, siblings)
-                if endpoint.ifname and any(e.ifname == endpoint.ifname for e in self._records.in_sandbox(sandbox.id)):
-                    raise Conflict(
-                        f"sandbox {sandbox.name} has a device {endpoint.ifname} already: choose another name"
-                    )
-                self._records.commit(put=[endpoint], changes=changes)
-            except Exception:
-                addressing.release_addresses(self._deps.ipam, network, ipv4, ipv6)
-                self._records.slots.give_back(slot)
-                raise
-            join = self._join_of(endpoint)
-        try:
-            self._apply(
-                driver.endpoint_steps(join), f"sandbox {sandbox.name} could not be connected to network {network.name}"
-            )
-            with self._records.lock:
-                endpoint = advance(endpoint, EndpointState.JOINED)
-                self._records.commit(put=[endpoint])
-        except ControlError:
-            self._forget_endpoint(network, endpoint)
-            raise
-        self._names.add(endpoint, sandbox)
-        self._write_hosts(sandbox.id)
-        self._hosts.mark(e.sandbox_id for e in siblings)
-        self._join_seconds(time.monotonic() - begin)
-        self._emit_network("connect", network, sandbox)
-        return endpoint
-
-    def _check_join(self, network: Network, sandbox: Sandbox, driver: Driver) -> None:
-        if network.state is not NetworkState.ACTIVE:
-            raise Forbidden(f"network {network.name} is {network.state}: it cannot be joined")
-        if self._endpoint_at(network, sandbox) is not None:
-            raise Forbidden(f"endpoint with name {sandbox.name} already exists in network {network.name}")
-        if driver.capabilities.own_netns != sandbox.owns_netns:
-            raise Forbidden(
-                "container sharing network namespace with another container or host cannot be connected to any other "
-                f"network: {sandbox.name} was {'not ' if sandbox.owns_netns else ''}created on the host network"
-            )
-        present = self._records.in_sandbox(sandbox.id)
-        if any(self._driver_of(other).capabilities.exclusive for other in present) or (
-            present and driver.capabilities.exclusive
-        ):
-            raise Forbidden(
-                "container cannot be connected to multiple networks with one of the networks in private (none) mode: "
-                f"disconnect {sandbox.name} first"
-            )
-
-    def _leave(self, network: Network, sandbox: Sandbox, endpoint: Endpoint, *, force: bool = False) -> None:
-        if endpoint.state is EndpointState.JOINED:
-            endpoint = advance(endpoint, EndpointState.LEAVING)
-            self._records.commit(put=[endpoint])
-        self._discard_endpoint(network, sandbox, endpoint, force=force)
-        self._hand_over_default_route(sandbox)
-        self._emit_network("disconnect", network, sandbox)
-
-    def _discard_endpoint(
-        self, network: Network | None, sandbox: Sandbox | None, endpoint: Endpoint, *, force: bool = False
-    ) -> None:
-        """Takes the endpoint out of the kernel, then out of the records.
-
-        Without its owners only the record is left to drop.
-        """
-        if network is not None and sandbox is not None:
-            steps = self._driver(network.driver).endpoint_steps(self._join_of(endpoint))
-            try:
-                undo(steps, self._deps.observe)
-            except ExceptionGroup as group:
-                LOG.exception("endpoint %s could not be removed whole", endpoint.id[:12])
-                if not force:
-                    raise DatapathFailed(
-                        f"sandbox {sandbox.name} could not be taken off network {network.name} whole "
-                        f"({_reasons(group)}): repeat with --force"
-                    ) from group
-        self._forget_endpoint(network, endpoint)
-
-    def _forget_endpoint(self, network: Network | None, endpoint: Endpoint) -> None:
-        with self._records.lock:
-            changes = addressing.release_addresses(self._deps.ipam, network, endpoint.ipv4, endpoint.ipv6)
-            self._records.commit(drop=[endpoint], changes=changes)
-            self._names.remove(endpoint)
-            others = self._records.on_network(endpoint.network_id)
-        self._hosts.mark([endpoint.sandbox_id, *(e.sandbox_id for e in others)])
-
-    def _join_of(self, endpoint: Endpoint) -> Join:
-        """What the driver gets to know, the default routes' way included."""
-        network = self._records.network(endpoint.network_id)
-        sandbox = self._records.sandbox(endpoint.sandbox_id)
-        rivals = [
-            (other, self._records.network(other.network_id))
-            for other in self._records.in_sandbox(sandbox.id)
-            if other.state is not EndpointState.LEAVING and _gateway_rank(other) < _gateway_rank(endpoint)
-        ]
-        return Join(
-            network=network,
-            endpoint=endpoint,
-            sandbox=sandbox,
-            netns_path=self._deps.files.paths(sandbox).netns,
-            default_v4=not network.internal and not any(addressing.has_gateway(other, 4) for _, other in rivals),
-            default_v6=not network.internal and not any(addressing.has_gateway(other, 6) for _, other in rivals),
-        )
-
-    def _hand_over_default_route(self, sandbox: Sandbox) -> None:
-        """After a leave the next endpoint with a gateway gets the default route; applying its steps again sees
-        to that."""
-        for endpoint in self._records.in_sandbox(sandbox.id):
-            join = self._join_of(endpoint)
-            if endpoint.state is EndpointState.JOINED and (join.default_v4 or join.default_v6):
-                self._apply(
-                    self._driver_of(endpoint).endpoint_steps(join),
-                    f"the default route of sandbox {sandbox.name} could not be moved",
-                )
-
-    def _free_ifname(self, network: Network, sandbox: Sandbox) -> str:
-        prefix = network.options.get("com.docker.network.container_iface_prefix", "eth")
-        taken = {endpoint.ifname for endpoint in self._records.in_sandbox(sandbox.id)}
-        return next(name for number in range(len(taken) + 1) if (name := f"{prefix}{number}") not in taken)
+            self._endpoints.leave(network, sandbox, endpoint, force=force)
 
     # -- sandboxes -----------------------------------------------------------------------------------------------
 
@@ -536,7 +326,7 @@ class NetworkController:
         name = spec.name or f"sandbox-{sandbox_id[:8]}"
         _check_name("sandbox", name)
         networks = spec.networks or (("bridge", EndpointSpec()),)
-        first = self._driver(self._records.network(networks[0][0]).driver)
+        first = self._deps.driver_of(self._records.network(networks[0][0]))
         sandbox = Sandbox(
             id=sandbox_id,
             name=name,
@@ -556,13 +346,13 @@ class NetworkController:
             self._records.commit(put=[sandbox])
         with self._exclusive(sandbox):
             try:
-                self._apply(self._deps.files.steps(sandbox), f"sandbox {name} could not be created")
+                self._deps.apply(self._deps.files.steps(sandbox), f"sandbox {name} could not be created")
                 for network_ref, endpoint_spec in networks:
-                    self._join(network_ref, sandbox, endpoint_spec)
+                    self._endpoints.join(network_ref, sandbox, endpoint_spec)
                 sandbox = advance(sandbox, SandboxState.CREATED)
                 self._records.commit(put=[sandbox])
             except Exception:
-                self._remove_sandbox(sandbox)
+                self._discard_sandbox(sandbox)
                 raise
         self._emit_sandbox("create", sandbox)
         return sandbox
@@ -590,7 +380,7 @@ class NetworkController:
             sandbox = advance(sandbox, SandboxState.EXITED, finished=utcnow(), exit_code=exit_code)
             self._records.commit(put=[sandbox])
             for endpoint in self._records.in_sandbox(sandbox.id):
-                self._leave(self._records.network(endpoint.network_id), sandbox, endpoint, force=True)
+                self._endpoints.leave(self._records.network(endpoint.network_id), sandbox, endpoint, force=True)
         self._emit_sandbox("exit", sandbox)
 
     def read_exit_status(self, sandbox: Sandbox) -> int | None:
@@ -607,15 +397,15 @@ class NetworkController:
             if sandbox.state is not SandboxState.REMOVING:
                 sandbox = advance(sandbox, SandboxState.REMOVING)
                 self._records.commit(put=[sandbox])
-            self._remove_sandbox(sandbox)
+            self._discard_sandbox(sandbox)
         self._emit_sandbox("destroy", sandbox)
 
-    def _remove_sandbox(self, sandbox: Sandbox) -> None:
+    def _discard_sandbox(self, sandbox: Sandbox) -> None:
         kill_processes(sandbox, self._deps.files.paths(sandbox).netns)
         for endpoint in self._records.in_sandbox(sandbox.id):
             network = self._records.network(endpoint.network_id)
-            self._leave(network, sandbox, endpoint, force=True)
-        undo(self._deps.files.steps(sandbox), self._deps.observe)
+            self._endpoints.leave(network, sandbox, endpoint, force=True)
+        self._deps.undo(self._deps.files.steps(sandbox), f"sandbox {sandbox.name} could not be removed whole: repeat")
         self._records.commit(drop=[sandbox])
         self._sandbox_locks.pop(sandbox.id, None)
 
@@ -629,49 +419,14 @@ class NetworkController:
         with lock:
             yield self._records.sandbox(sandbox.id)
 
-    def _driver(self, name: str) -> Driver:
-        driver = self._deps.drivers.get(name)
-        if driver is None:
-            raise NotFound(
-                f'could not find plugin "{name}": plugin "{name}" not found; drivers here are '
-                + ", ".join(sorted(self._deps.drivers))
-            )
-        return driver
-
-    def _driver_of(self, endpoint: Endpoint) -> Driver:
-        return self._driver(self._records.network(endpoint.network_id).driver)
-
-    def _endpoint_at(self, network: Network, sandbox: Sandbox) -> Endpoint | None:
-        return next((e for e in self._records.in_sandbox(sandbox.id) if e.network_id == network.id), None)
-
     def _sandbox_name(self, endpoint: Endpoint) -> str:
         try:
             return self._records.sandbox(endpoint.sandbox_id).name
         except NotFound:
             return endpoint.sandbox_id[:12]
 
-    def _apply(self, steps: Sequence[Step], failure: str) -> None:
-        try:
-            execute(steps, self._deps.observe)
-        except ControlError:
-            raise
-        except Exception as error:
-            LOG.exception("%s", failure)
-            raise DatapathFailed(f"{failure}: {error}") from error
-
-    def _write_hosts(self, sandbox_id: str) -> None:
-        try:
-            sandbox = self._records.sandbox(sandbox_id)
-        except NotFound:
-            return
-        text = self._names.text(sandbox, self._records.in_sandbox(sandbox.id))
-        self._deps.files.write_hosts(sandbox, text)
-
-    def _emit_network(self, action: str, network: Network, sandbox: Sandbox | None = None) -> None:
-        attributes = {"name": network.name, "type": network.driver}
-        if sandbox is not None:
-            attributes["container"] = sandbox.id
-        self._bus.emit(Event("network", action, network.id, attributes))
+    def _emit_network(self, action: str, network: Network) -> None:
+        self._bus.emit(Event("network", action, network.id, {"name": network.name, "type": network.driver}))
 
     def _emit_sandbox(self, action: str, sandbox: Sandbox) -> None:
         attributes = {"name": sandbox.name}
@@ -689,12 +444,3 @@ def _check_name(kind: str, name: str) -> None:
         )
     if not _NAME.fullmatch(name):
         raise InvalidArgument(f"invalid {kind} name {name!r}: only [a-zA-Z0-9][a-zA-Z0-9_.-]* are allowed")
-
-
-def _gateway_rank(endpoint: Endpoint) -> tuple[int, datetime]:
-    """The lowest has the default route."""
-    return -endpoint.gateway_priority, endpoint.created
-
-
-def _reasons(group: ExceptionGroup[Exception]) -> str:
-    return "; ".join(str(error) for error in group.exceptions)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from control.config import Config
-from control.controller import Deps, NetworkController
+from control.controller import NetworkController
+from control.deps import Deps
 from control.drivers import bridge, host, none
 from control.drivers.base import Driver
 from control.ipam.defaults import DefaultPool
@@ -40,7 +41,7 @@ def make_deps(config: Config) -> Deps:
         drivers=make_drivers(config),
         files=SandboxFiles(config.run_dir),
         routed_networks=devices.routed_networks,
-        predefined_options={"bridge": {bridge.NAME: "linkspan0"}},
+        predefined_options={"bridge": {bridge.NAME: bridge.DEFAULT_BRIDGE}},
     )
 
 

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import msgspec
 
-from control.controller import Deps, NetworkController
+from control.controller import NetworkController
+from control.deps import Deps
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
 from control.errors import InvalidArgument
 from control.ipam.pools import PoolIpam

@@ -1,0 +1,64 @@
+"""What the control plane's parts work with, and the few things that all of them do with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from control.drivers.base import Driver
+from control.errors import ControlError, DatapathFailed, NotFound
+from control.ipam.base import Ipam
+from control.model import Network, Subnet
+from control.plan import IDLE, Observer, Step, execute, undo
+from control.sandboxes import SandboxFiles
+from control.store.base import Store
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Deps:
+    """What a controller works with.
+
+    `routed_networks` tells where the host has routes to; `observe` sees every step before it is taken.
+    """
+
+    store: Store
+    ipam: Ipam
+    drivers: Mapping[str, Driver]
+    files: SandboxFiles
+    routed_networks: Callable[[], Sequence[Subnet]] = tuple
+    observe: Observer = IDLE
+    predefined_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def driver(self, name: str) -> Driver:
+        """Raises NotFound in Docker's words, naming the drivers that there are."""
+        driver = self.drivers.get(name)
+        if driver is None:
+            raise NotFound(
+                f'could not find plugin "{name}": plugin "{name}" not found; drivers here are '
+                + ", ".join(sorted(self.drivers))
+            )
+        return driver
+
+    def driver_of(self, network: Network) -> Driver:
+        return self.driver(network.driver)
+
+    def apply(self, steps: Sequence[Step], failure: str) -> None:
+        """Executes the steps; what the kernel refuses is raised as DatapathFailed, introduced by `failure`."""
+        try:
+            execute(steps, self.observe)
+        except ControlError:
+            raise
+        except Exception as error:
+            LOG.exception("%s", failure)
+            raise DatapathFailed(f"{failure}: {error}") from error
+
+    def undo(self, steps: Sequence[Step], failure: str) -> None:
+        """Reverts all steps; what could not be reverted is raised as one DatapathFailed, introduced by `failure`."""
+        try:
+            undo(steps, self.observe)
+        except ExceptionGroup as group:
+            LOG.exception("%s", failure)
+            raise DatapathFailed(f"{failure} ({'; '.join(str(error) for error in group.exceptions)})") from group

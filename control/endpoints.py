@@ -1,0 +1,235 @@
+"""Endpoints: how sandboxes join networks and leave them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+from control import addressing
+from control.deps import Deps
+from control.drivers.base import Driver, Join
+from control.errors import Conflict, ControlError, DatapathFailed, Forbidden, NotFound
+from control.events import Event, EventBus
+from control.hosts import HostsTable, HostsWriter
+from control.model import (
+    Endpoint,
+    EndpointId,
+    EndpointSpec,
+    EndpointState,
+    Network,
+    NetworkState,
+    Sandbox,
+    advance,
+    utcnow,
+)
+from control.records import Records
+
+
+class Endpoints:
+    """The lifecycle of endpoints. Callers see to it that a sandbox is changed by one thread at a time.
+
+    `joined` is called with the duration of every join, in seconds.
+    """
+
+    def __init__(self, deps: Deps, records: Records, bus: EventBus) -> None:
+        self.joined: Callable[[float], None] = lambda _: None
+        self._deps = deps
+        self._records = records
+        self._bus = bus
+        self._names = HostsTable()
+        self._hosts = HostsWriter(self.write_hosts)
+
+    def start(self) -> None:
+        """Makes all recorded endpoints known by name, and keeps hosts files up to date from now on."""
+        for endpoint in self._records.endpoints():
+            self._names.add(endpoint, self._records.sandbox(endpoint.sandbox_id))
+        self._hosts.start()
+        self._hosts.mark(sandbox.id for sandbox in self._records.sandboxes())
+
+    def stop(self) -> None:
+        """Idempotent."""
+        self._hosts.close()
+
+    def at(self, network: Network, sandbox: Sandbox) -> Endpoint | None:
+        """The sandbox's endpoint on the network."""
+        return next((e for e in self._records.in_sandbox(sandbox.id) if e.network_id == network.id), None)
+
+    def join(self, network_ref: str, sandbox: Sandbox, spec: EndpointSpec) -> Endpoint:
+        """Raises NotFound, InvalidArgument, Forbidden, Conflict, Exhausted; DatapathFailed with everything undone."""
+        begin = time.monotonic()
+        with self._records.lock:
+            network = self._records.network(network_ref)
+            driver = self._deps.driver_of(network)
+            self._check_join(network, sandbox, driver)
+            driver.validate_endpoint(network, spec)
+            siblings = self._records.on_network(network.id)
+            endpoint_id = EndpointId(secrets.token_hex(32))
+            mac = addressing.check_mac(spec.mac, network, siblings) if spec.mac else None
+            (ipv4, ipv6), changes = addressing.request_addresses(
+                self._deps.ipam, network, spec, owner=f"sandbox {sandbox.name}"
+            )
+            slot = self._records.slots.take()
+            try:
+                endpoint = Endpoint(
+                    id=endpoint_id,
+                    network_id=network.id,
+                    sandbox_id=sandbox.id,
+                    state=EndpointState.JOINING,
+                    created=utcnow(),
+                    slot=slot,
+                    ifname=self._free_ifname(network, sandbox) if driver.capabilities.addresses else "",
+                    mac=mac or (addressing.make_mac(ipv4) if driver.capabilities.addresses else ""),
+                    ipv4=ipv4,
+                    ipv6=ipv6,
+                    aliases=spec.aliases,
+                    driver_options=spec.driver_options,
+                    gateway_priority=spec.gateway_priority,
+                )
+                endpoint = driver.settle_endpoint(network, endpoint, siblings)
+                if endpoint.ifname and any(e.ifname == endpoint.ifname for e in self._records.in_sandbox(sandbox.id)):
+                    raise Conflict(
+                        f"sandbox {sandbox.name} has a device {endpoint.ifname} already: choose another name"
+                    )
+                self._records.commit(put=[endpoint], changes=changes)
+            except Exception:
+                addressing.release_addresses(self._deps.ipam, network, ipv4, ipv6)
+                self._records.slots.give_back(slot)
+                raise
+            join = self.join_of(endpoint)
+        try:
+            self._deps.apply(
+                driver.endpoint_steps(join), f"sandbox {sandbox.name} could not be connected to network {network.name}"
+            )
+            with self._records.lock:
+                endpoint = advance(endpoint, EndpointState.JOINED)
+                self._records.commit(put=[endpoint])
+        except ControlError:
+            self._forget(network, endpoint)
+            raise
+        self._names.add(endpoint, sandbox)
+        self.write_hosts(sandbox.id)
+        self._hosts.mark(e.sandbox_id for e in siblings)
+        self.joined(time.monotonic() - begin)
+        self._emit("connect", network, sandbox)
+        return endpoint
+
+    def _check_join(self, network: Network, sandbox: Sandbox, driver: Driver) -> None:
+        if network.state is not NetworkState.ACTIVE:
+            raise Forbidden(f"network {network.name} is {network.state}: it cannot be joined")
+        if self.at(network, sandbox) is not None:
+            raise Forbidden(f"endpoint with name {sandbox.name} already exists in network {network.name}")
+        if driver.capabilities.own_netns != sandbox.owns_netns:
+            raise Forbidden(
+                "container sharing network namespace with another container or host cannot be connected to any other "
+                f"network: {sandbox.name} was {'not ' if sandbox.owns_netns else ''}created on the host network"
+            )
+        present = self._records.in_sandbox(sandbox.id)
+        if any(self._driver_of(other).capabilities.exclusive for other in present) or (
+            present and driver.capabilities.exclusive
+        ):
+            raise Forbidden(
+                "container cannot be connected to multiple networks with one of the networks in private (none) mode: "
+                f"disconnect {sandbox.name} first"
+            )
+
+    def leave(self, network: Network, sandbox: Sandbox, endpoint: Endpoint, *, force: bool = False) -> None:
+        """With `force` what fails on the way is logged, and the endpoint is gone all the same."""
+        if endpoint.state is EndpointState.JOINED:
+            endpoint = advance(endpoint, EndpointState.LEAVING)
+            self._records.commit(put=[endpoint])
+        self.discard(network, sandbox, endpoint, force=force)
+        self._hand_over_default_route(sandbox)
+        self._emit("disconnect", network, sandbox)
+
+    def discard(
+        self, network: Network | None, sandbox: Sandbox | None, endpoint: Endpoint, *, force: bool = False
+    ) -> None:
+        """Takes the endpoint out of the kernel, then out of the records.
+
+        Without its owners only the record is left to drop.
+        """
+        if network is not None and sandbox is not None:
+            steps = self._deps.driver_of(network).endpoint_steps(self.join_of(endpoint))
+            try:
+                self._deps.undo(
+                    steps,
+                    f"sandbox {sandbox.name} could not be taken off network {network.name} whole: repeat with --force",
+                )
+            except DatapathFailed:
+                if not force:
+                    raise
+        self._forget(network, endpoint)
+
+    def _forget(self, network: Network | None, endpoint: Endpoint) -> None:
+        with self._records.lock:
+            changes = addressing.release_addresses(self._deps.ipam, network, endpoint.ipv4, endpoint.ipv6)
+            try:
+                self._records.commit(drop=[endpoint], changes=changes)
+            except ControlError:
+                if network is not None:
+                    spec = EndpointSpec(
+                        ipv4=endpoint.ipv4.ip if endpoint.ipv4 else None,
+                        ipv6=endpoint.ipv6.ip if endpoint.ipv6 else None,
+                    )
+                    addressing.request_addresses(self._deps.ipam, network, spec, owner=f"endpoint {endpoint.id[:12]}")
+                raise
+            self._names.remove(endpoint)
+            others = self._records.on_network(endpoint.network_id)
+        self._hosts.mark([endpoint.sandbox_id, *(e.sandbox_id for e in others)])
+
+    def join_of(self, endpoint: Endpoint) -> Join:
+        """What the driver gets to know, the default routes' way included."""
+        network = self._records.network(endpoint.network_id)
+        sandbox = self._records.sandbox(endpoint.sandbox_id)
+        rivals = [
+            (other, self._records.network(other.network_id))
+            for other in self._records.in_sandbox(sandbox.id)
+            if other.state is not EndpointState.LEAVING and _gateway_rank(other) < _gateway_rank(endpoint)
+        ]
+        return Join(
+            network=network,
+            endpoint=endpoint,
+            sandbox=sandbox,
+            netns_path=self._deps.files.paths(sandbox).netns,
+            default_v4=not network.internal and not any(addressing.has_gateway(other, 4) for _, other in rivals),
+            default_v6=not network.internal and not any(addressing.has_gateway(other, 6) for _, other in rivals),
+        )
+
+    def _hand_over_default_route(self, sandbox: Sandbox) -> None:
+        """After a leave the next endpoint with a gateway gets the default route; applying its steps again sees
+        to that."""
+        for endpoint in self._records.in_sandbox(sandbox.id):
+            join = self.join_of(endpoint)
+            if endpoint.state is EndpointState.JOINED and (join.default_v4 or join.default_v6):
+                self._deps.apply(
+                    self._driver_of(endpoint).endpoint_steps(join),
+                    f"the default route of sandbox {sandbox.name} could not be moved",
+                )
+
+    def _free_ifname(self, network: Network, sandbox: Sandbox) -> str:
+        prefix = network.options.get("com.docker.network.container_iface_prefix", "eth")
+        taken = {endpoint.ifname for endpoint in self._records.in_sandbox(sandbox.id)}
+        return next(name for number in range(len(taken) + 1) if (name := f"{prefix}{number}") not in taken)
+
+    def _driver_of(self, endpoint: Endpoint) -> Driver:
+        return self._deps.driver_of(self._records.network(endpoint.network_id))
+
+    def write_hosts(self, sandbox_id: str) -> None:
+        """Writes the sandbox's /etc/hosts now; does nothing for a sandbox that is gone."""
+        try:
+            sandbox = self._records.sandbox(sandbox_id)
+        except NotFound:
+            return
+        text = self._names.text(sandbox, self._records.in_sandbox(sandbox.id))
+        self._deps.files.write_hosts(sandbox, text)
+
+    def _emit(self, action: str, network: Network, sandbox: Sandbox) -> None:
+        attributes = {"name": network.name, "type": network.driver, "container": sandbox.id}
+        self._bus.emit(Event("network", action, network.id, attributes))
+
+
+def _gateway_rank(endpoint: Endpoint) -> tuple[int, datetime]:
+    """The lowest has the default route."""
+    return -endpoint.gateway_priority, endpoint.created

@@ -1,0 +1,94 @@
+"""What linkspand does at start with records that do not agree with the kernel, or were cut off half-way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from control.deps import Deps
+from control.drivers.base import Driver
+from control.endpoints import Endpoints
+from control.errors import ControlError
+from control.model import Endpoint, EndpointState, Network, NetworkState, Sandbox, SandboxState
+from control.plan import Step
+from control.records import Records
+
+LOG = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """Brings records and kernel together, once. An object that resists stops no other: `failures` says why it does."""
+
+    def __init__(
+        self,
+        deps: Deps,
+        records: Records,
+        endpoints: Endpoints,
+        *,
+        discard_network: Callable[[Network], None],
+        discard_sandbox: Callable[[Sandbox], None],
+    ) -> None:
+        self.failures: dict[str, str] = {}
+        self._deps = deps
+        self._records = records
+        self._endpoints = endpoints
+        self._discard_network = discard_network
+        self._discard_sandbox = discard_sandbox
+
+    def run(self) -> None:
+        """Finishes what was cut off, starts the drivers, and applies again whatever is not whole in the kernel."""
+        self._finish_cut_off()
+        for sandbox in self._records.sandboxes():
+            if not self._deps.files.is_intact(sandbox):
+                self._apply(f"sandbox {sandbox.name}", self._deps.files.steps(sandbox))
+        for driver in self._deps.drivers.values():
+            networks = [network for network in self._records.networks() if network.driver == driver.name]
+            endpoints = [endpoint for network in networks for endpoint in self._records.on_network(network.id)]
+            driver.start(networks, endpoints)
+            self._repair(driver, networks, endpoints)
+
+    def _finish_cut_off(self) -> None:
+        """Undoes what was being made and finishes what was being removed when the last linkspand ended."""
+        sandboxes = {sandbox.id: sandbox for sandbox in self._records.sandboxes()}
+        networks = {network.id: network for network in self._records.networks()}
+        for endpoint in self._records.endpoints():
+            sandbox, network = sandboxes.get(endpoint.sandbox_id), networks.get(endpoint.network_id)
+            if sandbox is None or network is None or endpoint.state is not EndpointState.JOINED:
+                LOG.warning("removing endpoint %s, which was cut off while %s", endpoint.id[:12], endpoint.state)
+                self._endpoints.discard(network, sandbox, endpoint, force=True)
+        for sandbox in sandboxes.values():
+            if sandbox.state in (SandboxState.CREATING, SandboxState.REMOVING):
+                self._finish(f"sandbox {sandbox.name}", sandbox.state, lambda s=sandbox: self._discard_sandbox(s))  # type: ignore[misc]
+        for network in networks.values():
+            if network.state is not NetworkState.ACTIVE:
+                self._finish(f"network {network.name}", network.state, lambda n=network: self._discard_network(n))  # type: ignore[misc]
+
+    def _finish(self, what: str, state: str, discard: Callable[[], None]) -> None:
+        LOG.warning("removing %s, which was cut off while %s", what, state)
+        try:
+            discard()
+        except ControlError as error:
+            self._failed(what, error)
+
+    def _repair(self, driver: Driver, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        """Applies again what the kernel does not hold whole, after a reboot everything."""
+        intact = driver.intact(networks, endpoints)
+        for network in networks:
+            if network.id not in intact and network.state is NetworkState.ACTIVE:
+                self._apply(f"network {network.name}", driver.network_steps(network))
+        for endpoint in endpoints:
+            if endpoint.id not in intact:
+                steps = driver.endpoint_steps(self._endpoints.join_of(endpoint))
+                self._deps.undo(steps, f"endpoint {endpoint.id[:12]} could not be taken down")
+                self._apply(f"endpoint {endpoint.id[:12]}", steps)
+
+    def _apply(self, what: str, steps: Sequence[Step]) -> None:
+        LOG.warning("%s is not whole in the kernel: applying it again", what)
+        try:
+            self._deps.apply(steps, f"{what} could not be applied again")
+        except ControlError as error:
+            self._failed(what, error)
+
+    def _failed(self, what: str, error: ControlError) -> None:
+        self.failures[what] = str(error)
+        LOG.error("%s: %s", what, error)
