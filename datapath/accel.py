@@ -11,7 +11,6 @@ grace period with the rtnl lock held, about 11 ms on an idle host, in which no o
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -94,6 +93,23 @@ class Accelerator:
             self.problem = str(error)
             self.fallbacks["ebpf"] = self.problem
             LOG.warning("no eBPF programs, networks use the kernel's own path: %s", error)
+            self._retire()
+
+    def _retire(self) -> None:
+        """Detaches what an earlier linkspan has attached.
+
+        Programs whose maps nobody keeps up to date would send packets to endpoints that have gone.
+        """
+        if self._maps is not None:
+            self._maps.close()
+            self._maps = None
+        try:
+            with rtnl.Rtnl() as netlink:
+                netlink.apply([rtnl.block_clear(BLOCK_OUT), rtnl.block_clear(BLOCK_IN)])
+            for pin in self._links_dir.iterdir() if self._links_dir.is_dir() else ():
+                pin.unlink()
+        except OSError as error:
+            LOG.error("programs of an earlier linkspan may still run on endpoints: %s", error)
 
     def _load(self) -> None:
         loaded = loader.load(str(self._dir), run_dir=str(self._run_dir))
@@ -117,25 +133,33 @@ class Accelerator:
         )
 
     def _swap(self, ports: Sequence[Port]) -> None:
-        """Puts the loaded programs in the place of whatever runs on host ends that are there already."""
+        """Puts the loaded programs on the host ends that are there already, in the place of older ones."""
         if self.attachment == "tcx":
             for port in ports:
                 self._attach_tcx(devices.need_ifindex(port.ifname), port.ifname)
             return
+        if not ports:
+            return  # and no shared block
+        qdiscs = [
+            rtnl.clsact_add(devices.need_ifindex(port.ifname), port.ifname, BLOCK_OUT, BLOCK_IN) for port in ports
+        ]
         with rtnl.Rtnl() as netlink:
-            for block, program in ((BLOCK_OUT, PROGRAM_OUT), (BLOCK_IN, PROGRAM_IN)):
-                try:
-                    netlink.apply([rtnl.block_program(block, self._programs[program], program, replace=True)])
-                except rtnl.NetlinkError as error:
-                    if error.errno != errno.EINVAL:  # no such block: no host end has it yet
-                        raise
+            netlink.apply(
+                [
+                    *qdiscs,
+                    rtnl.block_program(BLOCK_OUT, self._programs[PROGRAM_OUT], PROGRAM_OUT, replace=True),
+                    rtnl.block_program(BLOCK_IN, self._programs[PROGRAM_IN], PROGRAM_IN, replace=True),
+                ]
+            )
 
     def attach(self, port: Port) -> None:
-        """Tells the programs of the endpoint and runs them on its host end; counters of the slot start from zero."""
+        """Tells the programs of the endpoint and runs them on its host end.
+
+        Its counters start from zero, unless the programs knew it already.
+        """
         if self.problem:
             return
         index = devices.need_ifindex(port.ifname)
-        self._open_maps().clear_slot(port.slot)
         self._put(index, port)
         if self.attachment == "tcx":
             self._attach_tcx(index, port.ifname)
@@ -185,6 +209,8 @@ class Accelerator:
     def _put(self, index: int, port: Port) -> None:
         """Senders are known before receivers, so that nobody is sent what would be dropped on the way back."""
         maps = self._open_maps()
+        if maps.endpoint(index) != port.record():
+            maps.clear_slot(port.slot)
         maps.endpoint_put(index, port.record())
         maps.fdb_put(port.segment, port.mac, abi.FdbEntry(ifindex=index, slot=port.slot))
         if port.is_connected:

@@ -78,6 +78,11 @@ class Maps:
         _require_unicast(endpoint.mac)
         self._endpoints.update(_U32.pack(ifindex), endpoint.pack())
 
+    def endpoint(self, ifindex: int) -> Endpoint | None:
+        """What the programs know of the endpoint behind a host end."""
+        value = self._endpoints.lookup(_U32.pack(ifindex))
+        return None if value is None else Endpoint.unpack(value)
+
     def endpoint_delete(self, ifindex: int) -> bool:
         """Makes the programs leave the host end's packets alone; False when they did already."""
         return self._endpoints.delete(_U32.pack(ifindex))
@@ -169,7 +174,7 @@ class Maps:
         for ifindex in self.endpoints():
             if ifindex not in ifindexes:
                 self.endpoint_delete(ifindex)
-        for raw, _ in self._drops.items():
+        for raw, _ in list(self._drops.items()):
             if DropKey.unpack(raw).slot not in slots:
                 self._drops.delete(raw)
 

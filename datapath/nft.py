@@ -107,20 +107,23 @@ def delete_table() -> None:
 
 
 def exists() -> bool:
-    """Whether the table is there in the caller's network namespace."""
-    done = subprocess.run(["nft", "list", "table", *TABLE.split()], capture_output=True, check=False)
-    return done.returncode == 0
+    """Whether the table is there in the caller's network namespace. Raises NftError."""
+    return _nft("list", "table", *TABLE.split()).returncode == 0
 
 
 def _changes(verb: str, policy: Policy) -> str:
     return "".join(f"{verb} element {TABLE} {name} {{ {element} }}\n" for name, element in _elements(policy))
 
 
-def _apply(text: str) -> None:
+def _nft(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     try:
-        done = subprocess.run(["nft", "-f", "-"], input=text, capture_output=True, text=True, check=False)
+        return subprocess.run(["nft", *arguments], input=text, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise NftError(error.errno, "nft is not installed: apt-get install nftables") from error
+
+
+def _apply(text: str) -> None:
+    done = _nft("-f", "-", text=text)
     if done.returncode != 0:
         first = done.stderr.strip().splitlines()[0] if done.stderr.strip() else f"exit status {done.returncode}"
         raise NftError(None, f"nft refused a change to table {TABLE}: {first}")

@@ -31,7 +31,7 @@ NLA_F_NESTED: Final = 0x8000
 
 RTM_NEWLINK, RTM_DELLINK, RTM_SETLINK = 16, 17, 19
 RTM_NEWADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEIGH = 20, 24, 25, 28
-RTM_NEWQDISC, RTM_NEWTFILTER = 36, 44
+RTM_NEWQDISC, RTM_NEWTFILTER, RTM_DELTFILTER = 36, 44, 45
 
 IFF_UP: Final = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO = 1, 3, 4, 10, 12, 18
@@ -73,6 +73,8 @@ class Request:
 
 
 _EXISTS: Final = frozenset({errno.EEXIST})
+# Acknowledgements wait in the socket, 768 bytes each, of 208 KiB that a socket has by default.
+_BATCH: Final = 100
 _GONE: Final = frozenset({errno.ENODEV, errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL})
 
 
@@ -208,6 +210,12 @@ def block_program(block: int, prog_fd: int, name: str, *, replace: bool) -> Requ
     return Request(f"attach {name} to block {block}", RTM_NEWTFILTER, flags, body, frozenset() if replace else _EXISTS)
 
 
+def block_clear(block: int) -> Request:
+    """Takes every program off a shared block; a block that is not there is no error."""
+    body = struct.pack("=BxxxIIII", 0, TCM_IFINDEX_MAGIC_BLOCK, 0, block, 0)
+    return Request(f"clear block {block}", RTM_DELTFILTER, 0, body, _GONE | {errno.EINVAL})
+
+
 class Rtnl:
     """A rtnetlink socket in one network namespace. Not thread-safe: one thread at a time.
 
@@ -248,12 +256,15 @@ class Rtnl:
         return int(struct.unpack_from("=i", reply, 16)[0])
 
     def apply(self, requests: Sequence[Request]) -> None:
-        """Sends all requests at once; the kernel works through all of them, also past one that fails.
+        """Sends the requests, many at once; the kernel works through all of them, also past one that fails.
 
         Raises NetlinkError for the first that failed with an error it does not tolerate.
         """
-        if not requests:
-            return
+        failures = [self._apply(requests[start : start + _BATCH]) for start in range(0, len(requests), _BATCH)]
+        for failure in filter(None, failures):
+            raise failure
+
+    def _apply(self, requests: Sequence[Request]) -> NetlinkError | None:
         first = self._sequence + 1
         self._sequence += len(requests)
         self._socket.send(b"".join(_pack(request, first + i) for i, request in enumerate(requests)))
@@ -268,8 +279,7 @@ class Rtnl:
                 if code and code not in request.tolerated and failure is None:
                     explanation = f": {message}" if message else ""
                     failure = NetlinkError(code, f"cannot {request.what}: {os.strerror(code)}{explanation}")
-        if failure is not None:
-            raise failure
+        return failure
 
 
 def _pack(request: Request, sequence: int) -> bytes:

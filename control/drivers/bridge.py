@@ -27,6 +27,9 @@ SHARD_CAPACITY: Final = 1000
 """Endpoints on one Linux bridge. The kernel allows 1,023 ports (BR_MAX_PORTS); the rest is for trunks of shards."""
 MAX_SHARDS: Final = 20
 
+DEFAULT_BRIDGE: Final = "linkspan0"
+"""The Linux bridge of the predefined network."""
+
 ACCEL: Final = "linkspan.accel"
 NAME: Final = "com.docker.network.bridge.name"
 ICC: Final = "com.docker.network.bridge.enable_icc"
@@ -35,7 +38,10 @@ MTU: Final = "com.docker.network.driver.mtu"
 IFACE_PREFIX: Final = "com.docker.network.container_iface_prefix"
 IFNAME: Final = "com.docker.network.endpoint.ifname"
 _BOOLEANS: Final = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
-_HOST_IFNAME: Final = re.compile(r"ls[0-9a-f]{12}")
+_OUR_VETH: Final = re.compile(r"(ls|[tu]\d\d)[0-9a-f]{12}")
+_OUR_BRIDGE: Final = re.compile(r"(br-|s\d\d)[0-9a-f]{12}")
+_BRIDGE_MACS: Final = (b"\x02\x4c", b"\x02\x4d")
+"""How the addresses of our bridges begin: those with the gateway's addresses, and further shards."""
 _IFNAME: Final = re.compile(r"[^\s/:]{1,15}")
 
 
@@ -84,9 +90,14 @@ def bridge_name(network: Network, shard: int = 0) -> str:
     return f"s{shard:02d}{network.id[:12]}"
 
 
+def _trunk_names(network: Network, shard: int) -> tuple[str, str]:
+    """The veth pair that joins a shard to shard 0: the end there, and the end at the shard."""
+    return f"t{shard:02d}{network.id[:12]}", f"u{shard:02d}{network.id[:12]}"
+
+
 def bridge_mac(network: Network) -> str:
     """A locally administered address that the network's id settles, so that no look-up is needed to know it."""
-    return f"02:4c:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}:{network.id[6:8]}"
+    return f"{_BRIDGE_MACS[0].hex(':')}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}:{network.id[6:8]}"
 
 
 def link_local(mac: bytes) -> IPv6Interface:
@@ -172,7 +183,8 @@ class BridgeDriver(Driver):
         )
 
     def _delete_bridges(self, network: Network) -> None:
-        devices.delete_links([bridge_name(network, shard) for shard in reversed(range(MAX_SHARDS))])
+        trunks = [_trunk_names(network, shard)[0] for shard in range(1, MAX_SHARDS)]
+        devices.delete_links([*trunks, *(bridge_name(network, shard) for shard in reversed(range(MAX_SHARDS)))])
 
     def _open_firewall(self, network: Network) -> None:
         if not network.internal:
@@ -239,9 +251,9 @@ class BridgeDriver(Driver):
         root, bridge = bridge_name(network), bridge_name(network, shard)
         mtu = devices.mtu(root)
         if devices.ifindex(bridge) is None:
-            mac = f"02:4d:{shard:02x}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}"
+            mac = f"{_BRIDGE_MACS[1].hex(':')}:{shard:02x}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}"
             devices.add_bridge(bridge, mac=mac, mtu=mtu, ipv6=False)
-        up, down = f"t{shard:02d}{network.id[:12]}", f"u{shard:02d}{network.id[:12]}"
+        up, down = _trunk_names(network, shard)
         devices.add_trunk(up, root, down, bridge, mtu=mtu)
         nft.add(self._policy(network, [0, shard]))
 
@@ -309,21 +321,23 @@ class BridgeDriver(Driver):
     # -- start and looking ---------------------------------------------------------------------------------------
 
     def start(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
-        """Loads the programs, brings maps and firewall in line with the records, and deletes host ends nobody knows."""
+        """Loads the programs, brings maps and firewall in line with the records, and deletes devices nobody knows."""
         by_id = {network.id: network for network in networks}
         present = {link.ifname: link for link in links.dump()}
         accelerated = [e for e in endpoints if self._is_accelerated(by_id[e.network_id])]
         self._accel.start([self._port(by_id[e.network_id], e) for e in accelerated if e.host_ifname in present])
         for network in networks:
             self._add_gateways(network)
-        if networks:
-            shards = {network.id: {0} for network in networks}
-            for endpoint in endpoints:
-                shards[endpoint.network_id].add(endpoint.shard)
+        shards = {network.id: {0} for network in networks}
+        for endpoint in endpoints:
+            shards[endpoint.network_id].add(endpoint.shard)
+        if networks or nft.exists():
             nft.synchronize([self._policy(network, sorted(shards[network.id])) for network in networks])
         known = {endpoint.host_ifname for endpoint in endpoints}
-        ours = [name for name, link in present.items() if link.kind == "veth" and _HOST_IFNAME.fullmatch(name)]
-        devices.delete_links([name for name in ours if name not in known])
+        for id_, numbers in shards.items():
+            for shard in numbers:
+                known |= {bridge_name(by_id[id_], shard), *_trunk_names(by_id[id_], shard)}
+        devices.delete_links([name for name, link in present.items() if _is_ours(link) and name not in known])
 
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         present = {link.ifname: link for link in links.dump()}
@@ -371,6 +385,14 @@ class BridgeDriver(Driver):
         return DriverStatus(
             {"path": "eBPF", "attachment": self._accel.attachment, **self._accel.facts()}, self._accel.fallbacks
         )
+
+
+def _is_ours(link: links.LinkInfo) -> bool:
+    """Whether the device is one that only this driver makes; a bridge that was named by a user cannot be told."""
+    if link.kind == "veth":
+        return _OUR_VETH.fullmatch(link.ifname) is not None
+    has_our_name = link.ifname == DEFAULT_BRIDGE or _OUR_BRIDGE.fullmatch(link.ifname) is not None
+    return link.kind == "bridge" and has_our_name and link.mac[:2] in _BRIDGE_MACS
 
 
 def _set_up_inside(join: Join) -> None:
