@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datapath.features import Check
 
 # Without these no network works; all else makes networks faster or is for drivers that not everybody uses.
-_REQUIRED: Final = frozenset({"veth", "bridge", "nftables"})
+REQUIRED: Final = frozenset({"veth", "bridge", "nftables"})
 
 
 @command("doctor", "[OPTIONS]", NO_ARGUMENTS, Flag("json", Bool(), "Print in JSON format"))
@@ -34,7 +34,7 @@ def doctor(client: Client, args: list[str], json: bool | None) -> int:
     except CliError as error:
         problem = error.message
     click.echo(_document(checks, status, problem) if json else _text(client.host, checks, status, problem), nl=False)
-    missing = [check.name for check in checks if check.name in _REQUIRED and check.answer is Answer.NO]
+    missing = [check.name for check in checks if check.name in REQUIRED and check.answer is Answer.NO]
     if missing and not json:
         click.echo(f"\nLinkspan cannot work here without {' and '.join(missing)}.")
     return FAILED if missing else 0
@@ -49,7 +49,7 @@ def _document(checks: list[Check], status: dict[str, Any] | None, problem: str) 
                 "reason": check.reason,
                 "needed_for": check.needed_for,
                 "minimum_kernel": ".".join(map(str, check.minimum)) if check.minimum else None,
-                "required": check.name in _REQUIRED,
+                "required": check.name in REQUIRED,
             }
             for check in checks
         ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -50,13 +50,18 @@ def inspect_all(names: Sequence[str], format: str, fetch: Callable[[str], bytes]
 
 
 def _array(bodies: Sequence[bytes], format: str) -> str:
-    source = "[" + ",".join(body.decode(errors="replace") for body in bodies) + "]"
+    sources = [body.decode(errors="replace") for body in bodies]
+    for source in sources:
+        _read(source)
+    tokens = _TOKEN.findall(f"[{','.join(sources)}]")
+    return "".join(tokens) if format == "json" else _indented(tokens)
+
+
+def _read(body: str | bytes) -> Any:
     try:
-        json.loads(source)
+        return json.loads(body)
     except ValueError as error:
         raise CliError(f"unable to read inspect data: {error}") from error
-    tokens = _TOKEN.findall(source)
-    return "".join(tokens) if format == "json" else _indented(tokens)
 
 
 def _indented(tokens: Sequence[str]) -> str:
@@ -77,10 +82,7 @@ def _indented(tokens: Sequence[str]) -> str:
 
 def _templated(template: Template, body: bytes, shape: Shape) -> str:
     """Executes the template on the typed object and, where that fails, on the bare JSON, as Docker does."""
-    try:
-        record = json.loads(body)
-    except ValueError as error:
-        raise CliError(f"unable to read inspect data: {error}") from error
+    record = _read(body)
     try:
         return template.execute(shape(record))
     except TemplateError:

@@ -1,4 +1,4 @@
-"""`linkspan run` and `exec` with real namespaces, in front of a daemon of canned answers: what the program sees and tells."""
+"""`linkspan run` and `exec` with real namespaces, before a daemon of canned answers: what the program sees."""
 
 from __future__ import annotations
 
@@ -47,7 +47,11 @@ class Bench:
         self.files = directory / "files"
         self.files.mkdir()
         self.status_file = self.files / "exit-status"
-        for name, text in (("hosts", "10.9.8.7\tpeer\n"), ("resolv.conf", "nameserver 192.0.2.53\n"), ("hostname", "web\n")):
+        for name, text in (
+            ("hosts", "10.9.8.7\tpeer\n"),
+            ("resolv.conf", "nameserver 192.0.2.53\n"),
+            ("hostname", "web\n"),
+        ):
             (self.files / name).write_text(text)
         netns.create(self.netns)
         self.sandbox = {
@@ -113,9 +117,10 @@ def test_the_exit_code_is_the_programs_and_is_left_for_the_daemon() -> None:
 def test_the_request_says_what_the_command_line_says() -> None:
     with bench() as b:
         b.linkspan(
-            "run", "--net=n,m", "--network", "name=o,ip=10.1.0.9,alias=x,alias=y,driver-opt=k=v,mac-address=02:00:00:00:00:02",
-            "--name", "web", "--ip", "10.0.0.9", "--ip6", "fd00::9", "--mac-address", "02:00:00:00:00:01", "--alias", "a",
-            "--network-alias", "b", "-l", "k=v", "--label", "solo", "--", "true", "-d", "--rm",
+            "run", "--net=n,m", "--network",
+            "name=o,ip=10.1.0.9,alias=x,alias=y,driver-opt=k=v,mac-address=02:00:00:00:00:02",
+            "--name", "web", "--ip", "10.0.0.9", "--ip6", "fd00::9", "--mac-address", "02:00:00:00:00:01",
+            "--alias", "a", "--network-alias", "b", "-l", "k=v", "--label", "solo", "--", "true", "-d", "--rm",
         )  # fmt: skip
         (created,) = b.asked("POST", "/linkspan/sandboxes")
         assert created.body == {
@@ -146,7 +151,9 @@ def test_the_program_sees_the_sandbox_and_the_host_does_not() -> None:
     with bench() as b:
         run("ip link add inside type veth peer name outside")
         run(f"nsenter --net={b.netns} ip link add eth7 type veth peer name eth8")
-        before = {name: Path(f"/etc/{name}").read_text() for name in ("hosts", "resolv.conf") if Path(f"/etc/{name}").exists()}
+        before = {
+            name: Path(f"/etc/{name}").read_text() for name in ("hosts", "resolv.conf") if Path(f"/etc/{name}").exists()
+        }
         cgroups = run("grep ' /sys/fs/cgroup' /proc/self/mountinfo | cut -d' ' -f5 | sort")
         script = (
             "stat -L -c %i /proc/self/ns/net; hostname; cat /etc/hosts; ls /sys/class/net | tr '\\n' ' '; echo;"
@@ -178,7 +185,9 @@ def test_mounts_made_on_the_host_appear_inside_but_not_the_other_way() -> None:
     with bench() as b:
         point = b.files / "mnt"
         point.mkdir()
-        process = b.popen("run", "--", "sh", "-c", f"mount -t tmpfs in /media; read x; ls {point}", stdin=subprocess.PIPE)
+        process = b.popen(
+            "run", "--", "sh", "-c", f"mount -t tmpfs in /media; read x; ls {point}", stdin=subprocess.PIPE
+        )
         wait_for(lambda: b.asked("POST", f"{PATH}/started"), "the program to start")
         run(f"mount -t tmpfs out {point} && touch {point}/mark")
         try:
@@ -233,7 +242,8 @@ def test_the_terminals_interrupt_reaches_the_program_once() -> None:
         pid, terminal = pty.fork()
         if pid == 0:
             os.chdir(ROOT)
-            script = "trap 'echo caught; n=$((n+1))' INT; echo ready; while [ ! $n ]; do sleep 0.05; done; sleep 0.3; exit 4$n"
+            wait = "while [ ! $n ]; do sleep 0.05; done; sleep 0.3"
+            script = f"trap 'echo caught; n=$((n+1))' INT; echo ready; {wait}; exit 4$n"
             command = b.command("run", "sh", "-c", script)
             os.execv(command[0], command)
         seen = b""
@@ -252,7 +262,10 @@ def test_the_terminals_stop_stops_both_and_continue_resumes_both() -> None:
         pid, terminal = pty.fork()
         if pid == 0:
             os.chdir(ROOT)
-            os.execv("/bin/bash", ["bash", "--norc", "-c", f"set -m; {command}; echo first $?; fg >/dev/null; echo second $?"])
+            os.execv(
+                "/bin/bash",
+                ["bash", "--norc", "-c", f"set -m; {command}; echo first $?; fg >/dev/null; echo second $?"],
+            )
         seen = b""
         while b"started" not in seen:
             seen += os.read(terminal, 4096)
@@ -326,7 +339,9 @@ def supervisor_of(pid: int) -> int:
 
 
 def memory_kib(pid: int, name: str) -> int:
-    line = next(line for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith(f"{name}:"))
+    line = next(
+        line for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith(f"{name}:")
+    )
     return int(line.split()[1])
 
 

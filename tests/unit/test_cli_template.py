@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -39,22 +40,25 @@ CASES = [
     ("{{with .Map}}{{.k1}}{{end}}", "v1"),
     ("{{with .Missing}}x{{else}}y{{end}}", "y"),
     ("{{$x := .Name}}{{range .List}}{{$x}}{{end}}", "webweb"),
-    ("{{.Name | upper | printf \"%-5s|\"}}", "WEB  |"),
+    ('{{.Name | upper | printf "%-5s|"}}', "WEB  |"),
     ("a {{- .Name -}} b", "awebb"),
     ("{{/* nothing */}}x", "x"),
     ("{{json .Map}}", '{"k1":"v1","k2":"v2"}'),
     ("{{json .Null}} {{.Null}} {{.Missing}}", "null <no value> <no value>"),
     ("{{len .List}} {{len .Name}}", "2 3"),
-    ("{{join .List \"+\"}} {{join (split \"a,b\" \",\") \" \"}}", "a+b a b"),
-    ("{{join .Map \",\"}}|{{join nil \",\"}}|{{join .Nested.List \";\"}}", "v1,v2||map[X:1];map[X:2]"),
+    ('{{join .List "+"}} {{join (split "a,b" ",") " "}}', "a+b a b"),
+    ('{{join .Map ","}}|{{join nil ","}}|{{join .Nested.List ";"}}', "v1,v2||map[X:1];map[X:2]"),
     ("{{and .On .Name}} {{or .Null 0 .Name}} {{not .On}}", "web web false"),
-    ("{{lt 1 2}} {{le 2 1}} {{gt \"b\" \"a\"}} {{ge 1 1}} {{ne 1 1}} {{eq .N 1 2 3}}", "true false true true false true"),
-    ("{{printf \"%05d %x %q %v %s\" 42 255 \"a\" .List .Name}}", '00042 ff "a" [a b] web'),
-    ("{{print 1 2}}{{println \"x\"}}", "1 2x\n"),
-    ("{{title \"hello world\"}} {{lower \"ABC\"}}", "Hello World abc"),
+    ('{{lt 1 2}} {{le 2 1}} {{gt "b" "a"}} {{ge 1 1}} {{ne 1 1}} {{eq .N 1 2 3}}', "true false true true false true"),
+    ('{{printf "%05d %x %q %v %s" 42 255 "a" .List .Name}}', '00042 ff "a" [a b] web'),
+    ('{{print 1 2}}{{println "x"}}', "1 2x\n"),
+    ('{{title "hello world"}} {{lower "ABC"}}', "Hello World abc"),
     ("{{range 3}}{{if eq . 1}}{{continue}}{{end}}{{.}}{{end}}", "02"),
     ("{{range .List}}{{break}}{{end}}x", "x"),
-    ("{{$}}", "map[List:[a b] Map:map[k1:v1 k2:v2] N:3 Name:web Nested:map[List:[map[X:1] map[X:2]]] Null:<nil> On:true]"),
+    (
+        "{{$}}",
+        "map[List:[a b] Map:map[k1:v1 k2:v2] N:3 Name:web Nested:map[List:[map[X:1] map[X:2]]] Null:<nil> On:true]",
+    ),
 ]
 BROKEN = [
     ("{{.Name", "template: :1: unclosed action"),
@@ -62,21 +66,24 @@ BROKEN = [
     ("{{end}}", "template: :1: unexpected {{end}}"),
     ("\n{{foo}}", 'template: :2: function "foo" not defined'),
     ("{{$x}}", 'template: :1: undefined variable "$x"'),
-    ("{{\"x}}", "template: :1: unterminated quoted string"),
+    ('{{"x}}', "template: :1: unterminated quoted string"),
     ("{{}}", "template: :1: missing value for command"),
     ("{{(.Name}}", "template: :1: unclosed left paren"),
     ("{{.Name | 5}}", "template: :1: non executable command in pipeline stage 2"),
-    ("{{define \"x\"}}{{end}}", "template: :1: named templates are not supported: {{define}}"),
+    ('{{define "x"}}{{end}}', "template: :1: named templates are not supported: {{define}}"),
     ("{{if 1}}" * 101 + "{{end}}" * 101, "template: :1: max nesting depth exceeded"),
     ("{{" + "(" * 101 + "1" + ")" * 101 + "}}", "template: :1: max expression depth exceeded"),
 ]
 FAILING = [
     ("{{.Name.X}}", "can't evaluate field X in type interface {}"),
-    ("x\n  {{index .List 5}}", 'template: :2:4: executing "" at <index .List 5>: error calling index: index out of range: 5'),
+    (
+        "x\n  {{index .List 5}}",
+        'template: :2:4: executing "" at <index .List 5>: error calling index: index out of range: 5',
+    ),
     ("{{upper .N}}", "wrong type for value; expected string; got int"),
     ("{{upper 5}}", "expected string; found 5"),
     ("{{upper}}", "wrong number of args for upper: want 1 got 0"),
-    ("{{eq 1 \"a\"}}", "error calling eq: incompatible types for comparison"),
+    ('{{eq 1 "a"}}', "error calling eq: incompatible types for comparison"),
     ("{{range .Name}}{{end}}", "range can't iterate over web"),
     ("{{5 .Name}}", "can't give argument to non-function 5"),
     ("{{len nil}}", "error calling len: len of nil pointer"),
@@ -122,21 +129,15 @@ def test_a_network_has_dockers_zero_values() -> None:
 
 
 # Pieces of templates, put together at random: most are nonsense, some are not.
-PIECES = st.sampled_from(
-    [
-        "{{", "}}", "{{-", "-}}", " ", ".", ".Name", ".List", "$x", ":=", "=", "|", "(", ")", ",", "range", "if", "else", "end",
-        "with", "break", "continue", "upper", "printf", "index", "json", "eq", '"a"', '"%d"', "`r`", "'c'", "1", "-1", "0x", "1.5",
-        "nil", "true", "/*", "*/", "{{end}}", "{{else}}", "{{range .List}}", "{{if .On}}", "{{.}}", "\\", "é", "\n", "{", "}", "%", ":",
-    ]
-)  # fmt: skip
+WORDS = r"""{{ }} {{- -}} . .Name .List $x := = | ( ) , range if else end with break continue upper printf index json eq
+"a" "%d" `r` 'c' 1 -1 0x 1.5 nil true /* */ {{end}} {{else}} {{.}} \ é { } % :"""
+PIECES = st.sampled_from([*WORDS.split(), "{{range .List}}", "{{if .On}}", " ", "\n"])
 
 
 @given(st.lists(PIECES, max_size=25).map("".join))
 def test_any_text_is_a_template_or_a_template_error(text: str) -> None:
-    try:
-        Template(text).execute(DATA)
-    except TemplateError as error:
-        assert str(error).startswith("template: :")
+    with suppress(TemplateError):
+        assert isinstance(Template(text).execute(DATA), str)
 
 
 @given(st.text(max_size=40))
@@ -181,7 +182,6 @@ def test_numbers_print_as_c_prints_them(number: int, width: int) -> None:
 @given(st.sampled_from(sorted(FUNCTIONS)), st.lists(VALUES, max_size=4))
 def test_functions_take_or_refuse_any_arguments(name: str, values: list[Any]) -> None:
     arguments = " ".join(f"(index . {position})" for position in range(len(values)))
-    try:
-        Template(f"{{{{{name} {arguments}}}}}").execute(values)
-    except TemplateError as error:
-        assert "executing" in str(error)
+    template = Template(f"{{{{{name} {arguments}}}}}")
+    with suppress(TemplateError):
+        assert isinstance(template.execute(values), str)
