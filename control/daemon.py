@@ -1,8 +1,8 @@
 """linkspand: the process that owns a host's networks.
 
-It starts in this order: configuration, run directory and locks, controller (which repairs what the kernel lacks), API
-socket, metrics, and only then tells systemd that it is ready. It stops without touching the kernel: networks and
-sandboxes go on, and the next start takes them up again.
+It starts in this order: configuration, directories and locks, sockets (bound, so that what is taken is known early),
+controller (which repairs what the kernel lacks), metrics, API, and only then tells systemd that it is ready. It stops
+without touching the kernel: networks and sandboxes go on, and the next start takes them up again.
 
 Exit status: 0 after a stop that was asked for, 1 when it cannot start or work, 2 for a command line or configuration
 that cannot be used.
@@ -16,6 +16,7 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import IO, Any, Final
+
+from aiohttp import web
 
 from control import lean
 from control.api.handlers import Context
@@ -40,6 +43,8 @@ LOG = logging.getLogger("linkspand")
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
+_CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
+"""What nothing works without; capabilities(7), linux/capability.h. Others are missed where they are needed."""
 _SYSLOG_PRIORITIES: Final = {
     logging.DEBUG: 7,
     logging.INFO: 6,
@@ -73,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for note in getattr(error, "__notes__", ()):
             LOG.info("%s", note)
         return EXIT_FAILED
+    except OSError as error:
+        LOG.critical("cannot go on: %s", error)
+        LOG.debug("the same in full", exc_info=error)
+        return EXIT_FAILED
     if not is_clean:
         # A worker is still inside a change, and an ordinary exit would wait for its thread. What it was doing is in the
         # store, as after a crash, and the next start deals with it.
@@ -88,9 +97,14 @@ async def run(config: Config) -> bool:
     """
     begin = time.monotonic()
     stop = _stop_on_signals()
+    require_capabilities()
     async with AsyncExitStack() as stack:
         for lock in _own(config):
             stack.enter_context(lock)
+        api_socket = stack.enter_context(bind_unix(config.socket_path, config.daemon.group))
+        stack.callback(config.socket_path.unlink, missing_ok=True)
+        metrics_address = listen_address(config.metrics.listen)
+        metrics_socket = stack.enter_context(bind_tcp(*metrics_address)) if metrics_address else None
         workers = Workers(config.api.workers)
         stack.callback(workers.close)
         controller = await workers.change(build_controller, config)
@@ -102,17 +116,28 @@ async def run(config: Config) -> bool:
         await watcher.start()
         context = Context(controller, config.api, metrics, watcher, workers)
         context.events.start(controller.subscribe)
-        await _serve_metrics(config, metrics, stack)
-        sock = stack.enter_context(bind_unix(config.socket_path, config.daemon.group))
-        stack.callback(config.socket_path.unlink, missing_ok=True)
-        runner = await serve(build_app(context), sock, config.api)
-        stack.push_async_callback(runner.cleanup)
+        if metrics_socket is not None:
+            scraper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scrape"))
+            await _serve(build_metrics_app(metrics, scraper), metrics_socket, config, stack)
+        await _serve(build_app(context), api_socket, config, stack)
         LOG.info("linkspand %s is ready on %s after %.3f s", release(), config.socket_path, time.monotonic() - begin)
         notify("READY=1", f"MAINPID={os.getpid()}")
         await stop.wait()
         notify("STOPPING=1")
         LOG.info("stopping; networks and sandboxes go on")
     return not workers.is_busy
+
+
+def require_capabilities() -> None:
+    """Raises StartError, naming those of _CAPABILITIES that this process does not have; see proc(5), CapEff."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    missing = [name for name, number in _CAPABILITIES.items() if not effective >> number & 1]
+    if missing:
+        raise StartError(
+            f"linkspand needs {' and '.join(missing)} to change networks and network namespaces: "
+            "run it as root, or with the capabilities that linkspand.service lists"
+        )
 
 
 def _stop_on_signals() -> asyncio.Event:
@@ -126,8 +151,10 @@ def _stop_on_signals() -> asyncio.Event:
             os._exit(EXIT_FAILED)
         stop.set()
 
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+        loop.add_signal_handler(number, on_signal, number)
+    loop.add_signal_handler(signal.SIGHUP, LOG.info, "a changed configuration takes a restart, which no packet notices")
     return stop
 
 
@@ -182,13 +209,8 @@ async def _start_controller(controller: NetworkController, workers: Workers, sta
         stack.push_async_callback(workers.read, controller.stop)
 
 
-async def _serve_metrics(config: Config, metrics: Metrics, stack: AsyncExitStack) -> None:
-    address = listen_address(config.metrics.listen)
-    if address is None:
-        return
-    scraper = ThreadPoolExecutor(1, thread_name_prefix="scrape")
-    stack.callback(scraper.shutdown, wait=False, cancel_futures=True)
-    runner = await serve(build_metrics_app(metrics, scraper), bind_tcp(*address), config.api)
+async def _serve(app: web.Application, sock: socket.socket, config: Config, stack: AsyncExitStack) -> None:
+    runner = await serve(app, sock, config.api)
     stack.push_async_callback(runner.cleanup)
 
 
