@@ -10,20 +10,17 @@ from control.store.base import Change, Put
 
 
 class MemoryStore:
-    """Implements `control.store.base.Store`; `fail_with`, when set, is raised by the next writes."""
+    """Implements `control.store.base.Store`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._records: dict[str, dict[str, bytes]] = {}
         self._is_closed = False
-        self.fail_with: Exception | None = None
 
     def write(self, changes: Iterable[Change]) -> None:
         batch = list(changes)
         with self._lock:
             self._require_open()
-            if self.fail_with is not None:
-                raise self.fail_with
             for change in batch:
                 records = self._records.setdefault(change.kind, {})
                 if isinstance(change, Put):
