@@ -38,7 +38,7 @@ LS_INLINE int ls_skip_ip6_ext(struct __sk_buff *skb, struct ls_upper *upper)
 	__u32 len;
 
 #pragma clang loop unroll(disable)
-	for (int i = 0; i < LS_IP6_EXT_DEPTH; i++) {
+	for (int i = 0; i <= LS_IP6_EXT_DEPTH; i++) {
 		switch (upper->proto) {
 		case IPPROTO_HOPOPTS:
 		case IPPROTO_ROUTING:
@@ -52,6 +52,8 @@ LS_INLINE int ls_skip_ip6_ext(struct __sk_buff *skb, struct ls_upper *upper)
 		default:
 			return 0;
 		}
+		if (i == LS_IP6_EXT_DEPTH)
+			break;
 		if (bpf_skb_load_bytes(skb, upper->offset, &ext, sizeof(ext)))
 			return -LS_DROP_MALFORMED;
 		len = 8 + ext.len * 8;

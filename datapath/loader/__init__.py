@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
@@ -168,30 +168,28 @@ def _flatten(directory: Path, source: str) -> str:
 
 def _run_child(python: str, request: Mapping[str, Any], deadline: float) -> tuple[str, str, int]:
     """Runs the child to its end and returns (stdout, stderr, exit status)."""
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
     try:
         # A session of its own, so that a time-out ends whatever the child has started, too; isolated (-I) from the
         # environment that this process lives in.
-        child = subprocess.Popen(
+        started = subprocess.Popen(
             [python, "-I", str(_CHILD)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd="/",
-            env=environment,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
             start_new_session=True,
         )
     except OSError as error:
         raise Unavailable(f"the loader's interpreter {python}", f"{error.strerror}; install python3") from error
-    try:
-        output, log = child.communicate(json.dumps(request).encode(), max(deadline - time.monotonic(), 0.0))
-    except subprocess.TimeoutExpired as error:
-        raise TimedOut(f"the loader's child, process {child.pid}, did not end in time and was killed") from error
-    finally:
-        if child.poll() is None:
-            with suppress(ProcessLookupError):
+    with started as child:
+        try:
+            output, log = child.communicate(json.dumps(request).encode(), max(deadline - time.monotonic(), 0.0))
+        except subprocess.TimeoutExpired as error:
+            raise TimedOut(f"the loader's child, process {child.pid}, did not end in time and was killed") from error
+        finally:
+            if child.poll() is None:
                 os.killpg(child.pid, SIGKILL)
-            child.communicate()
     return output.decode(errors="replace"), log.decode(errors="replace"), child.returncode
 
 

@@ -173,7 +173,7 @@ def _require_bpffs(directory: Path) -> None:
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     device = os.stat(existing).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/thread-self/mountinfo").read_text().splitlines():
         fields = line.split()
         if fields[2] == wanted:
             if fields[fields.index("-") + 1] == "bpf":

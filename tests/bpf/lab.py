@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -231,10 +231,10 @@ class Lab:
 def _outcome(source: Host, before: Counts, after: Counts, wire_packets: int, packet: bytes) -> Outcome:
     """The one verdict that the counters agree on."""
     changes = {
-        (slot, field): value - asdict(before[0][slot])[field]
+        (slot, field): value - getattr(before[0][slot], field)
         for slot, counters in after[0].items()
-        for field, value in asdict(counters).items()
-        if value != asdict(before[0][slot])[field]
+        for field, value in vars(counters).items()
+        if value != getattr(before[0][slot], field)
     }
     drops = {
         (slot, reason): packets - before[1].get(slot, {}).get(reason, 0)

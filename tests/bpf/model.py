@@ -79,6 +79,8 @@ def _ip6(frame: bytes, packet: bytes, tags: int) -> Judgement | None:
     source, header, at, headers, is_cut = packet[8:24], packet[6], 40, 0, False
     while header in EXTENSIONS:
         headers += 1
+        if headers > 8:
+            return TOO_DEEP
         if len(packet) < at + 8:
             return MALFORMED
         length = {44: 8, 51: packet[at + 1] * 4 + 8}.get(header, packet[at + 1] * 8 + 8)
@@ -91,8 +93,6 @@ def _ip6(frame: bytes, packet: bytes, tags: int) -> Judgement | None:
         if len(packet) < at + length:
             return MALFORMED
         at, header = at + length, packet[at]
-        if headers == 8:
-            return TOO_DEEP
     if header == 58:
         if len(packet) < at + 4:
             return MALFORMED

@@ -25,7 +25,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from tests.bpf.lab import A, B, GATEWAY4, GATEWAY6, Host
+from tests.bpf.lab import GATEWAY4, GATEWAY6, A, B, Host
 
 BROADCAST: Final = "ff:ff:ff:ff:ff:ff"
 PAYLOAD: Final = Raw(bytes(range(64)))

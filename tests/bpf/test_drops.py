@@ -142,7 +142,6 @@ MALFORMED["ip6 extension past the end"][IPv6].nh = 60
 TOO_DEEP = {
     "three tags": ether() / Dot1AD() / Dot1Q() / Dot1Q() / IP(src=A.ip4, dst=B.ip4),
     "four tags": ether() / Dot1Q() / Dot1Q() / Dot1Q() / Dot1Q() / IP(src=A.ip4, dst=B.ip4),
-    "eight extension headers": ip6(nh=0) / Raw((b"\x3c" + bytes(7)) * 7 + b"\x11" + bytes(7)) / UDP(),
     "nine extension headers": ip6(nh=0) / Raw((b"\x3c" + bytes(7)) * 8 + b"\x11" + bytes(7)) / UDP(),
     "seventeen options": nd(ICMPv6ND_RA() / Raw(bytes(ICMPv6NDOptMTU()) * 17)),
 }

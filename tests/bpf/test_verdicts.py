@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
+from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptMTU, IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 from scapy.packet import Raw
 
@@ -135,6 +135,13 @@ def test_tagged_packets_are_the_kernels(lab, tags):
     for packet in (IP(src=A.ip4, dst=B.ip4) / UDP(), IPv6(src=A.ip6, dst=B.ip6) / UDP()):
         tagged = Ether(dst=B.mac, src=A.mac) / tags / packet
         assert lab.send(tagged).verdict == "kernel"
+
+
+def test_as_many_headers_as_are_looked_through_pass(lab):
+    extensions = (b"\x3c" + bytes(7)) * 7 + b"\x11" + bytes(7)
+    assert lab.send(ip6(nh=0) / Raw(extensions) / UDP()).receiver == "b"
+    options = ether("33:33:00:00:00:01") / IPv6(src=A.ip6_ll, dst="ff02::1", hlim=255) / ICMPv6ND_RA()
+    assert lab.send(options / Raw(bytes(ICMPv6NDOptMTU()) * 16)).verdict == "kernel"
 
 
 def test_programs_see_the_upper_layer_of_the_first_fragment_only(lab):
