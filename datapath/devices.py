@@ -96,8 +96,10 @@ def delete_links(ifnames: Sequence[str]) -> None:
 
 
 def routed_networks() -> list[IPv4Network | IPv6Network]:
-    """The destinations of the host's routes, default routes and link-local, multicast and host routes of
-    `local` left out."""
+    """The destinations of the host's routes, without those of the table `local` and link-local and multicast ones.
+
+    Default routes say nothing of who is there, nor do the two halves (/1) that VPN clients lay over them.
+    """
     networks: list[IPv4Network | IPv6Network] = []
     with _iproute("list routes") as ip:
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -106,7 +108,7 @@ def routed_networks() -> list[IPv4Network | IPv6Network]:
                 if destination is None or route.get_attr("RTA_TABLE") == 255:
                     continue
                 network = ip_network(f"{destination}/{route['dst_len']}")
-                if network.prefixlen and not network.is_link_local and not network.is_multicast:
+                if network.prefixlen > 1 and not network.is_link_local and not network.is_multicast:
                     networks.append(network)
     return networks
 
