@@ -7,8 +7,6 @@ click nothing to guess, so that click's parser, contexts and shell completion st
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -352,8 +350,3 @@ class Group(_Parsing, click.Group):
             text = f"{root}: unknown command: {path} {args[0]}{usage}\n\nRun '{path} --help' for more information"
             raise CliError(text, FAILED)
         return found.name if found else None, found, args[1:]
-
-
-def columns() -> int:
-    """The width help is laid out for: that of the terminal, 80 without one."""
-    return shutil.get_terminal_size().columns if sys.stdin is not None and sys.stdin.isatty() else 80

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -17,8 +19,9 @@ _NARROW: Final = 24
 _BLOCK_INDENT: Final = 16
 
 
-def help_text(ctx: click.Context, command: click.Command) -> str:
-    from control.cli.command import Command, Flag, Group, columns, usage_line
+def help_text(ctx: click.Context, command: click.Command, width: int | None = None) -> str:
+    """The help of a command, laid out for `width` columns, by default those of the terminal."""
+    from control.cli.command import Command, Flag, Group, usage_line
 
     usage = f"{ctx.command_path} {command.synopsis or 'COMMAND'}" if isinstance(command, Group) else usage_line(ctx)
     parts = [f"Usage:  {usage}", command.short_help or ""]
@@ -32,10 +35,15 @@ def help_text(ctx: click.Context, command: click.Command) -> str:
         parts.append("Commands:\n" + "\n".join(rows))
     flags = [param for param in command.params if isinstance(param, Flag) and not param.hidden]
     if flags:
-        parts.append("Options:\n" + flag_usages(flags, columns() - 1))
+        parts.append("Options:\n" + flag_usages(flags, (width or _columns()) - 1))
     if isinstance(command, Group):
         parts.append(f"Run '{ctx.command_path} COMMAND --help' for more information on a command.")
     return "\n\n".join(parts)
+
+
+def _columns() -> int:
+    """The width of the terminal, 80 without one."""
+    return shutil.get_terminal_size().columns if sys.stdin is not None and sys.stdin.isatty() else 80
 
 
 def flag_usages(flags: Sequence[Flag], width: int) -> str:

@@ -277,3 +277,9 @@ def test_wrong_command_lines_are_explained(
     status, _, text = linkspan(capsys, "-H", daemon.url, *args)
     assert status in (1, 125)
     assert problem in text
+
+
+def test_the_reference_in_docs_is_what_the_commands_say() -> None:
+    from control.cli.reference import reference
+
+    assert (ROOT / "docs" / "cli.md").read_text() == reference(), "python -m control.cli.reference > docs/cli.md"
