@@ -131,7 +131,7 @@ class Metrics:
         self._controller: NetworkController | None = None
         self.request_seconds = Histogram(
             "linkspan_request_seconds",
-            "Time to answer a request, until its last byte was handed to the kernel.",
+            "Time to work on a request, until its answer was ready to be sent.",
             ("route", "method", "status"),
             buckets=_SECONDS_BUCKETS,
             registry=self._registry,

@@ -36,10 +36,6 @@ class ProcessWatcher:
         self._pidfds: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def watched(self) -> int:
-        return len(self._pidfds)
-
     async def start(self) -> None:
         """Takes up the sandboxes that the records hold as running; those whose process is gone by now have exited."""
         for sandbox in self._controller.sandboxes():

@@ -37,6 +37,8 @@ LOG = logging.getLogger(__name__)
 _LINGER_SECONDS: Final = 1.0
 """How long the rest of a refused body is read, so that the client gets to see the answer."""
 _BACKLOG: Final = 512
+_OUR_FAULT: Final = frozenset({500, 504})
+"""Statuses of errors that are logged whole and counted; a full pool (503) or a missing feature (501) is for the client."""
 
 # The first element of the paths of Docker's other operations.
 _ENGINE_ONLY: Final = frozenset(
@@ -80,7 +82,7 @@ def _entry(route: Route, context: Context) -> Callable[[web.Request], Awaitable[
         try:
             response = await route.handler(request, negotiate(request.match_info.get("version")))
         except ControlError as error:
-            if error.http_status >= 500:
+            if error.http_status in _OUR_FAULT:
                 LOG.error("%s %s failed", request.method, request.path, exc_info=error)
                 metrics.errors.labels(type(error).__name__).inc()
             response = error_response(error.http_status, str(error))
@@ -89,9 +91,10 @@ def _entry(route: Route, context: Context) -> Callable[[web.Request], Awaitable[
             response = error_response(413, f"the request's body is over the limit of {limit} bytes")
         except web.HTTPException as error:
             response = error_response(error.status, error.text or error.reason)
-        except ConnectionError:
-            raise  # the client is gone: nobody to answer, and nothing of ours is wrong
-        except Exception:
+        except Exception as error:
+            is_gone = request.transport is None or request.transport.is_closing()
+            if isinstance(error, ConnectionError) and is_gone:
+                raise  # nobody to answer, and nothing of ours is wrong
             reference = secrets.token_hex(4)
             LOG.exception("%s %s failed unexpectedly, reference %s", request.method, request.path, reference)
             metrics.errors.labels("unexpected").inc()

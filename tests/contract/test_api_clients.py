@@ -119,6 +119,16 @@ def test_an_unexpected_fault_is_500_without_a_stack_trace_and_is_counted(
     assert b'linkspan_errors_total{kind="unexpected"} 1.0' in server.metrics.expose()
 
 
+def test_a_broken_connection_of_ours_is_not_taken_for_the_clients(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(ref: str) -> None:
+        raise ConnectionResetError(104, "netlink")
+
+    monkeypatch.setattr(server.controller, "network", fail)
+    assert server.ask("GET", "/networks/blue").status == 500
+
+
 def test_requests_on_one_connection_follow_each_other(server: ApiServer) -> None:
     connection = UnixConnection(server.socket_path)
     for method, target in (("HEAD", "/_ping"), ("GET", "/networks"), ("GET", "/nowhere"), ("GET", "/v1.41/networks")):
