@@ -38,7 +38,7 @@ _LINGER_SECONDS: Final = 1.0
 """How long the rest of a refused body is read, so that the client gets to see the answer."""
 _BACKLOG: Final = 512
 _OUR_FAULT: Final = frozenset({500, 504})
-"""Statuses of errors that are logged whole and counted; a full pool (503) or a missing feature (501) is for the client."""
+"""Statuses of errors that are logged whole and counted; a full pool (503), say, is for the client to deal with."""
 
 # The first element of the paths of Docker's other operations.
 _ENGINE_ONLY: Final = frozenset(
