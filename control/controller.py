@@ -67,6 +67,7 @@ class NetworkController:
             discard_network=self._discard_network,
             discard_sandbox=self._discard_sandbox,
         )
+        self._creating: set[NetworkId] = set()
         self._sandbox_locks: dict[str, threading.Lock] = {}
 
     # -- start and stop ------------------------------------------------------------------------------------------
@@ -224,13 +225,19 @@ class NetworkController:
             except Exception:
                 addressing.release_pools(self._deps.ipam, pools)
                 raise
+            self._creating.add(network.id)
         try:
-            self._deps.apply(driver.network_steps(network), f"network {network.name} could not be created")
+            made = advance(network, NetworkState.ACTIVE)
+            self._deps.apply(
+                [*driver.network_steps(network), self._records.settle(made)],
+                f"network {network.name} could not be created",
+            )
         except ControlError:
             self._forget_network(network)
             raise
-        network = advance(network, NetworkState.ACTIVE)
-        self._records.commit(put=[network])
+        finally:
+            self._creating.discard(network.id)
+        network = made
         self._emit_network("create", network)
         return network, [
             f"subnet {pool.subnet} overlaps {route}, which the host has a route to"
@@ -245,7 +252,7 @@ class NetworkController:
             network = self._records.network(ref)
             if network.predefined:
                 raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
-            if network.state is NetworkState.CREATING:
+            if network.id in self._creating:
                 raise Forbidden(f"network {network.name} is still being created: try again when it is there")
             endpoints = self._records.on_network(network.id)
             if endpoints:
@@ -255,7 +262,7 @@ class NetworkController:
                     f"error while removing network: network {network.name} id {network.id} has active endpoints "
                     f"({holders}{more}): disconnect or remove them first"
                 )
-            if network.state is NetworkState.ACTIVE:
+            if network.state is not NetworkState.REMOVING:
                 network = advance(network, NetworkState.REMOVING)
                 self._records.commit(put=[network])
         self._discard_network(network)
@@ -265,7 +272,7 @@ class NetworkController:
         """Removes the networks that are neither predefined, in use, nor kept; returns their names."""
         removed = []
         for network in self._records.networks():
-            if network.predefined or network.state is NetworkState.CREATING or keep(network):
+            if network.predefined or network.id in self._creating or keep(network):
                 continue
             if self._records.on_network(network.id):
                 continue
@@ -314,6 +321,7 @@ class NetworkController:
             if not self._deps.driver_of(network).capabilities.own_netns:
                 raise Forbidden(f"container {sandbox.name} cannot be disconnected from host network {network.name}")
             self._endpoints.leave(network, sandbox, endpoint, force=force)
+            self._endpoints.hand_over_default_route(sandbox)
 
     # -- sandboxes -----------------------------------------------------------------------------------------------
 

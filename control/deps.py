@@ -10,7 +10,7 @@ from control.drivers.base import Driver
 from control.errors import ControlError, DatapathFailed, NotFound
 from control.ipam.base import Ipam
 from control.model import Network, Subnet
-from control.plan import IDLE, Observer, Step, execute, undo
+from control.plan import IDLE, Observer, Step, execute, reapply, undo
 from control.sandboxes import SandboxFiles
 from control.store.base import Store
 
@@ -47,8 +47,15 @@ class Deps:
 
     def apply(self, steps: Sequence[Step], failure: str) -> None:
         """Executes the steps; what the kernel refuses is raised as DatapathFailed, introduced by `failure`."""
+        self._apply(execute, steps, failure)
+
+    def reapply(self, steps: Sequence[Step], failure: str) -> None:
+        """As `apply`, for what works already: a failing step leaves it as it is."""
+        self._apply(reapply, steps, failure)
+
+    def _apply(self, how: Callable[[Sequence[Step], Observer], None], steps: Sequence[Step], failure: str) -> None:
         try:
-            execute(steps, self.observe)
+            how(steps, self.observe)
         except ControlError:
             raise
         except Exception as error:

@@ -99,15 +99,15 @@ class Endpoints:
                 raise
             join = self.join_of(endpoint)
         try:
+            joined = advance(endpoint, EndpointState.JOINED)
             self._deps.apply(
-                driver.endpoint_steps(join), f"sandbox {sandbox.name} could not be connected to network {network.name}"
+                [*driver.endpoint_steps(join), self._records.settle(joined)],
+                f"sandbox {sandbox.name} could not be connected to network {network.name}",
             )
-            with self._records.lock:
-                endpoint = advance(endpoint, EndpointState.JOINED)
-                self._records.commit(put=[endpoint])
         except ControlError:
             self._forget(network, endpoint)
             raise
+        endpoint = joined
         self._names.add(endpoint, sandbox)
         self.write_hosts(sandbox.id)
         self._hosts.mark(e.sandbox_id for e in siblings)
@@ -140,7 +140,6 @@ class Endpoints:
             endpoint = advance(endpoint, EndpointState.LEAVING)
             self._records.commit(put=[endpoint])
         self.discard(network, sandbox, endpoint, force=force)
-        self._hand_over_default_route(sandbox)
         self._emit("disconnect", network, sandbox)
 
     def discard(
@@ -197,15 +196,15 @@ class Endpoints:
             default_v6=not network.internal and not any(addressing.has_gateway(other, 6) for _, other in rivals),
         )
 
-    def _hand_over_default_route(self, sandbox: Sandbox) -> None:
+    def hand_over_default_route(self, sandbox: Sandbox) -> None:
         """After a leave the next endpoint with a gateway gets the default route; applying its steps again sees
-        to that."""
+        to that. Raises DatapathFailed."""
         for endpoint in self._records.in_sandbox(sandbox.id):
             join = self.join_of(endpoint)
             if endpoint.state is EndpointState.JOINED and (join.default_v4 or join.default_v6):
-                self._deps.apply(
+                self._deps.reapply(
                     self._driver_of(endpoint).endpoint_steps(join),
-                    f"the default route of sandbox {sandbox.name} could not be moved",
+                    f"the default route of sandbox {sandbox.name} could not be moved to network {join.network.name}",
                 )
 
     def _free_ifname(self, network: Network, sandbox: Sandbox) -> str:

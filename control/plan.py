@@ -47,6 +47,17 @@ def execute(steps: Sequence[Step], observe: Observer = IDLE) -> None:
             raise
 
 
+def reapply(steps: Sequence[Step], observe: Observer = IDLE) -> None:
+    """Applies the steps of something that works already: one that fails raises its error, and nothing is reverted."""
+    for step in steps:
+        try:
+            observe("apply", step)
+            step.apply()
+        except Exception as error:
+            error.add_note(f"while applying again: {step.name}")
+            raise
+
+
 def undo(steps: Sequence[Step], observe: Observer = IDLE) -> None:
     """Reverts every step, last first, never stopping at an error; raises them together as an ExceptionGroup."""
     failures = _revert(steps, observe)

@@ -38,14 +38,19 @@ class Reconciler:
     def run(self) -> None:
         """Finishes what was cut off, starts the drivers, and applies again whatever is not whole in the kernel."""
         self._finish_cut_off()
+        rebuilt = set()
         for sandbox in self._records.sandboxes():
             if not self._deps.files.is_intact(sandbox):
                 self._apply(f"sandbox {sandbox.name}", self._deps.files.steps(sandbox))
+                rebuilt.add(sandbox.id)
         for driver in self._deps.drivers.values():
             networks = [network for network in self._records.networks() if network.driver == driver.name]
             endpoints = [endpoint for network in networks for endpoint in self._records.on_network(network.id)]
             driver.start(networks, endpoints)
-            self._repair(driver, networks, endpoints)
+            intact = driver.intact(networks, endpoints)
+            # What is whole may belong to the namespace that the sandbox had before.
+            intact -= {endpoint.id for endpoint in endpoints if endpoint.sandbox_id in rebuilt}
+            self._repair(driver, networks, endpoints, intact)
 
     def _finish_cut_off(self) -> None:
         """Undoes what was being made and finishes what was being removed when the last linkspand ended."""
@@ -70,21 +75,24 @@ class Reconciler:
         except ControlError as error:
             self._failed(what, error)
 
-    def _repair(self, driver: Driver, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
-        """Applies again what the kernel does not hold whole, after a reboot everything."""
-        intact = driver.intact(networks, endpoints)
+    def _repair(
+        self, driver: Driver, networks: Sequence[Network], endpoints: Sequence[Endpoint], intact: set[str]
+    ) -> None:
+        """Applies again what is not `intact` in the kernel, after a reboot everything."""
         for network in networks:
             if network.id not in intact and network.state is NetworkState.ACTIVE:
                 self._apply(f"network {network.name}", driver.network_steps(network))
         for endpoint in endpoints:
             if endpoint.id not in intact:
                 steps = driver.endpoint_steps(self._endpoints.join_of(endpoint))
-                self._deps.undo(steps, f"endpoint {endpoint.id[:12]} could not be taken down")
-                self._apply(f"endpoint {endpoint.id[:12]}", steps)
+                self._apply(f"endpoint {endpoint.id[:12]}", steps, is_broken=True)
 
-    def _apply(self, what: str, steps: Sequence[Step]) -> None:
+    def _apply(self, what: str, steps: Sequence[Step], *, is_broken: bool = False) -> None:
+        """Applies the steps; what `is_broken`, so that parts may be there but wrong, is taken down first."""
         LOG.warning("%s is not whole in the kernel: applying it again", what)
         try:
+            if is_broken:
+                self._deps.undo(steps, f"{what} could not be taken down")
             self._deps.apply(steps, f"{what} could not be applied again")
         except ControlError as error:
             self._failed(what, error)

@@ -15,6 +15,7 @@ import msgspec
 
 from control.errors import InvalidArgument, NotFound, StoreError
 from control.model import Endpoint, Network, NetworkId, Sandbox, SandboxId, from_json, to_json
+from control.plan import Step
 from control.store.base import Change, Delete, Put, Store
 
 Record = Network | Endpoint | Sandbox
@@ -94,6 +95,11 @@ class Records:
                 self._remember(record)
             for record in drop:
                 self._forget(record)
+
+    def settle(self, record: Record) -> Step:
+        """The last step of a change: with it the record is stored as settled, or everything before it is undone."""
+        name = f"store {_KINDS[type(record)]} {record.id[:12]} as {record.state}"
+        return Step(name, lambda: self.commit(put=[record]), lambda: None)
 
     def _remember(self, record: Record) -> None:
         match record:
