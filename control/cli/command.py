@@ -303,7 +303,7 @@ def command(
 class Group(_Parsing, click.Group):
     """A group whose members are imported when they are used; `members` maps a name to "module:attribute".
 
-    `aliases` maps further names to those in `members`.
+    `aliases` maps further names to those in `members`; `setup` gets the group's flags before a member is invoked.
     """
 
     def __init__(
@@ -315,9 +315,10 @@ class Group(_Parsing, click.Group):
         aliases: dict[str, str] | None = None,
         flags: Sequence[Flag] = (),
         synopsis: str = "",
-        callback: Callable[..., Any] | None = None,
+        setup: Callable[..., None] | None = None,
     ) -> None:
-        super().__init__(name, params=list(flags), short_help=short, callback=callback, no_args_is_help=False)
+        super().__init__(name, params=list(flags), short_help=short, callback=self._begin, invoke_without_command=True)
+        self._setup = setup
         self.synopsis = synopsis
         self._members = members
         self._aliases = aliases or {}
@@ -333,12 +334,13 @@ class Group(_Parsing, click.Group):
         found: click.Command = getattr(import_module(module), attribute)
         return found
 
-    def invoke(self, ctx: click.Context) -> Any:
-        if not ctx.args and not ctx._protected_args:
+    def _begin(self, **flags: Any) -> None:
+        ctx = click.get_current_context()
+        if ctx.invoked_subcommand is None:
             # As Docker: explained on stderr, and not an error.
             click.echo(self.get_help(ctx), err=True)
-            return 0
-        return super().invoke(ctx)
+        elif self._setup is not None:
+            self._setup(**flags)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -54,7 +54,7 @@ cli = Group(
     "linkspan",
     short="Container networking with an eBPF fast path",
     synopsis="[OPTIONS] COMMAND",
-    callback=_root,
+    setup=_root,
     flags=[
         Flag("host", String(), f'Daemon socket to connect to (default "{DEFAULT_HOST}")', short="H"),
         _VersionFlag(),
