@@ -1,8 +1,9 @@
 """linkspand: the process that owns a host's networks.
 
-It starts in this order: configuration, directories and locks, sockets (bound, so that what is taken is known early),
-controller (which repairs what the kernel lacks), metrics, API, and only then tells systemd that it is ready. It stops
-without touching the kernel: networks and sandboxes go on, and the next start takes them up again.
+It starts in this order: configuration, directories, locks and addresses (so that what is taken is known early),
+controller (which repairs what the kernel lacks), metrics, API, and only then tells systemd that it is ready: a socket
+file that is there is served. It stops without touching the kernel: networks and sandboxes go on, and the next start
+takes them up again.
 
 Exit status: 0 after a stop that was asked for, 1 when it cannot start or work, 2 for a command line or configuration
 that cannot be used.
@@ -29,7 +30,15 @@ from aiohttp import web
 
 from control import lean
 from control.api.handlers import Context
-from control.api.server import ListenError, bind_tcp, bind_unix, build_app, build_metrics_app, serve
+from control.api.server import (
+    ListenError,
+    bind_tcp,
+    bind_unix,
+    build_app,
+    build_metrics_app,
+    remove_stale_socket,
+    serve,
+)
 from control.config import DEFAULT_PATH, Config, ConfigError, listen_address, load
 from control.controller import NetworkController
 from control.controller_factory import build_controller
@@ -101,8 +110,7 @@ async def run(config: Config) -> bool:
     async with AsyncExitStack() as stack:
         for lock in _own(config):
             stack.enter_context(lock)
-        api_socket = stack.enter_context(bind_unix(config.socket_path, config.daemon.group))
-        stack.callback(config.socket_path.unlink, missing_ok=True)
+        remove_stale_socket(config.socket_path)
         metrics_address = listen_address(config.metrics.listen)
         metrics_socket = stack.enter_context(bind_tcp(*metrics_address)) if metrics_address else None
         workers = Workers(config.api.workers)
@@ -119,6 +127,8 @@ async def run(config: Config) -> bool:
         if metrics_socket is not None:
             scraper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scrape"))
             await _serve(build_metrics_app(metrics, scraper), metrics_socket, config, stack)
+        api_socket = stack.enter_context(bind_unix(config.socket_path, config.daemon.group))
+        stack.callback(config.socket_path.unlink, missing_ok=True)
         await _serve(build_app(context), api_socket, config, stack)
         LOG.info("linkspand %s is ready on %s after %.3f s", release(), config.socket_path, time.monotonic() - begin)
         notify("READY=1", f"MAINPID={os.getpid()}")

@@ -177,14 +177,14 @@ async def serve(app: web.Application, sock: socket.socket, limits: ApiSection) -
 
 
 def bind_unix(path: Path, group: str) -> socket.socket:
-    """Returns a socket bound at `path` for root and `group` (for root alone, with a warning, when there is no such
-    group).
+    """Returns a socket that listens at `path` for root and `group`, for root alone when there is no such group.
 
     Replaces a socket file that nobody serves. Raises ListenError when somebody does, naming the process, or when the
-    path cannot be used. Permissions are set before the socket listens, so there is no moment when others could connect.
+    path cannot be used. Permissions are set before the socket listens, so there is no moment when others could connect;
+    who connects from then on waits until it is served.
     """
     try:
-        _remove_stale(path)
+        remove_stale_socket(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.bind(str(path))
@@ -194,6 +194,7 @@ def bind_unix(path: Path, group: str) -> socket.socket:
             except KeyError:
                 LOG.warning('there is no group "%s": only root can use %s', group, path)
                 os.chmod(path, 0o600)
+            sock.listen(_BACKLOG)
         except BaseException:
             sock.close()
             raise
@@ -217,7 +218,8 @@ def bind_tcp(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _remove_stale(path: Path) -> None:
+def remove_stale_socket(path: Path) -> None:
+    """Removes a socket file that nobody serves; raises ListenError when somebody does, or when it is no socket."""
     try:
         is_socket = stat.S_ISSOCK(path.lstat().st_mode)
     except FileNotFoundError:
