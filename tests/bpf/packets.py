@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from ipaddress import IPv6Address
+from typing import Any, Final
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_RR
 from scapy.layers.inet6 import (
@@ -36,11 +37,11 @@ def ether(destination: Host | str = B, source: Host | str = A) -> Packet:
     return Ether(dst=to, src=source if isinstance(source, str) else source.mac)
 
 
-def ip4(destination: Host = B, source: Host = A, **fields: object) -> Packet:
+def ip4(destination: Host = B, source: Host = A, **fields: Any) -> Packet:
     return ether(destination, source) / IP(src=source.ip4, dst=destination.ip4, **fields)
 
 
-def ip6(destination: Host = B, source: Host = A, **fields: object) -> Packet:
+def ip6(destination: Host = B, source: Host = A, **fields: Any) -> Packet:
     return ether(destination, source) / IPv6(src=source.ip6, dst=destination.ip6, **fields)
 
 
@@ -50,7 +51,7 @@ def arp_request(target: str = B.ip4, source: Host = A, dst: str = BROADCAST) -> 
 
 def solicitation(target: str = B.ip6, source: str = A.ip6, mac: str = A.mac, dst: str | None = None) -> Packet:
     """Multicast, as for an address that is not in the neighbour table yet."""
-    last = bytes.fromhex(_hex6(target)[-6:])
+    last = IPv6Address(target).packed[-3:]
     return (
         Ether(dst=dst or f"33:33:ff:{last.hex(':')}", src=A.mac)
         / IPv6(src=source, dst=f"ff02::1:ff{last[0]:02x}:{last[1]:02x}{last[2]:02x}", hlim=255)
@@ -68,12 +69,6 @@ def probe6(target: str = A.ip6) -> Packet:
     packet = solicitation(target, source="::")
     del packet[ICMPv6NDOptSrcLLAddr]
     return Ether(bytes(packet))
-
-
-def _hex6(address: str) -> str:
-    from ipaddress import IPv6Address
-
-    return IPv6Address(address).packed.hex()
 
 
 # Everything that may be on the wire, by name; each passes, fast or slow.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.bpf import test_drops
+from tests.bpf.forged import FORGED
 from tests.bpf.lab import A, B
 from tests.bpf.model import judge
 from tests.bpf.packets import SAMPLES
@@ -18,7 +18,7 @@ LONGEST = 512
 WHOLE_IP_HEADERS = 54
 
 GOOD = [bytes(packet) for packet in SAMPLES.values()]
-BAD = [bytes(packet) for packets in test_drops.FORGED.values() for packet in packets.values()]
+BAD = [bytes(packet) for packets in FORGED.values() for packet in packets.values()]
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -32,10 +32,10 @@ def test_cut_at_any_byte_a_packet_passes_or_is_malformed(lab, name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, id=f"{reason}: {name}") for reason, each in test_drops.FORGED.items() for name in each]
+    "name", [pytest.param(name, id=f"{reason}: {name}") for reason, each in FORGED.items() for name in each]
 )
 def test_cut_at_any_byte_a_bad_packet_is_judged_by_what_is_left(lab, name):
-    for packets in test_drops.FORGED.values():
+    for packets in FORGED.values():
         whole = bytes(packets.get(name, b""))
         for length in range(SHORTEST, len(whole) + 1):
             assert lab.judge(whole[:length]) == judge(whole[:length]), length

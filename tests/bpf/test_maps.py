@@ -11,9 +11,9 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from datapath import abi
+from tests.bpf.forged import SPOOFED_ARP, SPOOFED_MAC
 from tests.bpf.lab import GATEWAY4, HOSTS, SEGMENT, A, B
 from tests.bpf.packets import SAMPLES
-from tests.bpf.test_drops import SPOOFED_ARP, SPOOFED_MAC
 from tests.isolated import run
 
 pytestmark = pytest.mark.root

@@ -9,9 +9,9 @@ from scapy.layers.inet import UDP
 from scapy.layers.inet6 import IPv6ExtHdrHopByHop, PadN
 from scapy.packet import Raw
 
+from tests.bpf.forged import FORGED
 from tests.bpf.lab import OTHER, A, B
 from tests.bpf.packets import SAMPLES, arp_request, ether, ip4, ip6
-from tests.bpf.test_drops import FORGED
 
 pytestmark = pytest.mark.root
 
