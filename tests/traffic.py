@@ -104,7 +104,8 @@ class Wire:
                 frames.append(frame)
                 if marker in frame:
                     return frames
-        raise AssertionError(f"no {marker!r} came in {deadline_s:.0f} s, only {[Ether(f).summary() for f in frames]}")
+        heard = [Ether(frame).summary() for frame in frames]
+        raise AssertionError(f"no {marker!r} came on {self._socket.getsockname()} in {deadline_s:.0f} s, only {heard}")
 
 
 def _with_tag(data: bytes, ancillary: Sequence[tuple[int, int, bytes]]) -> bytes:
@@ -117,18 +118,11 @@ def _with_tag(data: bytes, ancillary: Sequence[tuple[int, int, bytes]]) -> bytes
     return data
 
 
-class Station:
-    """The sandbox `name` on a host, on its network `network` (its first when left out)."""
+class Place:
+    """A network namespace that traffic starts from or ends in, seen from `host`'s mount namespace at `netns`."""
 
-    def __init__(self, host: Host, name: str, network: str | None = None) -> None:
-        self.host, self.name = host, name
-        facts = host.api("GET", f"/linkspan/sandboxes/{name}")
-        networks = facts["Networks"]
-        joined = networks[network] if network else next(iter(networks.values()))
-        self.netns: str = facts["NetnsPath"]
-        self.ifname: str = joined["InterfaceName"]
-        self.endpoint_id: str = joined["EndpointID"]
-        self.host_ifname = f"ls{self.endpoint_id[:12]}"
+    def __init__(self, host: Host, name: str, netns: str, ifname: str) -> None:
+        self.host, self.name, self.netns, self.ifname = host, name, netns, ifname
 
     @property
     def path(self) -> str:
@@ -176,11 +170,15 @@ class Station:
         infos = self.ip("addr", "show", "dev", self.ifname)[0]["addr_info"]
         return str(next(info["local"] for info in infos if info["family"] == "inet6" and info["scope"] == "link"))
 
-    def gateway(self, version: int = 4) -> str | None:
-        """Where its default route goes, None without one."""
+    def default_route(self, version: int = 4) -> tuple[str, str] | None:
+        """Where its default route goes, as (gateway, device), None without one."""
         routes = self.ip(f"-{version}", "route", "show", "default")
         assert len(routes) <= 1, routes
-        return str(routes[0]["gateway"]) if routes else None
+        return (routes[0]["gateway"], routes[0]["dev"]) if routes else None
+
+    def gateway(self, version: int = 4) -> str | None:
+        route = self.default_route(version)
+        return route[0] if route else None
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         made = socket_in(self.path, family, kind, protocol)
@@ -195,6 +193,18 @@ class Station:
         return self.run("ping", "-n", "-c1", f"-W{wait_s:g}", *args, target, check=False).returncode == 0
 
 
+class Station(Place):
+    """The sandbox `name` on a host, on its network `network` (its first when left out)."""
+
+    def __init__(self, host: Host, name: str, network: str | None = None) -> None:
+        facts = host.api("GET", f"/linkspan/sandboxes/{name}")
+        networks = facts["Networks"]
+        joined = networks[network] if network else next(iter(networks.values()))
+        super().__init__(host, name, facts["NetnsPath"], joined["InterfaceName"])
+        self.endpoint_id: str = joined["EndpointID"]
+        self.host_ifname = f"ls{self.endpoint_id[:12]}"
+
+
 def is_v6(address: str) -> bool:
     return ":" in address
 
@@ -203,7 +213,7 @@ def family(address: str) -> int:
     return socket.AF_INET6 if is_v6(address) else socket.AF_INET
 
 
-def udp_echo(client: Station, server: Station, address: str, payload: bytes, *, times: int = 1) -> None:
+def udp_echo(client: Place, server: Place, address: str, payload: bytes, *, times: int = 1) -> None:
     """Sends datagrams to the server at `address` and back; fails when one is lost or changed."""
     with (
         server.socket(family(address), socket.SOCK_DGRAM) as there,
@@ -219,7 +229,7 @@ def udp_echo(client: Station, server: Station, address: str, payload: bytes, *, 
 
 
 @contextmanager
-def tcp_pair(client: Station, server: Station, address: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+def tcp_pair(client: Place, server: Place, address: str) -> Iterator[tuple[socket.socket, socket.socket]]:
     """A connection: (the client's end, the server's end)."""
     with (
         server.socket(family(address), socket.SOCK_STREAM) as listener,
@@ -234,7 +244,7 @@ def tcp_pair(client: Station, server: Station, address: str) -> Iterator[tuple[s
             yield here, there
 
 
-def connects(client: Station, listener_at: Station, address: str, timeout_s: float = 0.5) -> bool:
+def connects(client: Place, listener_at: Place, address: str, timeout_s: float = 0.5) -> bool:
     """Whether a TCP connection to a listener at `address` comes about."""
     with (
         listener_at.socket(family(address), socket.SOCK_STREAM) as listener,
@@ -252,7 +262,7 @@ def connects(client: Station, listener_at: Station, address: str, timeout_s: flo
         return True
 
 
-def iperf3(client: Station, server: Station, address: str, *args: str) -> Any:
+def iperf3(client: Place, server: Place, address: str, *args: str) -> Any:
     """The client's report of one iperf3 run to `address`, parsed."""
     command = server.command("iperf3", "-s", "-1", "-B", address, "--forceflush")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as listening:

@@ -13,9 +13,14 @@ from tests.leaks import leaks, purge
 
 
 @contextmanager
-def linkspan_host(*args: str, **start: Any) -> Iterator[Host]:
-    """A host with linkspand on it; at the end everything is removed through the API, and nothing may be left."""
+def linkspan_host(*args: str, before: Callable[[Host], object] | None = None, **start: Any) -> Iterator[Host]:
+    """A host with linkspand on it; at the end everything is removed through the API, and nothing may be left.
+
+    `before` is done to the host first; the rest are the arguments of `Host.start`.
+    """
     with host() as made:
+        if before is not None:
+            before(made)
         made.start(*args, **start)
         yield made
         purge(made)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,6 +44,10 @@ def device(station: Station) -> tuple[int, int, int, int]:
     return stats["tx"]["packets"], stats["tx"]["bytes"], stats["rx"]["packets"], stats["rx"]["bytes"]
 
 
+def agree(lab: Lab, station: Station) -> bool:
+    return sums(tallies(lab.host, station.name)) == device(station)
+
+
 def send_some(lab: Lab) -> None:
     for address in (lab.b.ip4, lab.b.ip6):
         lab.a.run("ping", "-n", "-q", "-c20", "-i0.002", address)
@@ -56,14 +61,12 @@ def test_counters_are_those_of_the_sandboxs_device(lab: Lab) -> None:
     """Since the join: both sides see the namespace's own chatter, and the answers of the programs."""
     send_some(lab)
     for station in (lab.a, lab.b, lab.c):
-        wait_for(
-            lambda station=station: sums(tallies(lab.host, station.name)) == device(station),
-            f"{station.name}: {sums(tallies(lab.host, station.name))} to be {device(station)}",
-        )
+        wait_for(partial(agree, lab, station), f"{sums(tallies(lab.host, station.name))} to be {device(station)}")
 
 
 def test_bytes_of_a_datagram_are_its_frames(fast: Lab) -> None:
-    fast.a.pings(fast.b.ip4)
+    assert fast.a.pings(fast.b.ip4)
+    assert fast.b.pings(fast.a.ip4)
     before = tallies(fast.host, fast.a.name), tallies(fast.host, fast.b.name)
     with fast.a.wire() as out, fast.b.wire() as into:
         for length in (60, 61, 1000, 1514):
@@ -96,6 +99,7 @@ def test_receivers_counter_is_that_of_nft_at_its_device(fast: Lab) -> None:
         f"add rule netdev seen ingress ip saddr {fast.a.ip4} udp dport 9 counter\n"
     )
     fast.b.run("sh", "-c", f"printf '{rules}' | nft -f -")
+    assert fast.b.pings(fast.a.ip4)  # so that it need not ask for a's MAC while we count
     before = tallies(fast.host, fast.b.name)
     with fast.a.wire() as out, fast.b.wire() as into:
         for _ in range(50):

@@ -227,7 +227,7 @@ def test_honest_frames_of_every_kind_are_not_dropped(lab: Lab, names: Names, wat
     ]
     before = tallies(lab.host, lab.a.name)
     with lab.a.wire() as out:
-        # As an option of neighbour discovery too: of type 253, for experiments (RFC 4727), and one unit of 8 bytes long.
+        # Also an option of neighbour discovery: type 253, for experiments (RFC 4727), and one unit of 8 bytes long.
         out.send(*(packet / Raw(b"\xfd\x01honest") for packet in honest))
         out.send(Ether(src=n.mac, dst=BROADCAST, type=0x88B5) / END)
     for wire in watchers:
