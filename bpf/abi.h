@@ -34,7 +34,7 @@ struct ls_endpoint {
 	__u8 ip6_ll[16];  /* link-local, EUI-64 of mac; all zero: none */
 };
 
-/* Map fdb. */
+/* Map fdb: the endpoints that the fast path may deliver to, so only such as have LS_EP_FAST. */
 struct ls_fdb_key {
 	__u32 segment;
 	__u8 mac[6];
@@ -60,7 +60,8 @@ struct ls_neighbour {
 };
 
 /* Map ep_counters: per-CPU array by slot. out: sent by the endpoint; in: delivered to it. Packets are
- * wire packets (a GSO packet counts its segments), bytes include the Ethernet header once a packet. */
+ * wire packets (a GSO packet counts its segments), bytes are the kernel's packet lengths, as device statistics have them:
+ * with the Ethernet header, once for a GSO packet, and without an outer VLAN tag. */
 struct ls_counters {
 	__u64 out_fast_packets;
 	__u64 out_fast_bytes;
@@ -87,7 +88,7 @@ enum ls_drop_reason {
 	LS_DROP_SPOOFED_IP6 = 4,   /* IPv6 source is not the endpoint's */
 	LS_DROP_SPOOFED_ARP = 5,   /* ARP sender MAC or IPv4 is not the endpoint's */
 	LS_DROP_SPOOFED_ND = 6,    /* ND source or link-layer address option, or NA target, is not the endpoint's */
-	LS_DROP_TOO_DEEP = 7,      /* more VLAN tags or IPv6 extension headers than are looked through */
+	LS_DROP_TOO_DEEP = 7,      /* more VLAN tags, IPv6 extension headers or ND options than are looked through */
 };
 
 #endif

@@ -13,7 +13,8 @@
 
 #define LS_IP4_NO_OPTIONS 0x45 /* version 4, 5 words of header */
 
-/* IPv6's least link MTU (RFC 8200, 5), which no endpoint's host end goes below: a frame of this payload fits. */
+/* Not checked against the receiver's MTU: no device that carries IPv6 has a smaller one (RFC 8200, 5). To an IPv4-only
+ * device with a smaller one a longer packet gets through where a bridge would drop it; the receiver takes it. */
 #define LS_FITS_ALWAYS (1280 + ETH_HLEN)
 
 /* The short line: true if the packet is surely an untagged IPv4 or IPv6 packet with nothing to object to. It reads
