@@ -76,7 +76,8 @@ def test_create_takes_all_flags_that_linkspan_knows(run: Run) -> None:
     )
     shown = json.loads(run("network", "inspect", "blue").stdout)[0]
     assert (shown["Internal"], shown["Attachable"], shown["EnableIPv6"]) == (True, True, True)
-    assert shown["IPAM"]["Config"] == [
+    # The docker command sends subnets in any order.
+    assert sorted(shown["IPAM"]["Config"], key=lambda pool: pool["Subnet"]) == [
         {
             "Subnet": "10.9.0.0/16",
             "IPRange": "10.9.1.0/24",
