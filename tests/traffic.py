@@ -188,8 +188,8 @@ class Place:
     def wire(self) -> Wire:
         return Wire(self.path, self.ifname)
 
-    def pings(self, target: str, *args: str, wait_s: float = 1.0) -> bool:
-        """Whether `target` answers one echo request in time."""
+    def pings(self, target: str, *args: str, wait_s: float = 5.0) -> bool:
+        """Whether `target` answers one echo request in time; a short time for those that it should not answer."""
         return self.run("ping", "-n", "-c1", f"-W{wait_s:g}", *args, target, check=False).returncode == 0
 
 

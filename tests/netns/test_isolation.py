@@ -224,7 +224,7 @@ def test_without_icc_the_gateway_is_no_way_round(aloof: Lab) -> None:
 
 def test_an_internal_network_has_no_default_route_and_no_outside(internal: Lab, other: Place) -> None:
     assert internal.a.gateway(4) is internal.a.gateway(6) is None
-    assert not internal.a.pings(OUTSIDE4)
+    assert not internal.a.pings(OUTSIDE4, wait_s=0.3)
     for address in families(internal.b):
         assert internal.a.pings(address)
         assert internal.host.run("ping", "-n", "-c1", "-W1", address).returncode == 0

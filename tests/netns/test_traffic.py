@@ -121,7 +121,7 @@ def test_jumbo_network_has_its_mtu_and_carries_frames_of_it(jumbo: Lab) -> None:
     for address in both_families(jumbo):
         head = 48 if is_v6(address) else 28
         assert jumbo.a.pings(address, "-Mdo", f"-s{9000 - head}")
-        assert not jumbo.a.pings(address, "-Mdo", f"-s{9001 - head}")
+        assert not jumbo.a.pings(address, "-Mdo", f"-s{9001 - head}", wait_s=0.3)
         before = tallies(jumbo.host, jumbo.a.name)
         udp_echo(jumbo.a, jumbo.b, address, os.urandom(9000 - head))
         if jumbo.is_fast:
