@@ -66,16 +66,19 @@ class Records:
         self._sandbox_names: dict[str, str] = {}
 
     def load(self) -> None:
-        """Reads everything; raises StoreError naming a record that does not read."""
+        """Reads everything, oldest first as it was made; raises StoreError naming a record that does not read."""
+        loaded: list[Record] = []
         for type_, kind in _KINDS.items():
             for id_, body in self._store.read(kind):
                 try:
-                    self._remember(from_json(type_, body))
+                    loaded.append(from_json(type_, body))
                 except (msgspec.MsgspecError, ValueError) as error:
                     raise StoreError(
                         f"the stored {kind} {id_[:12]} is damaged ({error}): "
                         "restore a copy of the store, or remove the record"
                     ) from error
+        for record in sorted(loaded, key=lambda record: record.created):
+            self._remember(record)
         self.slots.reserve(endpoint.slot for endpoint in self._endpoints.values())
         self.segments.reserve(network.segment for network in self._networks.values())
 

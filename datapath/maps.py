@@ -76,7 +76,7 @@ class Maps:
         if not 0 <= endpoint.slot < MAX_ENDPOINTS:
             raise ValueError(f"slots end at {MAX_ENDPOINTS - 1}: {endpoint}")
         _require_unicast(endpoint.mac)
-        self._endpoints.update(_U32.pack(ifindex), endpoint.pack())
+        _write(self._endpoints, _U32.pack(ifindex), endpoint.pack())
 
     def endpoint(self, ifindex: int) -> Endpoint | None:
         """What the programs know of the endpoint behind a host end."""
@@ -100,7 +100,7 @@ class Maps:
     def fdb_put(self, segment: int, mac: bytes, entry: FdbEntry) -> None:
         """Has unicast of the segment's endpoints for `mac` sent straight into the sandbox behind a host end."""
         _require_unicast(mac)
-        self._fdb.update(FdbKey(segment, mac).pack(), entry.pack())
+        _write(self._fdb, FdbKey(segment, mac).pack(), entry.pack())
 
     def fdb_delete(self, segment: int, mac: bytes) -> bool:
         """Leaves packets for `mac` to the kernel."""
@@ -113,7 +113,7 @@ class Maps:
         """Has ARP requests or neighbour solicitations for `address` answered with the neighbour's MAC."""
         _require_unicast(neighbour.mac)
         table, key = self._neighbour_key(segment, address)
-        table.update(key, neighbour.pack())
+        _write(table, key, neighbour.pack())
 
     def neighbour_delete(self, segment: int, address: Address) -> bool:
         """Leaves requests for `address` to whoever has it."""
@@ -182,6 +182,13 @@ class Maps:
         if isinstance(address, IPv4Address):
             return self._neigh4, Neigh4Key(segment, address).pack()
         return self._neigh6, Neigh6Key(segment, address).pack()
+
+
+def _write(table: Map, key: bytes, value: bytes) -> None:
+    """Writes only what is not there yet: an element that an update replaces is reused at once for another key
+    (kernel/bpf/hashtab.c, preallocated maps), under a program that may still be reading it."""
+    if table.lookup(key) != value:
+        table.update(key, value)
 
 
 def _require_unicast(mac: bytes) -> None:

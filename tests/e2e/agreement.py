@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_interface
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from tests.hosts import Host
 _ACCEL: Final = "linkspan.accel"
 _BRIDGE_NAME: Final = "com.docker.network.bridge.name"
 _SETTLED: Final = {"network": {"active"}, "endpoint": {"joined"}, "sandbox": {"created", "running", "exited"}}
+_LISTS: Final = ("/networks", "/linkspan/sandboxes?all=1")
 Records = dict[str, dict[str, Any]]
 
 
@@ -43,7 +45,7 @@ class Shown:
 
 
 def shown(host: Host) -> Shown:
-    return Shown(host.ask("GET", "/networks").json, host.ask("GET", "/linkspan/sandboxes?all=1").json)
+    return Shown(*(sorted(host.ask("GET", path).json, key=itemgetter("Name")) for path in _LISTS))
 
 
 def stored(host: Host) -> Records:
