@@ -42,14 +42,13 @@ CASES: Final = {
 
 @pytest.fixture(scope="module")
 def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Lab]]:
-    """A lab for each number of endpoints, all on one CPU."""
+    """A lab for each number of endpoints; all run on the same CPU."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     with ExitStack() as stack:
         found = {}
         for count in ENDPOINTS:
             found[count] = stack.enter_context(closing(Lab(tmp_path_factory.mktemp("lab"))))
-            found[count].call(os.sched_setaffinity, 0, {max(os.sched_getaffinity(0))})
             found[count].reset()
             fill(found[count].maps, count)
         yield found

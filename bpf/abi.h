@@ -23,6 +23,9 @@
 /* neighbour.flags */
 #define LS_NEIGH_ROUTER 1 /* sets the Router flag in a neighbour advertisement (RFC 4861, 4.4) */
 
+/* Map epoch: array of one __u64. Programs remember what they found in ep_by_if and fdb until this value changes, so
+ * whoever changes one of these maps then writes a value here that was never there before. */
+
 /* Map ep_by_if: __u32 ifindex of the endpoint's host end -> endpoint. */
 struct ls_endpoint {
 	__u32 segment; /* the network's layer 2 segment on this host, > 0 */

@@ -2,11 +2,12 @@
 /*
  * ls_ep_out: tc ingress of an endpoint's host end, which sees all that the endpoint sends. Drops what is forged or
  * malformed, answers ARP requests and neighbour solicitations for known addresses, sends unicast IP for an endpoint
- * on the same segment straight into its sandbox, and leaves everything else to the kernel. Reads ep_by_if, fdb,
- * neigh4 and neigh6, writes ep_counters and ep_drops. Changes no packet but those that it answers; touches none of
+ * on the same segment straight into its sandbox, and leaves everything else to the kernel. Reads epoch, ep_by_if, fdb,
+ * neigh4 and neigh6, writes ep_counters, ep_drops and its own flows. Changes no packet but those that it answers; touches none of
  * a device that is not in ep_by_if.
  */
 #include "lib/eth.h"
+#include "lib/flow.h"
 #include "lib/ipv4.h"
 #include "lib/ipv6.h"
 #include "lib/verdict.h"
@@ -75,39 +76,60 @@ LS_INLINE int ls_fits(struct __sk_buff *skb, __u32 ifindex)
 	return likely(skb->len <= LS_FITS_ALWAYS) || skb->gso_size || bpf_check_mtu(skb, ifindex, &mtu, 0, 0) == 0;
 }
 
-LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, struct ls_fdb *to)
+/* Where the fast path takes unicast for `mac`; ifindex 0 if it is the kernel's. */
+LS_INLINE struct ls_fdb ls_destination(const struct ls_endpoint *ep, __u32 ifindex, const __u8 *mac)
+{
+	struct ls_fdb_key key = { .segment = ep->segment };
+	struct ls_fdb nowhere = {};
+	const struct ls_fdb *found;
+
+	if (!(ep->flags & LS_EP_FAST))
+		return nowhere;
+	__builtin_memcpy(key.mac, mac, ETH_ALEN);
+	found = fdb.lookup(&key);
+	return found && found->ifindex != ifindex ? *found : nowhere;
+}
+
+LS_INLINE int ls_path(struct __sk_buff *skb, const struct ls_fdb *to)
+{
+	return likely(to->ifindex) && ls_fits(skb, to->ifindex) ? LS_PEER : LS_KERNEL;
+}
+
+/* All of it, for packets whose flow is not remembered. */
+LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u32 ifindex, __u64 now,
+		       struct ls_flow *flow, struct ls_fdb *to)
 {
 	const struct ethhdr *eth = (void *)(long)skb->data;
-	struct ls_fdb_key key = { .segment = ep->segment };
-	struct ls_fdb *destination;
 	int verdict;
 
 	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
 		return -LS_DROP_MALFORMED;
-	if (unlikely(!ls_mac_equal(eth->h_source, ep->mac)))
+	if (!ls_mac_equal(eth->h_source, ep->mac))
 		return -LS_DROP_SPOOFED_MAC;
-	__builtin_memcpy(key.mac, eth->h_dest, ETH_ALEN);
-	if (unlikely(!ls_is_plain(skb, ep))) {
+	if (!ls_is_plain(skb, ep)) {
 		verdict = ls_check(skb, ep, eth, to);
 		if (verdict != LS_FORWARD)
 			return verdict;
+		flow = 0;
 	}
-	if (unlikely(!(ep->flags & LS_EP_FAST)))
-		return LS_KERNEL;
-	destination = fdb.lookup(&key);
-	if (!destination || destination->ifindex == skb->ifindex || !ls_fits(skb, destination->ifindex))
-		return LS_KERNEL;
-	*to = *destination;
-	return LS_PEER;
+	*to = ls_destination(ep, ifindex, eth->h_dest);
+	if (flow)
+		ls_flow_keep(flow, ifindex, now, eth->h_dest, ep, to);
+	return ls_path(skb, to);
 }
 
 int ls_ep_out(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
-	const struct ls_endpoint *ep = ep_by_if.lookup(&ifindex);
+	__u64 now = ls_flow_epoch();
+	struct ls_flow *flow = ls_flow_place(skb, ifindex);
+	const struct ls_endpoint *ep;
 	struct ls_fdb to = {};
 
-	if (unlikely(!ep))
+	if (likely(flow && ls_flow_is(flow, skb, ifindex, now) && ls_is_plain(skb, &flow->endpoint)))
+		return ls_exit_out(skb, flow->endpoint.slot, ls_path(skb, &flow->to), &flow->to);
+	ep = ep_by_if.lookup(&ifindex);
+	if (!ep)
 		return TC_ACT_UNSPEC;
-	return ls_exit_out(skb, ep->slot, ls_judge(skb, ep, &to), &to);
+	return ls_exit_out(skb, ep->slot, ls_judge(skb, ep, ifindex, now, flow, &to), &to);
 }

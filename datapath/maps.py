@@ -1,13 +1,15 @@
 """The pinned maps, typed: what the programs know of endpoints, and what they have counted.
 
-Values are those of `datapath.abi`. Each write is one system call and takes effect for the next packet; writing the same
-again, and deleting what is not there, change nothing. Safe to use from several threads. Every refusal by the kernel is
-an OSError that names the map (E2BIG: it is full).
+Values are those of `datapath.abi`. A change has taken effect for every packet that comes after the call's return;
+writing the same again, and deleting what is not there, change nothing. Safe to use from several threads. Every refusal
+by the kernel is an OSError that names the map (E2BIG: it is full).
 """
 
 from __future__ import annotations
 
 import struct
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from ipaddress import IPv4Address, IPv6Address
@@ -30,6 +32,7 @@ from datapath.bpf import Map
 Address = IPv4Address | IPv6Address
 
 _U32: Final = struct.Struct("=I")
+_U64: Final = struct.Struct("=Q")
 _GROUP_BIT: Final = 1
 _LABELS: Final = {int(reason): reason.label for reason in DropReason}
 
@@ -45,6 +48,8 @@ class Maps:
         self._neigh6 = maps["neigh6"]
         self._counters = maps["ep_counters"]
         self._drops = maps["ep_drops"]
+        self._epoch = maps["epoch"]
+        self._epoch_lock = threading.Lock()
 
     @classmethod
     def open(cls, pins: Mapping[str, str]) -> Self:
@@ -53,7 +58,10 @@ class Maps:
         try:
             for name, path in pins.items():
                 opened[name] = Map.from_pin(path)
-            return cls(opened)
+            maps = cls(opened)
+            # Whoever had them open before may have died between a change and this.
+            maps._forget()
+            return maps
         except BaseException:
             for each in opened.values():
                 each.close()
@@ -76,7 +84,8 @@ class Maps:
         if not 0 <= endpoint.slot < MAX_ENDPOINTS:
             raise ValueError(f"slots end at {MAX_ENDPOINTS - 1}: {endpoint}")
         _require_unicast(endpoint.mac)
-        _write(self._endpoints, _U32.pack(ifindex), endpoint.pack())
+        if _write(self._endpoints, _U32.pack(ifindex), endpoint.pack()):
+            self._forget()
 
     def endpoint(self, ifindex: int) -> Endpoint | None:
         """What the programs know of the endpoint behind a host end."""
@@ -85,7 +94,10 @@ class Maps:
 
     def endpoint_delete(self, ifindex: int) -> bool:
         """Makes the programs leave the host end's packets alone; False when they did already."""
-        return self._endpoints.delete(_U32.pack(ifindex))
+        was_there = self._endpoints.delete(_U32.pack(ifindex))
+        if was_there:
+            self._forget()
+        return was_there
 
     def endpoint_delete_slot(self, slot: int) -> None:
         """As `endpoint_delete`, for a host end that is gone and whose ifindex nobody knows any more."""
@@ -100,11 +112,15 @@ class Maps:
     def fdb_put(self, segment: int, mac: bytes, entry: FdbEntry) -> None:
         """Has unicast of the segment's endpoints for `mac` sent straight into the sandbox behind a host end."""
         _require_unicast(mac)
-        _write(self._fdb, FdbKey(segment, mac).pack(), entry.pack())
+        if _write(self._fdb, FdbKey(segment, mac).pack(), entry.pack()):
+            self._forget()
 
     def fdb_delete(self, segment: int, mac: bytes) -> bool:
         """Leaves packets for `mac` to the kernel."""
-        return self._fdb.delete(FdbKey(segment, mac).pack())
+        was_there = self._fdb.delete(FdbKey(segment, mac).pack())
+        if was_there:
+            self._forget()
+        return was_there
 
     def fdb(self) -> dict[FdbKey, FdbEntry]:
         return {FdbKey.unpack(key): FdbEntry.unpack(value) for key, value in self._fdb.items()}
@@ -178,17 +194,27 @@ class Maps:
             if DropKey.unpack(raw).slot not in slots:
                 self._drops.delete(raw)
 
+    def _forget(self) -> None:
+        """Makes the programs forget what they remember of endpoints and FDB, after a change of either.
+
+        The clock gives a new value each time: it counts from the machine's start, as the maps do.
+        """
+        with self._epoch_lock:
+            self._epoch.update(_U32.pack(0), _U64.pack(time.monotonic_ns()))
+
     def _neighbour_key(self, segment: int, address: Address) -> tuple[Map, bytes]:
         if isinstance(address, IPv4Address):
             return self._neigh4, Neigh4Key(segment, address).pack()
         return self._neigh6, Neigh6Key(segment, address).pack()
 
 
-def _write(table: Map, key: bytes, value: bytes) -> None:
-    """Writes only what is not there yet: an element that an update replaces is reused at once for another key
-    (kernel/bpf/hashtab.c, preallocated maps), under a program that may still be reading it."""
-    if table.lookup(key) != value:
-        table.update(key, value)
+def _write(table: Map, key: bytes, value: bytes) -> bool:
+    """True if it made a difference. Writes only what is not there yet: an element that an update replaces is reused at
+    once for another key (kernel/bpf/hashtab.c, preallocated maps), under a program that may still be reading it."""
+    if table.lookup(key) == value:
+        return False
+    table.update(key, value)
+    return True
 
 
 def _require_unicast(mac: bytes) -> None:

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * Compiler and loader glue: inlining, branch hints, word loads, and the one macro through which maps are
+ * Compiler and loader glue: inlining, branch hints, word loads, and the macros through which maps are
  * defined. Nothing outside this file and maps.h knows that bcc compiles the programs.
  */
 #ifndef LINKSPAN_COMPILER_H
@@ -21,6 +21,10 @@
  * shape before. */
 #define LS_MAP(_type, _key, _value, _name, _max_entries, _flags) \
 	BPF_TABLE_PINNED(_type, _key, _value, _name, _max_entries, LS_MAP_DIR "/" #_name, _flags)
+
+/* A map that belongs to its program alone: not pinned, gone with it. */
+#define LS_PRIVATE_MAP(_type, _key, _value, _name, _max_entries, _flags) \
+	BPF_F_TABLE(_type, _key, _value, _name, _max_entries, _flags)
 
 /* Unaligned words of packets and map values, in memory order. All machines that the kernel's BPF JITs run the
  * fast path on load them in one instruction; the verifier allows it where the kernel does. */

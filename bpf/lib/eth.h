@@ -43,7 +43,7 @@ LS_INLINE int ls_skip_tags(struct __sk_buff *skb, __be16 proto_be, struct ls_l3 
 
 	l3->offset = ETH_HLEN;
 	l3->tags = skb->vlan_present ? 1 : 0;
-#pragma clang loop unroll(disable)
+#pragma unroll
 	for (int i = 0; i <= LS_VLAN_DEPTH; i++) {
 		if (proto_be != bpf_htons(ETH_P_8021Q) && proto_be != bpf_htons(ETH_P_8021AD))
 			break;

@@ -30,6 +30,16 @@ struct ls_ip6_ext {
 	__be32 frag_id_be;
 };
 
+LS_INLINE int ls_is_ip6_ext(__u8 proto)
+{
+	const __u64 low = 1ULL << IPPROTO_HOPOPTS | 1ULL << IPPROTO_ROUTING | 1ULL << IPPROTO_FRAGMENT |
+			  1ULL << IPPROTO_AH | 1ULL << IPPROTO_DSTOPTS;
+
+	if (proto < 64)
+		return (low >> proto) & 1;
+	return proto == IPPROTO_MH || proto == LS_IPPROTO_HIP || proto == LS_IPPROTO_SHIM6;
+}
+
 /* Walks to the upper-layer header. Returns 0, or a drop reason negated. upper->proto is IPPROTO_NONE where none
  * can be seen: in fragments but the first. A first fragment must hold the whole chain (RFC 7112). */
 LS_INLINE int ls_skip_ip6_ext(struct __sk_buff *skb, struct ls_upper *upper)
@@ -37,21 +47,11 @@ LS_INLINE int ls_skip_ip6_ext(struct __sk_buff *skb, struct ls_upper *upper)
 	struct ls_ip6_ext ext;
 	__u32 len;
 
-#pragma clang loop unroll(disable)
+	/* Not as a loop: Linux 6.1's verifier refuses its layout ("back-edge from insn"). */
+#pragma unroll
 	for (int i = 0; i <= LS_IP6_EXT_DEPTH; i++) {
-		switch (upper->proto) {
-		case IPPROTO_HOPOPTS:
-		case IPPROTO_ROUTING:
-		case IPPROTO_DSTOPTS:
-		case IPPROTO_MH:
-		case LS_IPPROTO_HIP:
-		case LS_IPPROTO_SHIM6:
-		case IPPROTO_AH:
-		case IPPROTO_FRAGMENT:
-			break;
-		default:
+		if (!ls_is_ip6_ext(upper->proto))
 			return 0;
-		}
 		if (i == LS_IP6_EXT_DEPTH)
 			break;
 		if (bpf_skb_load_bytes(skb, upper->offset, &ext, sizeof(ext)))

@@ -46,9 +46,10 @@ class Shape:
         )
 
 
-# The same as in bpf/maps.h; the loader's child compares.
+# The pinned maps, the same as in bpf/maps.h; the loader's child compares. Private maps of a program are not here.
 SHAPES: Final[Mapping[str, Shape]] = {
     _VERSION_MAP: Shape(MapType.ARRAY, _U32, _U32, 1, 0),
+    "epoch": Shape(MapType.ARRAY, _U32, _U64, 1, 0),
     "ep_by_if": Shape(MapType.HASH, _U32, abi.Endpoint.SIZE, abi.MAX_ENDPOINTS, 0),
     "fdb": Shape(MapType.HASH, abi.FdbKey.SIZE, abi.FdbEntry.SIZE, abi.MAX_ENDPOINTS, 0),
     "neigh4": Shape(MapType.HASH, abi.Neigh4Key.SIZE, abi.Neighbour.SIZE, abi.MAX_NEIGHBOURS, _NO_PREALLOC),

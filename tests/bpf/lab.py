@@ -223,6 +223,9 @@ class Lab:
         self.loaded = loader.load(str(bpffs / "linkspan"), run_dir=str(self.directory))
         self.maps = Maps.open(self.loaded.maps)
         self.programs = {name: bpf.obj_get(path) for name, path in self.loaded.programs.items()}
+        # Programs remember flows by CPU.
+        cpus = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cpus[os.getpid() % len(cpus)]})
         for host in HOSTS:
             run(f"tc qdisc add dev {host.ifname} clsact")
             run(f"tc filter add dev {host.ifname} ingress bpf da pinned {self.loaded.programs['ls_ep_out']}")
