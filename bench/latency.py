@@ -1,30 +1,30 @@
-"""Round trips by sockperf over several paths at once, in slices so short that what disturbs one disturbs all.
+"""Round trips by sockperf over several paths, which take turns of 20 ms.
 
-A sockperf run cannot be shorter than a second, and takes three: in that time a shared machine changes by more than what
-is to be seen. So one client a path is started, all of them are stopped (SIGSTOP), and then each in turn runs for a
-slice of 20 ms, over and over. Each client logs every round trip with its time, which tells the slice. The slices that
-follow each other, one a path, are a round. Client and servers share one core, because an unpinned round trip moves
-between 13 and 75 us as the scheduler places its ends.
+A sockperf run cannot be shorter than a second, and takes three. So one client a path runs through all turns and logs
+every round trip with its time, which tells the turn. Client and servers share one core, because an unpinned round trip
+moves between 13 and 75 us as the scheduler places its ends.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import random
 import signal
+import subprocess
 import time
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as File
 from typing import Final, Literal
 
+from bench import paths
 from bench.paths import Path
-from bench.stats import percentile
-from bench.world import BenchError, running, wait_for
+from bench.report import Bar, Result, Table
+from bench.stats import percentile, ratios, spread
+from bench.turns import take_turns
+from bench.world import BenchError, running, wait_for, world
 
 Proto = Literal["tcp", "udp"]
 PROTOS: Final[tuple[Proto, ...]] = ("tcp", "udp")
@@ -32,6 +32,8 @@ PORTS: Final = {"tcp": 7001, "udp": 7002}
 PAYLOAD_BYTES: Final = 64
 CPU: Final = 1
 SLICE_S: Final = 0.02
+_FIRST: Final = ("nice", "--adjustment=-20")
+"""Other work on the machine seldom gets in between. Not for streams, which would starve the kernel's own threads."""
 _SETTLE_SAMPLES: Final = 20
 """Round trips at the start of a slice that are left out: they find the caches full of another path's data."""
 _LEAST_SAMPLES: Final = 50
@@ -63,23 +65,25 @@ class Samples:
 Measured = Mapping[Key, Samples]
 
 
-def measure(paths: Sequence[Path], rounds: int, *, protos: Sequence[Proto] = PROTOS, seed: int = 1) -> Measured:
+def measure(compared: Sequence[Path], rounds: int, *, protos: Sequence[Proto] = PROTOS, seed: int = 1) -> Measured:
     """Round trips of every path and protocol, by (path's name, protocol): the same rounds of each, at most `rounds`.
 
     Takes at least two paths. Blocks for `rounds` x paths x protocols x 20 ms and about 5 s more. Raises BenchError when
     sockperf fails, or when other work on the machine left less than half of the rounds whole.
     """
-    expected_s = rounds * len(paths) * len(protos) * SLICE_S
+    expected_s = rounds * len(compared) * len(protos) * SLICE_S
     longest_s = math.ceil(_PAUSE_S + 2 * expected_s + 10)
     logs: dict[Key, File] = {}
-    clients = {}
+    clients: dict[Key, subprocess.Popen[str]] = {}
+    starts: dict[Key, list[float]] = {}
     with ExitStack() as stack:
         for proto in protos:
-            for path in paths:
+            for path in compared:
                 stack.enter_context(running(path.at_server(*_server(path, proto), cpu=CPU)))
         time.sleep(0.2)
         for proto in protos:
-            for path in paths:
+            for path in compared:
+                starts[path.name, proto] = []
                 log = logs[path.name, proto] = path.world.dir / f"round-trips-{len(logs)}.csv"
                 command = path.at_client(*_client(path, proto, longest_s, log), cpu=CPU)
                 output = stack.enter_context(log.with_suffix(".out").open("w"))
@@ -87,8 +91,15 @@ def measure(paths: Sequence[Path], rounds: int, *, protos: Sequence[Proto] = PRO
         for (name, proto), log in logs.items():
             wait_for(partial(_has_started, log), f"sockperf to start over the {name}, {proto}")
         time.sleep(_WARM_UP_S)
-        with _before_others():
-            starts = _take_turns({key: client.pid for key, client in clients.items()}, rounds, random.Random(seed))
+        for client in clients.values():
+            client.send_signal(signal.SIGSTOP)
+        time.sleep(_PAUSE_S)
+
+        def slice_of(key: Key) -> None:
+            starts[key].append(time.monotonic())
+            time.sleep(SLICE_S)
+
+        take_turns({key: client.pid for key, client in clients.items()}, rounds, slice_of, seed=seed)
         for client in clients.values():
             client.send_signal(signal.SIGINT)
             client.send_signal(signal.SIGCONT)
@@ -99,8 +110,44 @@ def measure(paths: Sequence[Path], rounds: int, *, protos: Sequence[Proto] = PRO
     return _whole_rounds({key: _slices(log, starts[key], margin_s) for key, log in logs.items()})
 
 
+def suite(rounds: int) -> Result:
+    """The four paths side by side, in a world of its own."""
+    with world() as machine:
+        machine.start()
+        built = paths.build(machine)
+        measured = measure(built, rounds)
+        sent = paths.packets(machine, paths.FAST_NETWORK)
+    tables, bars = [], []
+    for proto in PROTOS:
+        base, kernel = (measured[name, proto].p50s() for name in (paths.VETH, paths.BRIDGE))
+        rows = []
+        for path in built:
+            samples = measured[path.name, proto]
+            ordered, p50 = samples.ordered(), spread(samples.p50s())
+            rows.append(
+                [
+                    path.name,
+                    f"{p50.median:.2f}",
+                    f"{p50.low:.2f} .. {p50.high:.2f}",
+                    f"{percentile(ordered, 90):.1f}",
+                    f"{percentile(ordered, 99):.1f}",
+                    f"{ratios(samples.p50s(), base).median:.3f}",
+                    f"{ratios(samples.p50s(), kernel).median:.3f}",
+                    str(len(ordered)),
+                ]
+            )
+        columns = ("", "p50", "10 % .. 90 % of rounds", "p90", "p99", "x veth", "x bridge", "round trips")
+        title = f"{proto.upper()} round trip, {PAYLOAD_BYTES} B, {len(base)} rounds, both ends on one core: us"
+        tables.append(Table(title, columns, rows))
+        accel = measured[paths.ACCEL, proto].p50s()
+        bars.append(Bar(f"{proto.upper()} round trip p50 against a bare veth pair", "<=", 1.05, ratios(accel, base)))
+        bars.append(Bar(f"{proto.upper()} round trip p50 against the kernel bridge", "<=", 0.88, ratios(accel, kernel)))
+    data = {"p50_us": {f"{name}, {proto}": one.p50s() for (name, proto), one in measured.items()}, "packets": sent}
+    return Result(tables, bars, data)
+
+
 def _server(path: Path, proto: Proto) -> list[str]:
-    return ["sockperf", "server", *_options(path, proto)]
+    return [*_FIRST, "sockperf", "server", *_options(path, proto)]
 
 
 def _client(path: Path, proto: Proto, duration_s: int, log: File) -> list[str]:
@@ -126,38 +173,6 @@ def _has_started(log: File) -> bool:
 
 def _options(path: Path, proto: Proto) -> list[str]:
     return ["--ip", path.server_ip, "--port", str(PORTS[proto]), *(["--tcp"] if proto == "tcp" else [])]
-
-
-@contextmanager
-def _before_others() -> Iterator[None]:
-    """Lets this thread run before other work on the machine, so that slices end when they should."""
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    os.setpriority(os.PRIO_PROCESS, 0, -20)
-    try:
-        yield
-    finally:
-        os.setpriority(os.PRIO_PROCESS, 0, before)
-
-
-def _take_turns(pids: Mapping[Key, int], rounds: int, order: random.Random) -> Mapping[Key, list[float]]:
-    """Lets each process run alone for a slice, `rounds` times; returns when each of its slices began.
-
-    Leaves all of them stopped. The order is shuffled, so that none always follows the same one, but within each half
-    alone, so that between two slices of one process there are always as many slices of others as the smaller half has.
-    """
-    keys = list(pids)
-    half = len(keys) - len(keys) // 2
-    starts: dict[Key, list[float]] = {key: [] for key in keys}
-    for pid in pids.values():
-        os.kill(pid, signal.SIGSTOP)
-    time.sleep(_PAUSE_S)
-    for _ in range(rounds):
-        for key in (*order.sample(keys[:half], half), *order.sample(keys[half:], len(keys) - half)):
-            starts[key].append(time.monotonic())
-            os.kill(pids[key], signal.SIGCONT)
-            time.sleep(SLICE_S)
-            os.kill(pids[key], signal.SIGSTOP)
-    return starts
 
 
 def _slices(log: File, starts: Sequence[float], margin_s: float) -> list[list[float]]:

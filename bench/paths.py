@@ -17,6 +17,7 @@ BRIDGE: Final = "kernel bridge"
 ACCEL: Final = "Linkspan"
 NO_ACCEL: Final = "Linkspan, accel=off"
 METRICS: Final = "http://127.0.0.1:9478/metrics"
+FAST_NETWORK, SLOW_NETWORK = "fast", "slow"
 ALL: Final = (VETH, BRIDGE, ACCEL, NO_ACCEL)
 
 
@@ -31,15 +32,11 @@ class Path:
     server_ip: str
 
     def at_client(self, *command: str, cpu: int) -> list[str]:
-        """The command line that runs a command at the client's end, on one core and before other work."""
-        return self.world.inside(self.client, *_alone(cpu), *command)
+        """The command line that runs a command at the client's end, on one core."""
+        return self.world.inside(self.client, "taskset", "--cpu-list", str(cpu), *command)
 
     def at_server(self, *command: str, cpu: int) -> list[str]:
-        return self.world.inside(self.server, *_alone(cpu), *command)
-
-
-def _alone(cpu: int) -> tuple[str, ...]:
-    return ("taskset", "--cpu-list", str(cpu), "nice", "--adjustment=-20")
+        return self.world.inside(self.server, "taskset", "--cpu-list", str(cpu), *command)
 
 
 def veth(world: World) -> Path:
@@ -85,8 +82,8 @@ def build(world: World, names: Sequence[str] = ALL) -> list[Path]:
     make = {
         VETH: lambda: veth(world),
         BRIDGE: lambda: bridge(world),
-        ACCEL: lambda: linkspan(world, ACCEL, "fast"),
-        NO_ACCEL: lambda: linkspan(world, NO_ACCEL, "slow", {"linkspan.accel": "off"}),
+        ACCEL: lambda: linkspan(world, ACCEL, FAST_NETWORK),
+        NO_ACCEL: lambda: linkspan(world, NO_ACCEL, SLOW_NETWORK, {"linkspan.accel": "off"}),
     }
     return [make[name]() for name in names]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -14,17 +15,27 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """A median, and the values that 10 % and 90 % of the rounds lie below."""
+    """A median, the values that 10 % and 90 % of the rounds lie below, and between which two the median of endlessly many
+    rounds would lie with 95 % probability."""
 
     median: float
     low: float
     high: float
+    least: float
+    most: float
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Raises StatisticsError without values."""
+    """Raises StatisticsError without values. The interval is by order statistics, which suppose no distribution."""
     ordered = sorted(values)
-    return Spread(median(ordered), percentile(ordered, 10), percentile(ordered, 90))
+    count, reach = len(ordered), 0.98 * math.sqrt(len(ordered))
+    least, most = max(0, math.floor(count / 2 - reach)), min(count - 1, math.ceil(count / 2 + reach))
+    return Spread(median(ordered), percentile(ordered, 10), percentile(ordered, 90), ordered[least], ordered[most])
+
+
+def single(value: float) -> Spread:
+    """A value that was measured once."""
+    return Spread(value, value, value, value, value)
 
 
 def ratios(values: Sequence[float], base: Sequence[float]) -> Spread:

@@ -112,10 +112,8 @@ class World:
         # A unix socket's path is at most 107 bytes, so the directory's is short.
         self.dir = Path(tempfile.mkdtemp(prefix="lsb", dir="/tmp"))
         self.run_dir, self.state_dir, self.bpffs = self.dir / "run", self.dir / "state", self.dir / "bpf"
-        self.socket = self.run_dir / "linkspan.sock"
         self.config = self.dir / "linkspan.toml"
         self.log_path = self.dir / "linkspand.log"
-        self.api = Api(self.socket)
         self._daemon: subprocess.Popen[str] | None = None
         for directory in (self.run_dir, self.state_dir, self.bpffs):
             directory.mkdir()
@@ -133,7 +131,9 @@ class World:
             if not self._holder.stdout.readline():
                 raise BenchError("cannot make namespaces: root is needed")
             self._first_pid = _child(self._holder.pid)
+            self.api = Api(Path(f"/proc/{self._first_pid}/root{self.run_dir}/linkspan.sock"))
             self.run("ip", "link", "set", "lo", "up")
+            self.run("mount", "-t", "tmpfs", "tmpfs", str(self.run_dir))  # as /run is
             self.run("mount", "-t", "bpf", "bpf", str(self.bpffs))
         except BaseException:
             self.close()
@@ -166,7 +166,7 @@ class World:
 
     @property
     def env(self) -> dict[str, str]:
-        return {"LINKSPAN_HOST": f"unix://{self.socket}"}
+        return {"LINKSPAN_HOST": f"unix://{self.run_dir}/linkspan.sock"}
 
     def netns(self, name: str) -> str:
         """Makes a network namespace, lo up, and returns its path."""
@@ -238,8 +238,7 @@ class World:
         return str(self.api("POST", "/linkspan/sandboxes", body)["NetnsPath"])
 
     def close(self) -> None:
-        """Ends every process of the machine, which ends the machine, and removes its directory. Idempotent."""
-        self.api.disconnect()
+        """Ends every process of the machine, which ends the machine, and removes its directory."""
         self._holder.kill()
         self._holder.wait()
         if self._holder.stdout is not None:
@@ -247,7 +246,7 @@ class World:
         if self._daemon is not None:
             self._daemon.wait(15)
             self._daemon = None
-        shutil.rmtree(self.dir, ignore_errors=False)
+        shutil.rmtree(self.dir)
 
 
 def _child(pid: int) -> int:
