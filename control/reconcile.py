@@ -58,7 +58,8 @@ class Reconciler:
         networks = {network.id: network for network in self._records.networks()}
         for endpoint in self._records.endpoints():
             sandbox, network = sandboxes.get(endpoint.sandbox_id), networks.get(endpoint.network_id)
-            if sandbox is None or network is None or endpoint.state is not EndpointState.JOINED:
+            is_joined = endpoint.state is EndpointState.JOINED
+            if sandbox is None or network is None or sandbox.state is SandboxState.EXITED or not is_joined:
                 LOG.warning("removing endpoint %s, which was cut off while %s", endpoint.id[:12], endpoint.state)
                 self._endpoints.discard(network, sandbox, endpoint, force=True)
         for sandbox in sandboxes.values():

@@ -139,7 +139,11 @@ class Host:
 
     def linkspan(self, *args: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Runs the command line client on the host."""
-        return self.run(str(BIN / "linkspan"), "-H", f"unix://{self.socket}", *args, check=check, **options)
+        return self.run(*self.cli(*args), check=check, **options)
+
+    def cli(self, *args: str) -> list[str]:
+        """The command line of the client, to be run on the host."""
+        return [str(BIN / "linkspan"), "-H", f"unix://{self.socket}", *args]
 
     def sandbox(self, name: str, *networks: str, **options: str) -> str:
         """Makes a sandbox without a process and returns the path of its namespace."""

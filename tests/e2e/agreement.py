@@ -16,6 +16,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
+from datapath.loader.pins import SHAPES
 from tests.hosts import Host
 
 _ACCEL: Final = "linkspan.accel"
@@ -183,8 +184,7 @@ def _compare_maps(host: Host, api: Shown, store: Records) -> Iterator[str]:
     have = {(_u32(key), ip_address(key[4:])) for name in ("neigh4", "neigh6") for key, _ in maps[name]}
     yield from _differ("maps neigh4 and neigh6", neighbours, have)
     pins = host.run("find", str(host.bpffs / "linkspan"), "-type", "f").stdout.split()
-    extra = [pin for pin in pins if Path(pin).name not in maps and Path(pin).parent.name != "progs"]
-    yield from _differ("pins", {"abi_version", "ep_counters", "ep_drops"}, (Path(pin).name for pin in extra))
+    yield from _differ("pinned maps", SHAPES, (Path(pin).name for pin in pins if Path(pin).parent.name != "progs"))
 
 
 def _link_local(endpoint: Any) -> str:

@@ -55,6 +55,11 @@ class FragileHost(Host):
             return False
         return True
 
+    @property
+    def is_dead(self) -> bool:
+        assert self._daemon is not None
+        return self._daemon.poll() is not None
+
     def await_death(self) -> None:
         assert self._daemon is not None
         assert self._daemon.wait(20) == -9, self.log()
@@ -140,6 +145,14 @@ def has_sandbox(host: Host) -> bool:
     return host.ask("GET", "/linkspan/sandboxes/box").status == 200
 
 
+def has_exited(host: Host) -> bool:
+    try:
+        box = host.ask("GET", "/linkspan/sandboxes/box").json
+    except OSError:
+        return False
+    return box["State"] == "exited" and not box["Networks"]
+
+
 def has_join(host: Host) -> bool:
     return "net" in host.ask("GET", "/linkspan/sandboxes/box").json["Networks"]
 
@@ -193,6 +206,30 @@ def test_killed_at_any_step_the_next_start_leaves_it_whole_or_gone(
             assert is_there(machine) == (phase == "apply")
             assert_agreement(machine)
             other_works(machine)
+            return
+
+
+def test_killed_while_a_sandboxs_process_ends_the_next_start_has_it_exited(machine: FragileHost) -> None:
+    for number in count(1):
+        ensure_two_joins(machine)
+        process = machine.popen("sleep", "600")
+        assert machine.ask("POST", "/linkspan/sandboxes/box/started", {"Pid": process.pid}).status == 204
+        box = machine.ask("GET", "/linkspan/sandboxes/box").json
+        Path(box["ExitStatusPath"]).write_text("137\n")
+        machine.arm("revert", number, "after")
+        process.kill()
+        process.wait()
+        wait_for(lambda: machine.is_dead or has_exited(machine), "linkspand or the sandbox to end")
+        is_killed = machine.is_dead
+        machine.disarm()
+        if is_killed:
+            machine.await_death()
+            machine.start_fragile()
+            wait_for(lambda: has_exited(machine), "the sandbox to have exited")
+        assert_agreement(machine)
+        ensure_no_sandbox(machine)
+        if not is_killed:
+            assert number > 6, "two endpoints leave"
             return
 
 
