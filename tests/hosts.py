@@ -82,6 +82,10 @@ class Host:
             raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
+    def seen(self, path: Path) -> Path:
+        """A path on the host, as this process sees it through the host's mounts (proc(5), root)."""
+        return Path(f"/proc/{self.pid}/root", *path.parts[1:])
+
     def popen(self, *command: str, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(self.enter(*command), text=True, **options)
 

@@ -52,7 +52,7 @@ def shown(host: Host) -> Shown:
 def stored(host: Host) -> Records:
     """The records by kind and id, from a copy, because a running linkspand keeps its state file locked."""
     with tempfile.TemporaryDirectory() as directory:
-        for file in host.state_dir.glob("linkspan.db*"):
+        for file in host.seen(host.state_dir).glob("linkspan.db*"):
             shutil.copy(file, directory)
         with sqlite3.connect(Path(directory, "linkspan.db")) as connection:
             rows = connection.execute("SELECT kind, id, body FROM records").fetchall()
