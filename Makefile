@@ -3,6 +3,8 @@ SHELL := /bin/bash
 Q := $(if $(V),,@)
 PY := .venv/bin/python
 WORKERS ?= $(shell nproc)
+KERNEL ?= 6.12
+KERNEL_MATRIX ?= ../shared/kernel-matrix
 
 .PHONY: help setup demo test lint unit kernel bench docs clean
 
@@ -28,8 +30,9 @@ test: lint ## all tests, root's included; what .ci/run calls
 unit: setup ## the tests that need no root
 	$(Q)$(PY) -m pytest -q tests/unit tests/contract
 
-kernel: setup ## tests/bpf on Debian's other kernels: KERNEL=6.12 tools/kernel
-	$(Q)tools/kernel $(KERNEL)
+kernel: setup ## tests/bpf in a guest of another kernel: KERNEL=6.1, KERNEL_MATRIX=folder with the commands prepare and run
+	$(Q)$(KERNEL_MATRIX)/prepare $(KERNEL)
+	$(Q)$(KERNEL_MATRIX)/run -t 1800 $(KERNEL) '$(PY) -m pytest -q --timeout 1500 -p no:cacheprovider tests/bpf'
 
 bench: setup ## the measured bars, as tables and in bench/results/
 	$(Q)$(PY) -m bench
