@@ -198,12 +198,16 @@ class Host:
     def close(self) -> None:
         """Ends the daemon and everything on the host, and removes its files."""
         self.stop(signal.SIGKILL)
-        for pid in self._processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.end_processes()
         self._holder.kill()
         self._holder.wait()
         shutil.rmtree(self.dir)
+
+    def end_processes(self) -> None:
+        """Kills everything that runs on the host, the sandboxes' processes included."""
+        for pid in self._processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _processes(self) -> list[int]:
         """Those in the host's mount namespace, and those in namespaces made from it, which show its directory."""

@@ -19,6 +19,7 @@ from typing import Any, Final
 from datapath.loader.pins import SHAPES
 from tests.hosts import Host
 
+_ICC: Final = "com.docker.network.bridge.enable_icc"
 _ACCEL: Final = "linkspan.accel"
 _BRIDGE_NAME: Final = "com.docker.network.bridge.name"
 _SETTLED: Final = {"network": {"active"}, "endpoint": {"joined"}, "sandbox": {"created", "running", "exited"}}
@@ -177,6 +178,7 @@ def _compare_maps(host: Host, api: Shown, store: Records) -> Iterator[str]:
     neighbours = {
         (segment[network["Id"]], ip_address(text))
         for network, endpoint in joins
+        if network["Options"].get(_ICC) != "false"
         for text in (endpoint["IPAddress"], endpoint["GlobalIPv6Address"], _link_local(endpoint))
         if text
     }
