@@ -21,6 +21,7 @@ from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error
 
 from datapath import rtnl
 
+_SIOCGIFFLAGS = 0x8913
 _SIOCGIFMTU = 0x8921
 
 
@@ -57,10 +58,23 @@ def mtu(ifname: str) -> int:
     return int(struct.unpack_from("=i", reply, 16)[0])
 
 
+def is_up(ifname: str) -> bool:
+    """Whether the device is there and was set up (netdevice(7), SIOCGIFFLAGS)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        try:
+            reply = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16sh22x", ifname.encode(), 0))
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return False
+    return bool(struct.unpack_from("=h", reply, 16)[0] & rtnl.IFF_UP)
+
+
 def add_bridge(ifname: str, *, mac: str, mtu: int, ipv6: bool) -> None:
     """A Linux bridge, up.
 
-    `mac` keeps its address from changing with its ports; without `ipv6` it gets no address of its own.
+    `mac` keeps its address from changing with its ports; without `ipv6` it gets no address of its own. The host takes
+    no routes and addresses from whoever is on the bridge.
     """
     with _iproute(f"add bridge {ifname}", errno.EEXIST) as ip:
         ip.link("add", ifname=ifname, kind="bridge", address=mac)
@@ -68,9 +82,18 @@ def add_bridge(ifname: str, *, mac: str, mtu: int, ipv6: bool) -> None:
     # Not at creation: only a later change tells br_netfilter, which else drops fragments of more than 1,500 bytes.
     with _iproute(f"set the MTU of {ifname}") as ip:
         ip.link("set", index=index, mtu=mtu)
+    ignore_router_advertisements(ifname)
     requests = [] if ipv6 else [rtnl.link_no_auto_address(index, ifname)]
     with rtnl.Rtnl() as netlink:
         netlink.apply([*requests, rtnl.link_up(index, ifname)])
+
+
+def ignore_router_advertisements(ifname: str) -> None:
+    """Keeps a device of the calling thread's namespace from taking routes and addresses from routers, and from asking
+    for them."""
+    switch = Path(f"/proc/sys/net/ipv6/conf/{ifname}/accept_ra")
+    if switch.exists():
+        switch.write_text("0")
 
 
 def add_addresses(ifname: str, addresses: Sequence[IPv4Interface | IPv6Interface]) -> None:
@@ -80,13 +103,26 @@ def add_addresses(ifname: str, addresses: Sequence[IPv4Interface | IPv6Interface
         netlink.apply([rtnl.addr_add(index, ifname, address) for address in addresses])
 
 
-def add_trunk(ifname: str, bridge: str, peer_ifname: str, peer_bridge: str, *, mtu: int) -> None:
-    """A veth pair that joins two bridges; both ends learn and flood, as a cable between switches does."""
+def add_trunk(ifname: str, bridge: str, peer_ifname: str, peer_bridge: str, *, mtu: int, isolated: bool) -> None:
+    """A veth pair that joins two bridges; both ends learn and flood, as a cable between switches does.
+
+    With `isolated` nothing passes between the end in `bridge` and other isolated ports of that bridge. The peer goes
+    up last, so a trunk whose peer is up is whole.
+    """
     with _iproute(f"add veth {ifname}", errno.EEXIST) as ip:
         ip.link("add", ifname=ifname, kind="veth", mtu=mtu, peer={"ifname": peer_ifname, "mtu": mtu})
-    for end, master in ((ifname, bridge), (peer_ifname, peer_bridge)):
+    for end, master, is_isolated in ((ifname, bridge, isolated), (peer_ifname, peer_bridge, False)):
+        index = need_ifindex(end)
         with _iproute(f"make {end} a port of {master}") as ip:
-            ip.link("set", index=socket.if_nametoindex(end), master=socket.if_nametoindex(master), state="up")
+            ip.link("set", index=index, master=need_ifindex(master))
+        with rtnl.Rtnl() as netlink:
+            netlink.apply(
+                [
+                    rtnl.bridge_port(index, end, learning=True, unicast_flood=True, isolated=is_isolated),
+                    rtnl.link_no_auto_address(index, end),
+                    rtnl.link_up(index, end),
+                ]
+            )
 
 
 def delete_links(ifnames: Sequence[str]) -> None:

@@ -30,7 +30,7 @@ NLMSG_ERROR: Final = 2
 NLA_F_NESTED: Final = 0x8000
 
 RTM_NEWLINK, RTM_DELLINK, RTM_SETLINK = 16, 17, 19
-RTM_NEWADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEIGH = 20, 24, 25, 28
+RTM_NEWADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEIGH, RTM_DELNEIGH = 20, 24, 25, 28, 29
 RTM_NEWQDISC, RTM_NEWTFILTER, RTM_DELTFILTER = 36, 44, 45
 
 IFF_UP: Final = 1
@@ -105,7 +105,7 @@ def _ifinfo(index: int = 0, *, up: bool | None = None, family: int = 0) -> bytes
 
 
 def veth_add(ifname: str, *, master: int, peer_ifname: str, peer_netns_fd: int, peer_mac: bytes, mtu: int) -> Request:
-    """A veth pair: the host end up and a port of `master`, the peer in the other namespace, down."""
+    """A veth pair, both ends down: the host end a port of `master`, the peer in the other namespace."""
     peer = _ifinfo() + b"".join(
         (
             text(IFLA_IFNAME, peer_ifname),
@@ -114,7 +114,7 @@ def veth_add(ifname: str, *, master: int, peer_ifname: str, peer_netns_fd: int, 
             u32(IFLA_NET_NS_FD, peer_netns_fd),
         )
     )
-    body = _ifinfo(up=True) + b"".join(
+    body = _ifinfo() + b"".join(
         (
             text(IFLA_IFNAME, ifname),
             u32(IFLA_MTU, mtu),
@@ -158,9 +158,18 @@ def bridge_port(index: int, label: str, *, learning: bool, unicast_flood: bool, 
 
 
 def fdb_add(index: int, label: str, mac: bytes) -> Request:
-    """A static entry in the FDB of the bridge that the port `index` belongs to."""
-    body = struct.pack("=BxxxiHBB", socket.AF_BRIDGE, index, NUD_NOARP, NTF_MASTER, 0) + attr(NDA_LLADDR, mac)
+    """A static entry in the FDB of the bridge that the port `index` belongs to; takes the MAC from another port."""
+    body = _fdb_entry(index, mac)
     return Request(f"add {mac.hex(':')} to the FDB of {label}", RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def fdb_delete(index: int, label: str, mac: bytes) -> Request:
+    """Deletes the entry; one that is not there is no error."""
+    return Request(f"delete {mac.hex(':')} from the FDB of {label}", RTM_DELNEIGH, 0, _fdb_entry(index, mac), _GONE)
+
+
+def _fdb_entry(index: int, mac: bytes) -> bytes:
+    return struct.pack("=BxxxiHBB", socket.AF_BRIDGE, index, NUD_NOARP, NTF_MASTER, 0) + attr(NDA_LLADDR, mac)
 
 
 def addr_add(index: int, label: str, address: IPv4Interface | IPv6Interface) -> Request:

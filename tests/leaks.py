@@ -7,13 +7,14 @@ the programs. Looked at with ip, nft, bpftool and find, not through linkspan.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from typing import Any
 
-from tests.hosts import Host
+from tests.hosts import ROOT, Host
 
 OWN = "linkspan0"
-MAPS = {"abi_version", "ep_by_if", "fdb", "neigh4", "neigh6", "ep_counters", "ep_drops"}
+MAPS = set(re.findall(r'LS_MAP\("\w+", [^,]+, [^,]+, (\w+),', (ROOT / "bpf/maps.h").read_text()))
 PROGRAMS = ("ls_ep_in-", "ls_ep_out-")
 
 

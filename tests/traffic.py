@@ -107,6 +107,13 @@ class Wire:
         heard = [Ether(frame).summary() for frame in frames]
         raise AssertionError(f"no {marker!r} came on {self._socket.getsockname()} in {deadline_s:.0f} s, only {heard}")
 
+    def until_idle(self, idle_s: float = 0.2) -> list[bytes]:
+        """All frames that came in, until none does for a while."""
+        frames = []
+        while (frame := self.receive(idle_s)) is not None:
+            frames.append(frame)
+        return frames
+
 
 def _with_tag(data: bytes, ancillary: Sequence[tuple[int, int, bytes]]) -> bytes:
     """The kernel keeps a frame's outer VLAN tag beside it (packet(7), PACKET_AUXDATA)."""

@@ -21,7 +21,7 @@ from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCou
 from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument
 from control.model import Endpoint, EndpointSpec, Network, NetworkSpec
 from control.plan import Step
-from datapath import accel, devices, links, nft, rtnl
+from datapath import accel, devices, links, netns, nft, rtnl
 
 SHARD_CAPACITY: Final = 1000
 """Endpoints on one Linux bridge. The kernel allows 1,023 ports (BR_MAX_PORTS); the rest is for trunks of shards."""
@@ -229,7 +229,11 @@ class BridgeDriver(Driver):
                 partial(self._add_veth, join),
                 partial(devices.delete_links, [host]),
             ),
-            Step(f"set up bridge port {host}", partial(self._set_up_port, network, endpoint), lambda: None),
+            Step(
+                f"set up bridge port {host}",
+                partial(self._set_up_port, network, endpoint),
+                partial(self._forget_port, network, endpoint),
+            ),
         ]
         if self._is_accelerated(network):
             port = self._port(network, endpoint)
@@ -249,13 +253,14 @@ class BridgeDriver(Driver):
 
     def _add_shard(self, network: Network, shard: int) -> None:
         root, bridge = bridge_name(network), bridge_name(network, shard)
-        mtu = devices.mtu(root)
-        if devices.ifindex(bridge) is None:
-            mac = f"{_BRIDGE_MACS[1].hex(':')}:{shard:02x}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}"
-            devices.add_bridge(bridge, mac=mac, mtu=mtu, ipv6=False)
         up, down = _trunk_names(network, shard)
-        devices.add_trunk(up, root, down, bridge, mtu=mtu)
+        if devices.is_up(down):  # the last thing that is done here
+            return
+        mtu = devices.mtu(root)
+        mac = f"{_BRIDGE_MACS[1].hex(':')}:{shard:02x}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}"
+        devices.add_bridge(bridge, mac=mac, mtu=mtu, ipv6=False)
         nft.add(self._policy(network, [0, shard]))
+        devices.add_trunk(up, root, down, bridge, mtu=mtu, isolated=not _option(network, ICC))
 
     def _add_veth(self, join: Join) -> None:
         endpoint = join.endpoint
@@ -286,21 +291,31 @@ class BridgeDriver(Driver):
             os.close(netns_fd)
 
     def _set_up_port(self, network: Network, endpoint: Endpoint) -> None:
-        """The port knows its one MAC: nothing is learned, and nothing that is for others is flooded into it."""
-        index = devices.need_ifindex(endpoint.host_ifname)
+        """The port knows its one MAC: nothing is learned, and nothing that is for others is flooded into it.
+
+        An address of its own, which the kernel would give it, has no use and would be announced to the sandbox.
+        """
+        host, mac = endpoint.host_ifname, _mac(endpoint.mac)
+        index = devices.need_ifindex(host)
+        requests = [
+            rtnl.bridge_port(index, host, learning=False, unicast_flood=False, isolated=not _option(network, ICC)),
+            rtnl.fdb_add(index, host, mac),
+            rtnl.link_no_auto_address(index, host),
+            rtnl.link_up(index, host),
+        ]
+        if endpoint.shard:
+            trunk, _ = _trunk_names(network, endpoint.shard)
+            requests.append(rtnl.fdb_add(devices.need_ifindex(trunk), trunk, mac))
         with rtnl.Rtnl() as netlink:
-            netlink.apply(
-                [
-                    rtnl.bridge_port(
-                        index,
-                        endpoint.host_ifname,
-                        learning=False,
-                        unicast_flood=False,
-                        isolated=not _option(network, ICC),
-                    ),
-                    rtnl.fdb_add(index, endpoint.host_ifname, _mac(endpoint.mac)),
-                ]
-            )
+            netlink.apply(requests)
+
+    def _forget_port(self, network: Network, endpoint: Endpoint) -> None:
+        """The port's own entry goes with it; the first bridge has one more for an endpoint of another shard."""
+        trunk, _ = _trunk_names(network, endpoint.shard)
+        index = devices.ifindex(trunk) if endpoint.shard else None
+        if index is not None:
+            with rtnl.Rtnl() as netlink:
+                netlink.apply([rtnl.fdb_delete(index, trunk, _mac(endpoint.mac))])
 
     def _port(self, network: Network, endpoint: Endpoint) -> accel.Port:
         mac = _mac(endpoint.mac)
@@ -396,8 +411,14 @@ def _is_ours(link: links.LinkInfo) -> bool:
 
 
 def _set_up_inside(join: Join) -> None:
-    """Addresses, link and default routes in the sandbox; the link goes up last of what lets packets through."""
+    """Addresses, link and default routes in the sandbox; the link goes up last of what lets packets through.
+
+    The network's gateway is the only router: else each sandbox could make itself the router of the others, and each
+    would ask all others for one again and again.
+    """
     endpoint = join.endpoint
+    if endpoint.ipv6 is not None:
+        netns.call(join.netns_path, partial(devices.ignore_router_advertisements, endpoint.ifname))
     with rtnl.Rtnl(join.netns_path) as netlink:
         index = netlink.ifindex(endpoint.ifname)
         if index is None:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import select
-import socket
-import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
-from itertools import permutations, product
-from subprocess import PIPE
+from itertools import permutations
 from typing import Any
 
 import pytest
-from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, ICMPv6NDOptSrcLLAddr, IPv6
+from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6ND_RA, ICMPv6ND_RS, ICMPv6NDOptPrefixInfo, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import Ether
+from scapy.packet import Packet
 
 from tests.hosts import Host, wait_for
 from tests.leaks import purge
-from tests.netns.conftest import linkspan_host
+from tests.netns.conftest import linkspan_host, no_bridge_netfilter
 from tests.netns.lab import Lab
 from tests.netns.outside import HOST4, HOST6, OUTSIDE4, OUTSIDE6, UPLINK, outside
-from tests.traffic import BROADCAST, Place, Station, Wire, connects, family, tcp_pair, udp_echo
+from tests.netns.probes import families, unreachable
+from tests.traffic import BROADCAST, Place, Station, Wire, connects, tcp_pair, udp_echo
 
 pytestmark = pytest.mark.xdist_group("isolation")
 
@@ -44,11 +40,16 @@ def foreign_rules(host: Host) -> list[Any]:
     return [item for item in items if "linkspan" not in json.dumps(item) and "metainfo" not in item]
 
 
+def prepare(made: Host) -> None:
+    no_bridge_netfilter(made)
+    made.run("nft", "-f", "-", input=FOREIGN_RULES)
+
+
 @pytest.fixture(scope="module")
 def world() -> Iterator[tuple[Host, Place]]:
     """A host with rules of its own, and the machine it is connected to."""
     with (
-        linkspan_host(before=lambda made: made.run("nft", "-f", "-", input=FOREIGN_RULES)) as made,
+        linkspan_host(before=prepare) as made,
         outside(made) as other,
     ):
         yield made, other
@@ -94,10 +95,6 @@ def routed(machine: Host, accel: str) -> Lab:
     return Lab(machine, f"routed-{accel}", accel=accel, EnableIPv6=True, Options=options)
 
 
-def families(station: Place) -> tuple[str, str]:
-    return station.ip4, station.ip6
-
-
 def gateways(station: Station) -> tuple[str, str]:
     return str(station.gateway(4)), str(station.gateway(6))
 
@@ -114,31 +111,6 @@ def ways_in(lab: Lab) -> Iterator[tuple[str, str]]:
     """(subnet, the host's address towards the outside) of a network."""
     for config in lab.host.api("GET", f"/networks/{lab.name}")["IPAM"]["Config"]:
         yield config["Subnet"], HOST6 if ":" in config["Subnet"] else HOST4
-
-
-def unreachable(client: Place, target: Place, wait_s: float = 0.3) -> bool:
-    """No echo, no TCP, no UDP gets from one to the other, by either family; all is tried at once."""
-    with ExitStack() as stack:
-        listeners = []
-        for address, kind in product(families(target), (socket.SOCK_STREAM, socket.SOCK_DGRAM)):
-            there = stack.enter_context(target.socket(family(address), kind))
-            there.bind((address, 0))
-            listeners.append(there)
-            here = stack.enter_context(client.socket(family(address), kind))
-            here.setblocking(False)
-            with contextlib.suppress(OSError):  # in progress, or no route
-                if kind == socket.SOCK_STREAM:
-                    there.listen()
-                    here.connect(there.getsockname())
-                else:
-                    here.sendto(b"in?", there.getsockname())
-        pings = [
-            subprocess.Popen(client.command("ping", "-n", "-c1", f"-W{wait_s}", address), stdout=PIPE, stderr=PIPE)
-            for address in families(target)
-        ]
-        answers = [ping.communicate() and ping.returncode == 0 for ping in pings]
-        arrived, _, _ = select.select(listeners, [], [], wait_s)
-        return not arrived and not any(answers)
 
 
 def test_sandboxes_of_one_network_reach_each_other_and_the_gateway(plain: Lab) -> None:
@@ -259,14 +231,7 @@ def test_an_interface_that_takes_router_advertisements_goes_on_taking_them(machi
     machine.api("POST", "/networks/create", {"Name": "six", "EnableIPv6": True})
     assert machine.run("cat", "/proc/sys/net/ipv6/conf/all/forwarding").stdout.strip() == "1"
     with other.wire() as wire:
-        advertisement = (
-            Ether(src=other.mac, dst="33:33:00:00:00:01")
-            / IPv6(src=other.ip6_ll, dst="ff02::1", hlim=255)
-            / ICMPv6ND_RA(routerlifetime=1800)
-            / ICMPv6NDOptSrcLLAddr(lladdr=other.mac)
-            / ICMPv6NDOptPrefixInfo(prefix="2001:db8:aaaa::", prefixlen=64)
-        )
-        wire.send(advertisement)
+        wire.send(router_advertisement(other, "2001:db8:aaaa::"))
     wait_for(
         lambda: any(
             address["local"].startswith("2001:db8:aaaa:")
@@ -278,3 +243,39 @@ def test_an_interface_that_takes_router_advertisements_goes_on_taking_them(machi
         route.get("gateway") == other.ip6_ll and route["protocol"] == "ra"
         for route in machine.ip("-6", "route", "show", "default")
     )
+
+
+def router_advertisement(sender: Place, prefix: str = "2001:db8:bad::") -> Packet:
+    return (
+        Ether(src=sender.mac, dst="33:33:00:00:00:01")
+        / IPv6(src=sender.ip6_ll, dst="ff02::1", hlim=255)
+        / ICMPv6ND_RA(routerlifetime=1800)
+        / ICMPv6NDOptSrcLLAddr(lladdr=sender.mac)
+        / ICMPv6NDOptPrefixInfo(prefix=prefix, prefixlen=64)
+    )
+
+
+def routes_and_addresses(place: Host | Place) -> str:
+    return str(place.ip("-6", "route")) + str(place.ip("-6", "addr"))
+
+
+def test_neither_host_nor_sandboxes_take_a_sandbox_for_a_router(plain: Lab, internal: Lab, other: Place) -> None:
+    for lab in (plain, internal):
+        neighbour, end = lab.b, b"the end of the test"
+        with lab.a.wire() as out, neighbour.wire() as b, Wire(f"/proc/{lab.host.pid}/ns/net", lab.bridge) as bridge:
+            out.send(router_advertisement(lab.a), Ether(src=lab.a.mac, dst=BROADCAST, type=0x88B5) / end)
+            for wire in (b, bridge):
+                wire.frames_until(end)
+        # The kernel acts on an advertisement while it takes it in, so before what came after it was shown.
+        for place in (lab.host, neighbour):
+            assert "2001:db8:bad" not in routes_and_addresses(place)
+            assert lab.a.ip6_ll not in str(place.ip("-6", "route", "show", "default"))
+
+
+def test_a_new_sandbox_is_left_in_peace(plain: Lab) -> None:
+    """The bridge port announces no address of its own, and nobody asks everybody for a router."""
+    fresh = plain.join("fresh")
+    assert plain.host.ip("addr", "show", "dev", fresh.host_ifname)[0]["addr_info"] == []
+    with fresh.wire() as wire:
+        frames = [Ether(frame) for frame in wire.until_idle(1.5)]
+    assert not [frame for frame in frames if ICMPv6ND_RS in frame or ICMPv6ND_RA in frame or ICMPv6ND_NS in frame]

@@ -13,7 +13,7 @@ from scapy.packet import Packet
 
 from tests.hosts import Host
 from tests.netns.lab import Lab
-from tests.traffic import BROADCAST, Station, Wire
+from tests.traffic import BROADCAST, Station
 
 pytestmark = pytest.mark.xdist_group("neighbours")
 
@@ -69,15 +69,8 @@ def ask(asker: Station, request: Packet, *watchers: Station) -> tuple[list[bytes
             seen.append(wire.frames_until(end))
             wire.__exit__()
         # Its own broadcast does not come back; an answer of the gateway to a ping comes after those of the programs.
-        heard = until_idle(own)
+        heard = own.until_idle()
     return heard, seen
-
-
-def until_idle(wire: Wire, idle_s: float = 0.2) -> list[bytes]:
-    frames = []
-    while (frame := wire.receive(idle_s)) is not None:
-        frames.append(frame)
-    return frames
 
 
 def gateway_mac(lab: Lab) -> str:
