@@ -24,7 +24,7 @@ lint: setup ## ruff, mypy --strict, the direction of imports
 	$(Q).venv/bin/lint-imports --no-cache
 
 test: lint ## all tests, root's included; what .ci/run calls
-	$(Q)$(PY) -m pytest -n $(WORKERS) --dist loadgroup tests
+	$(Q)$(PY) -m pytest -n $(WORKERS) --dist loadfile tests
 	$(Q)$(PY) -m pytest -q --benchmark-disable bench
 
 unit: setup ## the tests that need no root
