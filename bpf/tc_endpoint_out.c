@@ -110,7 +110,6 @@ LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u3
 		verdict = ls_check(skb, ep, eth, to);
 		if (verdict != LS_FORWARD)
 			return verdict;
-		flow = 0;
 	}
 	*to = ls_destination(ep, ifindex, eth->h_dest);
 	if (flow)

@@ -125,7 +125,7 @@ class Lab:
             self.maps.endpoint_put(self.ifindex[host.ifname], host.record())
             if host.is_fast:
                 self.maps.fdb_put(host.segment, host.mac_bytes, abi.FdbEntry(self.ifindex[host.ifname], host.slot))
-        for host in (B, SLOW):
+        for host in (A, B, SLOW):
             for address in (IPv4Address(host.ip4), IPv6Address(host.ip6), IPv6Address(host.ip6_ll)):
                 self.maps.neighbour_put(SEGMENT, address, abi.Neighbour(host.mac_bytes, 0))
         for gateway in (IPv4Address(GATEWAY4), IPv6Address(GATEWAY6)):
@@ -137,7 +137,7 @@ class Lab:
             neighbours={
                 *(
                     (SEGMENT, a)
-                    for h in (B, SLOW)
+                    for h in (A, B, SLOW)
                     for a in (IPv4Address(h.ip4), IPv6Address(h.ip6), IPv6Address(h.ip6_ll))
                 ),
                 (SEGMENT, IPv4Address(GATEWAY4)),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+import sys
 
 import pytest
 from scapy.layers.inet import UDP
 
 from datapath import abi
 from datapath.maps import Maps
-from tests.bpf.lab import BARE, GONE_MAC, SEGMENT, STRANGER, A, B, Host
+from tests.bpf.lab import BARE, GONE_MAC, OTHER, SEGMENT, STRANGER, A, B, Host
 from tests.bpf.packets import PAYLOAD, SAMPLES, ether, ip4, ip6
 
 pytestmark = pytest.mark.root
@@ -119,6 +120,25 @@ def test_both_directions_and_many_pairs_are_kept_apart(lab):
             assert lab.maps._counters.lookup(struct.pack("=I", (B, BARE)[number % 2].slot)) != before
     assert lab.send(ip4(A, B) / UDP(), B).receiver == "a"
     assert lab.send(PACKET).receiver == "b"
+
+
+def test_flows_of_two_senders_with_one_mac_are_kept_apart(lab):
+    """Same MACs on two segments, and a destination for which both flows have the same place."""
+
+    def place(ifindex, mac):  # as in bpf/lib/flow.h
+        word = int.from_bytes(mac[2:], sys.byteorder)
+        return ((((ifindex * 0x9E3779B1) ^ word) * 0x85EBCA6B) & 0xFFFFFFFF) >> 22
+
+    twin = changed(OTHER, mac=A.mac)
+    indexes = lab.ifindex[A.ifname], lab.ifindex[OTHER.ifname]
+    macs = (bytes.fromhex(f"0242{number:08x}") for number in range(100_000))
+    mac = next(mac for mac in macs if place(indexes[0], mac) == place(indexes[1], mac))
+    lab.maps.endpoint_put(indexes[1], twin.record())
+    lab.maps.fdb_put(SEGMENT, mac, abi.FdbEntry(lab.ifindex[B.ifname], B.slot))
+    lab.maps.fdb_put(OTHER.segment, mac, abi.FdbEntry(lab.ifindex[BARE.ifname], BARE.slot))
+    packet = mac + bytes(ip4(B, A) / UDP())[6:]
+    for sender, receiver in ((A, "b"), (twin, "bare"), (A, "b"), (twin, "bare")):
+        assert lab.send(packet, sender).receiver == receiver
 
 
 def test_nothing_is_remembered_of_a_device_without_an_endpoint(lab):
