@@ -34,7 +34,7 @@ CPU: Final = 1
 SLICE_S: Final = 0.02
 _FIRST: Final = ("nice", "--adjustment=-20")
 """Other work on the machine seldom gets in between. Not for streams, which would starve the kernel's own threads."""
-_SETTLE_SAMPLES: Final = 20
+SETTLE_SAMPLES: Final = 20
 """Round trips at the start of a slice that are left out: they find the caches full of another path's data."""
 _LEAST_SAMPLES: Final = 50
 _MAX_PER_SECOND: Final = 150_000
@@ -69,7 +69,7 @@ def measure(compared: Sequence[Path], rounds: int, *, protos: Sequence[Proto] = 
     """Round trips of every path and protocol, by (path's name, protocol): the same rounds of each, at most `rounds`.
 
     Takes at least two paths. Blocks for `rounds` x paths x protocols x 20 ms and about 5 s more. Raises BenchError when
-    sockperf fails, or when other work on the machine left less than half of the rounds whole.
+    sockperf fails, or when other work on the machine left less than a quarter of the rounds whole.
     """
     expected_s = rounds * len(compared) * len(protos) * SLICE_S
     longest_s = math.ceil(_PAUSE_S + 2 * expected_s + 10)
@@ -107,7 +107,7 @@ def measure(compared: Sequence[Path], rounds: int, *, protos: Sequence[Proto] = 
             if client.wait(30):
                 raise BenchError(f"sockperf over the {name}, {proto}: exit {client.returncode}")
     margin_s = len(logs) // 2 * SLICE_S / 2
-    return _whole_rounds({key: _slices(log, starts[key], margin_s) for key, log in logs.items()})
+    return _whole_rounds({key: slices(log, starts[key], margin_s) for key, log in logs.items()})
 
 
 def suite(rounds: int) -> Result:
@@ -175,14 +175,14 @@ def _options(path: Path, proto: Proto) -> list[str]:
     return ["--ip", path.server_ip, "--port", str(PORTS[proto]), *(["--tcp"] if proto == "tcp" else [])]
 
 
-def _slices(log: File, starts: Sequence[float], margin_s: float) -> list[list[float]]:
+def slices(log: File, starts: Sequence[float], margin_s: float) -> list[list[float]]:
     """The round trips of each slice in sockperf's log, in microseconds.
 
     The log's clock is sockperf's own; where the pause ends in it, the first slice began. A process may get to run a
     little late, so what is within the margin of a slice's start or end, when nobody but other paths' clients ran,
     belongs to it.
     """
-    slices: list[list[float]] = [[] for _ in starts]
+    found: list[list[float]] = [[] for _ in starts]
     edges: list[float] | None = None
     before = math.inf
     with log.open() as lines:
@@ -198,15 +198,13 @@ def _slices(log: File, starts: Sequence[float], margin_s: float) -> list[list[fl
             if edges is not None:
                 number = bisect_right(edges, sent) - 1
                 if number >= 0 and number == bisect_right(edges, received) - 1:
-                    slices[number].append((received - sent) * 1e6)
-    return [one[_SETTLE_SAMPLES:] for one in slices]
+                    found[number].append((received - sent) * 1e6)
+    return [one[SETTLE_SAMPLES:] for one in found]
 
 
-def _whole_rounds(slices: Mapping[Key, Sequence[Sequence[float]]]) -> Measured:
+def _whole_rounds(found: Mapping[Key, Sequence[Sequence[float]]]) -> Measured:
     """Leaves out the rounds in which a path had too little of the core to say anything."""
-    whole = [all(len(one) >= _LEAST_SAMPLES for one in turn) for turn in zip(*slices.values(), strict=True)]
-    if sum(whole) * 2 < len(whole):
+    whole = [all(len(one) >= _LEAST_SAMPLES for one in turn) for turn in zip(*found.values(), strict=True)]
+    if sum(whole) * 4 < len(whole):
         raise BenchError(f"only {sum(whole)} of {len(whole)} rounds are whole: too much other work on this machine")
-    return {
-        key: Samples([one for one, keep in zip(every, whole, strict=True) if keep]) for key, every in slices.items()
-    }
+    return {key: Samples([one for one, keep in zip(every, whole, strict=True) if keep]) for key, every in found.items()}

@@ -64,11 +64,16 @@ def _address(world: World, a: str, b: str, number: int) -> None:
         world.ip(end, "link", "set", "eth0", "up")
 
 
-def linkspan(world: World, name: str, network: str, options: Mapping[str, str] | None = None) -> Path:
-    """Two sandboxes on a network of linkspand's, which is made with the options."""
-    world.api("POST", "/networks/create", {"Name": network, "Options": options or {}})
+def sandboxes(world: World, name: str, network: str) -> Path:
+    """Two sandboxes on a network of linkspand's that is there."""
     a, b = world.sandbox(f"{network}-a", network), world.sandbox(f"{network}-b", network)
     return Path(name, world, a, b, address_of(world, f"{network}-b", network))
+
+
+def linkspan(world: World, name: str, network: str, options: Mapping[str, str] | None = None) -> Path:
+    """Two sandboxes on a network that is made with the options."""
+    world.api("POST", "/networks/create", {"Name": network, "Options": options or {}})
+    return sandboxes(world, name, network)
 
 
 def address_of(world: World, sandbox: str, network: str) -> str:

@@ -15,8 +15,8 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
 
 @dataclass(frozen=True)
 class Spread:
-    """A median, the values that 10 % and 90 % of the rounds lie below, and between which two the median of endlessly many
-    rounds would lie with 95 % probability."""
+    """A median; the values that 10 % and 90 % of the rounds lie below (low, high); and those between which the median
+    of endlessly many rounds would lie with 95 % probability (least, most)."""
 
     median: float
     low: float

@@ -1,12 +1,13 @@
-"""One TCP stream by iperf3 over several paths, which take turns of 0.15 s; sender and receiver have a core each.
+"""One TCP stream by iperf3 over several paths in turn, each time a new one; sender and receiver have a core each.
 
-What has arrived is read from the receiving device's own counter, which needs no end of a stream.
+On two shared cores a stream moves by a quarter and more from one second to the next, so a turn takes a fraction of a
+second and only ratios within a round mean much. iperf3 itself cannot do with less than a second: what arrives is read
+from the receiving device's own counter while iperf3 runs.
 """
 
 from __future__ import annotations
 
-import os
-import signal
+import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,53 +18,39 @@ from bench import paths
 from bench.paths import Path
 from bench.report import Bar, Result, Table
 from bench.stats import ratios, spread
-from bench.turns import take_turns
-from bench.world import BenchError, running, wait_for, world
+from bench.world import BenchError, running, world
 
 PORT: Final = 7003
 CLIENT_CPU: Final = 1
 SERVER_CPU: Final = 0
-RAMP_S: Final = 0.05
-"""The start of a turn that is left out: the stream was idle, so TCP begins with a small window (RFC 2861)."""
-SLICE_S: Final = 0.1
+SLICE_S: Final = 0.2
+_RAMP_BYTES: Final = 8 << 20
+"""What arrives first is left out: iperf3's start, and TCP's slow start."""
+_RAMP_DEADLINE_S: Final = 2.0
 
 
 def measure(compared: Sequence[Path], rounds: int, *, seed: int = 1) -> Mapping[str, list[float]]:
-    """Received bits per second by the path's name, one value a round.
+    """Received bits per second by the path's name, one value a round; the order within each round is shuffled.
 
-    Blocks for `rounds` x paths x 0.15 s and about 2 s more. Rounds in which a path stood still are left out, because
-    other work had the core. Raises BenchError when these are more than half, or iperf3 does not work at all.
+    A round before the first is left out, and so are those in which a path stood still because other work had a core.
+    Blocks for about `rounds` x paths x 0.3 s. Raises BenchError when no round is left.
     """
+    order = random.Random(seed)
     measured: dict[str, list[float]] = {path.name: [] for path in compared}
-    receivers: dict[str, int] = {}
-    senders: dict[str, int] = {}
-    longest_s = int(2 * rounds * len(compared) * (RAMP_S + SLICE_S)) + 30
     with ExitStack() as stack:
+        receivers = {}
         for path in compared:
             server = path.at_server("iperf3", "--server", "--port", str(PORT), cpu=SERVER_CPU)
             receivers[path.name] = stack.enter_context(running(server)).pid
         time.sleep(0.3)
-        for path in compared:
-            client = ("iperf3", "--client", path.server_ip, "--port", str(PORT), "--time", str(longest_s))
-            before = _received_bytes(receivers[path.name])
-            pid = senders[path.name] = stack.enter_context(running(path.at_client(*client, cpu=CLIENT_CPU))).pid
-            wait_for(
-                lambda receiver=receivers[path.name], least=before + (1 << 20): _received_bytes(receiver) > least,  # type: ignore[misc]
-                f"iperf3 over the {path.name}",
-            )
-            os.kill(pid, signal.SIGSTOP)
-
-        def slice_of(name: str) -> None:
-            time.sleep(RAMP_S)
-            begin, before = time.monotonic(), _received_bytes(receivers[name])
-            time.sleep(SLICE_S)
-            after, end = _received_bytes(receivers[name]), time.monotonic()
-            measured[name].append((after - before) * 8 / (end - begin))
-
-        take_turns(senders, rounds, slice_of, seed=seed)
+        for number in range(rounds + 1):
+            for path in order.sample(list(compared), len(compared)):
+                rate = _stream(path, receivers[path.name])
+                if number:
+                    measured[path.name].append(rate)
     whole = [number for number, turn in enumerate(zip(*measured.values(), strict=True)) if all(turn)]
-    if len(whole) * 2 < rounds:
-        raise BenchError(f"only {len(whole)} of {rounds} rounds are whole: too much other work on this machine")
+    if not whole:
+        raise BenchError("a stream stood still in every round: too much other work on this machine")
     return {name: [rates[number] for number in whole] for name, rates in measured.items()}
 
 
@@ -86,6 +73,21 @@ def suite(rounds: int) -> Result:
         [Bar("throughput against a bare veth pair", ">=", 0.97, accel)],
         {"bits_per_second": dict(measured), "packets": sent},
     )
+
+
+def _stream(path: Path, receiver: int) -> float:
+    """Bits per second in the middle of a stream; 0 if it does not get going."""
+    client = ("iperf3", "--client", path.server_ip, "--port", str(PORT), "--time", "30")
+    start, deadline = _received_bytes(receiver), time.monotonic() + _RAMP_DEADLINE_S
+    with running(path.at_client(*client, cpu=CLIENT_CPU)):
+        while _received_bytes(receiver) < start + _RAMP_BYTES:
+            if time.monotonic() > deadline:
+                return 0.0
+            time.sleep(0.002)
+        begin, before = time.monotonic(), _received_bytes(receiver)
+        time.sleep(SLICE_S)
+        after, end = _received_bytes(receiver), time.monotonic()
+    return (after - before) * 8 / (end - begin)
 
 
 def _received_bytes(pid: int) -> int:

@@ -115,6 +115,7 @@ class World:
         self.config = self.dir / "linkspan.toml"
         self.log_path = self.dir / "linkspand.log"
         self._daemon: subprocess.Popen[str] | None = None
+        self.api = Api(self.run_dir / "linkspan.sock")
         for directory in (self.run_dir, self.state_dir, self.bpffs):
             directory.mkdir()
         self.config.touch()
@@ -131,7 +132,7 @@ class World:
             if not self._holder.stdout.readline():
                 raise BenchError("cannot make namespaces: root is needed")
             self._first_pid = _child(self._holder.pid)
-            self.api = Api(Path(f"/proc/{self._first_pid}/root{self.run_dir}/linkspan.sock"))
+            self.api = Api(self.seen(self.run_dir / "linkspan.sock"))  # on a file system that only this machine mounts
             self.run("ip", "link", "set", "lo", "up")
             self.run("mount", "-t", "tmpfs", "tmpfs", str(self.run_dir))  # as /run is
             self.run("mount", "-t", "bpf", "bpf", str(self.bpffs))
@@ -154,7 +155,7 @@ class World:
 
         It replaces itself by the command, so its process is the command's and dies with this one.
         """
-        return [*_DIE_WITH_ME, "nsenter", f"--net=/proc/{self._first_pid}/root{netns}", "--", *command]
+        return [*_DIE_WITH_ME, "nsenter", f"--net={self.seen(netns)}", "--", *command]
 
     def run(self, *command: str, env: Mapping[str, str] | None = None) -> str:
         """Runs a command on this machine and returns what it prints; raises BenchError."""
@@ -178,6 +179,15 @@ class World:
     def ip(self, netns: str, *args: str) -> None:
         """Runs ip(8) in a namespace; paths of other namespaces mean what they mean on this machine."""
         self.run("nsenter", f"--net={netns}", "--", "ip", *args)
+
+    def seen(self, path: str | Path) -> Path:
+        """The file that the path names on this machine, with its mounts, as seen from outside."""
+        return Path(f"/proc/{self._first_pid}/root{path}")
+
+    def netns_inodes(self) -> set[int]:
+        """What tells the machine's own network namespace and those of its sandboxes from all others."""
+        pinned = [self.seen(path) for path in self.dir.glob("ns-*")] + list(self.seen(self.run_dir / "netns").iterdir())
+        return {os.stat(path).st_ino for path in (Path(f"/proc/{self._first_pid}/ns/net"), *pinned)}
 
     # -- linkspand -----------------------------------------------------------------------------------------------
 
@@ -239,6 +249,7 @@ class World:
 
     def close(self) -> None:
         """Ends every process of the machine, which ends the machine, and removes its directory."""
+        self.api.disconnect()
         self._holder.kill()
         self._holder.wait()
         if self._holder.stdout is not None:
