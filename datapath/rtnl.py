@@ -16,7 +16,7 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Final
 
 from datapath import netns
@@ -42,7 +42,7 @@ IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD: Final = 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
-NDA_LLADDR, NTF_MASTER, NUD_NOARP = 2, 0x04, 0x40
+NDA_DST, NDA_LLADDR, NTF_MASTER, NUD_NOARP, NUD_PERMANENT = 1, 2, 0x04, 0x40, 0x80
 TCA_KIND, TCA_OPTIONS, TCA_INGRESS_BLOCK, TCA_EGRESS_BLOCK = 1, 2, 13, 14
 TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT = 6, 7, 8, 1
 TC_H_CLSACT, TCM_IFINDEX_MAGIC_BLOCK = 0xFFFFFFF1, 0xFFFFFFFF
@@ -170,6 +170,24 @@ def fdb_delete(index: int, label: str, mac: bytes) -> Request:
 
 def _fdb_entry(index: int, mac: bytes) -> bytes:
     return struct.pack("=BxxxiHBB", socket.AF_BRIDGE, index, NUD_NOARP, NTF_MASTER, 0) + attr(NDA_LLADDR, mac)
+
+
+def neighbour_add(index: int, label: str, address: IPv4Address | IPv6Address, mac: bytes) -> Request:
+    """A permanent neighbour, which is never asked for and never forgotten; takes the place of what was learned."""
+    body = _neighbour(index, address) + attr(NDA_LLADDR, mac)
+    what = f"add the neighbour {address} to {label}"
+    return Request(what, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def neighbour_delete(index: int, label: str, address: IPv4Address | IPv6Address) -> Request:
+    """Deletes a neighbour; one that is not there is no error."""
+    what = f"delete the neighbour {address} from {label}"
+    return Request(what, RTM_DELNEIGH, 0, _neighbour(index, address), _GONE)
+
+
+def _neighbour(index: int, address: IPv4Address | IPv6Address) -> bytes:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    return struct.pack("=BxxxiHBB", family, index, NUD_PERMANENT, 0, 0) + attr(NDA_DST, address.packed)
 
 
 def addr_add(index: int, label: str, address: IPv4Interface | IPv6Interface) -> Request:

@@ -60,6 +60,11 @@ def _devices(host: Host, expected: Collection[str]) -> list[str]:
         for route in host.ip(version, "route", "show", "table", "all")
         if route.get("dev") not in expected
     ]
+    found += [
+        f"neighbour {neighbour['dst']} on {neighbour['dev']}"
+        for version in ("-4", "-6")
+        for neighbour in host.ip(version, "neigh", "show", "nud", "permanent")
+    ]
     return found
 
 

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Final
 
 import msgspec
@@ -293,16 +293,19 @@ class BridgeDriver(Driver):
     def _set_up_port(self, network: Network, endpoint: Endpoint) -> None:
         """The port knows its one MAC: nothing is learned, and nothing that is for others is flooded into it.
 
-        An address of its own, which the kernel would give it, has no use and would be announced to the sandbox.
+        An address of its own, which the kernel would give it, has no use and would be announced to the sandbox. The
+        host knows the endpoint as its neighbour, as the sandbox knows its gateway: to ask would disturb all others, and
+        the namespaces of a machine share room for no more than 1,024 neighbours that were learned (gc_thresh3).
         """
-        host, mac = endpoint.host_ifname, _mac(endpoint.mac)
-        index = devices.need_ifindex(host)
+        host, mac, bridge = endpoint.host_ifname, _mac(endpoint.mac), bridge_name(network)
+        index, bridge_index = devices.need_ifindex(host), devices.need_ifindex(bridge)
         requests = [
             rtnl.bridge_port(index, host, learning=False, unicast_flood=False, isolated=not _option(network, ICC)),
             rtnl.fdb_add(index, host, mac),
             rtnl.link_no_auto_address(index, host),
             rtnl.link_up(index, host),
         ]
+        requests += [rtnl.neighbour_add(bridge_index, bridge, address, mac) for address in _addresses(endpoint)]
         if endpoint.shard:
             trunk, _ = _trunk_names(network, endpoint.shard)
             requests.append(rtnl.fdb_add(devices.need_ifindex(trunk), trunk, mac))
@@ -310,12 +313,16 @@ class BridgeDriver(Driver):
             netlink.apply(requests)
 
     def _forget_port(self, network: Network, endpoint: Endpoint) -> None:
-        """The port's own entry goes with it; the first bridge has one more for an endpoint of another shard."""
-        trunk, _ = _trunk_names(network, endpoint.shard)
-        index = devices.ifindex(trunk) if endpoint.shard else None
-        if index is not None:
-            with rtnl.Rtnl() as netlink:
-                netlink.apply([rtnl.fdb_delete(index, trunk, _mac(endpoint.mac))])
+        """What the first bridge knows of the endpoint; all else goes with the port."""
+        bridge, (trunk, _) = bridge_name(network), _trunk_names(network, endpoint.shard)
+        bridge_index, trunk_index = devices.ifindex(bridge), devices.ifindex(trunk) if endpoint.shard else None
+        requests = []
+        if bridge_index is not None:
+            requests += [rtnl.neighbour_delete(bridge_index, bridge, address) for address in _addresses(endpoint)]
+        if trunk_index is not None:
+            requests.append(rtnl.fdb_delete(trunk_index, trunk, _mac(endpoint.mac)))
+        with rtnl.Rtnl() as netlink:
+            netlink.apply(requests)
 
     def _port(self, network: Network, endpoint: Endpoint) -> accel.Port:
         mac = _mac(endpoint.mac)
@@ -434,9 +441,16 @@ def _set_up_inside(join: Join) -> None:
         requests.append(rtnl.link_up(index, label))
         for is_default, address in ((join.default_v4, endpoint.ipv4), (join.default_v6, endpoint.ipv6)):
             gateway = gateway_for(join.network, address)
-            if is_default and gateway is not None:
+            if gateway is None:
+                continue
+            requests.append(rtnl.neighbour_add(index, label, gateway, _mac(bridge_mac(join.network))))
+            if is_default:
                 requests.append(rtnl.default_route_add(index, label, gateway.packed))
         netlink.apply(requests)
+
+
+def _addresses(endpoint: Endpoint) -> list[IPv4Address | IPv6Address]:
+    return [interface.ip for interface in (endpoint.ipv4, endpoint.ipv6) if interface is not None]
 
 
 def _mac(text: str) -> bytes:

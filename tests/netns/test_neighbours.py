@@ -116,9 +116,9 @@ def test_the_gateway_is_answered_for_as_a_router(lab: Lab) -> None:
 def test_pings_to_sandbox_and_gateway_show_a_third_sandbox_nothing(lab: Lab) -> None:
     """As tcpdump sees it, which the kernel shows every frame that reaches the device."""
     targets = (lab.b.ip4, lab.b.ip6, lab.a.gateway(4), lab.a.gateway(6))
-    for target in targets:
-        lab.a.pings(str(target))  # so that the host, which asks everybody as ever, knows a
+    lab.c.link()  # it is there
     for station in (lab.a, lab.b):
+        station.run("ip", "neigh", "flush", "all", "nud", "permanent")
         station.run("ip", "neigh", "flush", "all")
     command = lab.c.command("tcpdump", "-n", "-l", "-i", lab.c.ifname, "-Q", "in")
     with Popen(command, stdout=PIPE, stderr=PIPE, text=True) as dump:
@@ -128,6 +128,8 @@ def test_pings_to_sandbox_and_gateway_show_a_third_sandbox_nothing(lab: Lab) -> 
             assert dump.poll() is None
         for target in targets:
             assert lab.a.pings(str(target)), target
+        for target in (lab.a.ip4, lab.a.ip6):
+            assert lab.host.run("ping", "-n", "-c1", "-W5", target).returncode == 0
         with lab.a.wire() as out:
             out.send(Ether(src=lab.a.mac, dst=BROADCAST, type=0x88B5) / b"\x00\x01the end")
         lines = []
@@ -138,6 +140,26 @@ def test_pings_to_sandbox_and_gateway_show_a_third_sandbox_nothing(lab: Lab) -> 
         dump.terminate()
         dump.communicate()
     assert not [line for line in lines if "ARP" in line or "neighbor" in line or "ICMP echo" in line], lines
+
+
+def test_sandbox_and_gateway_know_each_other_without_asking(either: Lab) -> None:
+    """For good: what is learned is limited to 1,024 neighbours for all namespaces of a machine."""
+
+    def permanent(place: Host | Station, device: str) -> dict[str, str]:
+        return {
+            neighbour["dst"]: neighbour["lladdr"]
+            for version in ("-4", "-6")
+            for neighbour in place.ip(version, "neigh", "show", "dev", device, "nud", "permanent")
+        }
+
+    brief = either.join("brief")
+    mac = gateway_mac(either)
+    assert permanent(brief, brief.ifname) == {str(brief.gateway(4)): mac, str(brief.gateway(6)): mac}
+    of_host = permanent(either.host, either.bridge)
+    assert of_host[brief.ip4] == of_host[brief.ip6] == brief.mac
+    addresses = {brief.ip4, brief.ip6}
+    either.host.api("DELETE", f"/linkspan/sandboxes/{brief.name}")
+    assert not addresses & permanent(either.host, either.bridge).keys()
 
 
 def test_unknown_address_is_asked_of_everybody_and_answered_by_nobody(lab: Lab) -> None:
