@@ -35,6 +35,13 @@ def arp(**fields: Any) -> Packet:
     return ether() / ARP(**(defaults | fields))
 
 
+def arp_with(at: int, *values: int) -> Packet:
+    """A good reply but for some bytes; its length stays."""
+    raw = bytearray(bytes(arp().payload))
+    raw[at : at + len(values)] = values
+    return Ether(dst=B.mac, src=A.mac, type=0x0806) / Raw(bytes(raw))
+
+
 def nd(message: Packet, source: str = A.ip6_ll, extension: Packet | None = None) -> Packet:
     packet = IPv6(src=source, dst="ff02::1", hlim=255)
     return ether(MULTICAST6) / (packet / extension if extension else packet) / message
@@ -123,10 +130,10 @@ MALFORMED = {
     "ip4 with options that are not there": ether() / IP(src=A.ip4, dst=B.ip4, ihl=15) / Raw(bytes(39)),
     "ip6 with version 4": ether() / IPv6(src=A.ip6, dst=B.ip6, version=4) / UDP(),
     "ip6 extension past the end": ip6() / Raw(b"\x11\xff" + bytes(30)),
-    "arp of another hardware": arp(hwtype=6),
-    "arp of another protocol": arp(ptype=0x86DD),
-    "arp with long hardware addresses": arp(hwlen=8),
-    "arp with short protocol addresses": arp(plen=2),
+    "arp of another hardware": arp_with(0, 0, 6),
+    "arp of another protocol": arp_with(2, 0x86, 0xDD),
+    "arp with long hardware addresses": arp_with(4, 8),
+    "arp with short protocol addresses": arp_with(5, 2),
     "nd option of length 0": nd(ICMPv6ND_NS(tgt=B.ip6) / Raw(bytes(8))),
     "nd option past the end": nd(ICMPv6ND_NS(tgt=B.ip6) / Raw(b"\x01\x02" + bytes(6))),
     "nd with half an option": nd(ICMPv6ND_NS(tgt=B.ip6) / Raw(b"\x01\x01\x02\x42")),

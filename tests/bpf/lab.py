@@ -220,7 +220,7 @@ class Lab:
         run(f"ip link add {STRANGER} type veth peer name end-{STRANGER}")
         names = [*(host.ifname for host in HOSTS), STRANGER]
         self.ifindex = {name: int(run(f"ip -o link show {name}").split(":")[0]) for name in names}
-        self.loaded = loader.load(str(bpffs / "linkspan"), run_dir=str(self.directory))
+        self.loaded = loader.load(str(bpffs / "linkspan"), run_dir=str(self.directory), timeout_s=600)
         self.maps = Maps.open(self.loaded.maps)
         self.programs = {name: bpf.obj_get(path) for name, path in self.loaded.programs.items()}
         # Programs remember flows by CPU.

@@ -40,9 +40,11 @@ def mounted(place):
     return place
 
 
-def load(place, **kwargs):
+def load(place, timeout_s=600, **kwargs):
+    """A time that emulated kernels keep to, too."""
     directory, source_dir = place
-    return loader.load(str(directory), run_dir=str(directory.parents[1]), source_dir=str(source_dir), **kwargs)
+    run_dir = str(directory.parents[1])
+    return loader.load(str(directory), run_dir=run_dir, source_dir=str(source_dir), timeout_s=timeout_s, **kwargs)
 
 
 def edit(path, old, new):
@@ -289,13 +291,13 @@ def test_loaders_of_one_directory_wait_for_each_other(place):
     directory, _ = mounted(place)
     program = (
         "import sys; from datapath import loader; "
-        "print(loader.load(sys.argv[1], run_dir=sys.argv[2], source_dir=sys.argv[3]).compiled)"
+        "print(loader.load(sys.argv[1], run_dir=sys.argv[2], source_dir=sys.argv[3], timeout_s=600).compiled)"
     )
     arguments = [sys.executable, "-c", program, str(directory), str(directory.parents[1]), str(place[1])]
     root = str(Path(loader.__file__).parents[2])
 
     def one(_):
-        return subprocess.run(arguments, cwd=root, capture_output=True, text=True, timeout=120)
+        return subprocess.run(arguments, cwd=root, capture_output=True, text=True, timeout=600)
 
     # A pool's threads are made by this one and stay in its namespaces.
     with ThreadPoolExecutor(3) as pool:
