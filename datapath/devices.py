@@ -6,6 +6,7 @@ Functions block, may be called from any thread, and may be repeated.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import socket
@@ -23,6 +24,8 @@ from datapath import rtnl
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFMTU = 0x8921
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_GLINK = 0x0A
 
 
 @contextmanager
@@ -68,6 +71,19 @@ def is_up(ifname: str) -> bool:
                 raise
             return False
     return bool(struct.unpack_from("=h", reply, 16)[0] & rtnl.IFF_UP)
+
+
+def take_note_of_carrier(ifname: str) -> None:
+    """Has the kernel act on the device's carrier now.
+
+    It does so by itself a little later (net/core/link_watch.c); until then it drops what is sent to a device that has
+    just got a carrier, and a bridge does not forward to it. Asking for the link's state (SIOCETHTOOL, ETHTOOL_GLINK)
+    makes it catch up. Raises OSError.
+    """
+    value = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_GLINK, 0))
+    request = struct.pack("16sP16x", ifname.encode(), ctypes.addressof(value))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCETHTOOL, request)
 
 
 def add_bridge(ifname: str, *, mac: str, mtu: int, ipv6: bool) -> None:

@@ -447,6 +447,7 @@ def _set_up_inside(join: Join) -> None:
             if is_default:
                 requests.append(rtnl.default_route_add(index, label, gateway.packed))
         netlink.apply(requests)
+    devices.take_note_of_carrier(endpoint.host_ifname)
 
 
 def _addresses(endpoint: Endpoint) -> list[IPv4Address | IPv6Address]:

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.agreement import assert_agreement, shown
 from tests.hosts import Host, host
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("bad-input")]
+pytestmark = pytest.mark.root
 
 LONG = "n" * 10_000
 

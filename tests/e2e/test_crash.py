@@ -16,7 +16,7 @@ from tests.e2e import crashing
 from tests.e2e.agreement import assert_agreement, shown
 from tests.hosts import ROOT, Host, wait_for
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("crash")]
+pytestmark = pytest.mark.root
 
 NETWORK = {
     "Name": "net",

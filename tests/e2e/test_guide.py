@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.agreement import assert_agreement
 from tests.hosts import Host, host
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("guide")]
+pytestmark = pytest.mark.root
 
 DEFAULTS = [("bridge", "bridge"), ("host", "host"), ("none", "null")]
 

@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.agreement import assert_agreement
 from tests.hosts import Host, host, wait_for
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")

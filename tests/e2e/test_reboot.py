@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.agreement import assert_agreement, shown
 from tests.hosts import Host, host, wait_for
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("reboot")]
+pytestmark = pytest.mark.root
 
 NETWORKS: list[dict[str, Any]] = [
     {

@@ -20,7 +20,7 @@ import pytest
 from tests.e2e.agreement import assert_agreement, shown
 from tests.hosts import ROOT, Host, host, wait_for
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("restart")]
+pytestmark = pytest.mark.root
 
 NETWORK = {
     "Name": "net",

@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.agreement import assert_agreement
 from tests.hosts import Host, host
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("fault-crowds")]
+pytestmark = pytest.mark.root
 
 CROWD = 50
 ROUNDS = 10

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.agreement import assert_agreement, shown
 from tests.hosts import Host, host
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("fault-disk")]
+pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from tests.e2e.agreement import assert_agreement
 from tests.fault import bpf_enosys
 from tests.hosts import BIN, Host, host
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("fault-host")]
+pytestmark = pytest.mark.root
 
 LINKSPAND = str(BIN / "linkspand")
 

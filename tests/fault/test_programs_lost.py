@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.agreement import assert_agreement
 from tests.hosts import Host, host
 
-pytestmark = [pytest.mark.root, pytest.mark.xdist_group("fault-programs")]
+pytestmark = pytest.mark.root
 
 A, B = "10.8.0.10", "10.8.0.11"
 
