@@ -34,8 +34,8 @@ kernel: setup ## tests/bpf in a guest of another kernel: KERNEL=6.1, KERNEL_MATR
 	$(Q)$(KERNEL_MATRIX)/prepare $(KERNEL)
 	$(Q)$(KERNEL_MATRIX)/run -t 1800 $(KERNEL) '$(PY) -m pytest -q --timeout 1500 -p no:cacheprovider tests/bpf'
 
-bench: setup ## the measured bars, as tables and in bench/results/
-	$(Q)$(PY) -m bench
+bench: setup ## the measured bars, as tables and in out/bench.json: SUITES="latency join" make bench
+	$(Q)$(PY) -m bench $(SUITES)
 
 clean: ## remove what was built
 	$(Q)rm -rf .venv build dist *.egg-info out datapath/_native.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
