@@ -23,7 +23,7 @@ from tests.api_server import Reply, ask
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def wait_for(claim: Callable[[], Any], what: str | Callable[[], str], deadline_s: float = DEADLINE_S) -> Any:
