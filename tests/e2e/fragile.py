@@ -1,22 +1,19 @@
-"""Killed or failing at any step of any change, linkspan leaves nothing half-made."""
+"""A host whose linkspand dies or fails when it is told to, and the changes to be cut off."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.api_server import Reply
 from tests.e2e import crashing
-from tests.e2e.agreement import assert_agreement, shown
+from tests.e2e.agreement import assert_agreement
 from tests.hosts import ROOT, Host, wait_for
-
-pytestmark = pytest.mark.root
 
 NETWORK = {
     "Name": "net",
@@ -66,8 +63,9 @@ class FragileHost(Host):
         self._daemon = None
 
 
-@pytest.fixture(scope="module")
-def machine() -> Iterator[FragileHost]:
+@contextmanager
+def fragile_host() -> Iterator[FragileHost]:
+    """The host, with a network `other` and a sandbox `peer` on it that no change is about."""
     host = FragileHost()
     try:
         host.start_fragile()
@@ -167,7 +165,6 @@ CASES = {
     "sandbox rm": ("revert", ensure_two_joins, remove_sandbox, has_sandbox),
     "network rm": ("revert", ensure_network_alone, remove_network, has_network),
 }
-each_case = pytest.mark.parametrize(("phase", "prepare", "change", "is_there"), CASES.values(), ids=CASES.keys())
 
 
 def other_works(host: Host) -> None:
@@ -180,10 +177,9 @@ def host_in(sandbox: Any) -> list[str]:
     return ["nsenter", f"--net={sandbox['NetnsPath']}"]
 
 
-@each_case
-def test_killed_at_any_step_the_next_start_leaves_it_whole_or_gone(
-    machine: FragileHost, phase: str, prepare: Action, change: Action, is_there: Action
-) -> None:
+def kill_at_every_step(machine: FragileHost, name: str) -> None:
+    """Makes the change again and again, killing linkspand one step later each time, until it gets through."""
+    phase, prepare, change, is_there = CASES[name]
     is_whole = False
     for number in count(1):
         # Before step 1, and after each; before a later step is after the one before it.
@@ -207,83 +203,3 @@ def test_killed_at_any_step_the_next_start_leaves_it_whole_or_gone(
             assert_agreement(machine)
             other_works(machine)
             return
-
-
-def test_killed_while_a_sandboxs_process_ends_the_next_start_has_it_exited(machine: FragileHost) -> None:
-    for number in count(1):
-        ensure_two_joins(machine)
-        process = machine.popen("sleep", "600")
-        assert machine.ask("POST", "/linkspan/sandboxes/box/started", {"Pid": process.pid}).status == 204
-        box = machine.ask("GET", "/linkspan/sandboxes/box").json
-        Path(box["ExitStatusPath"]).write_text("137\n")
-        machine.arm("revert", number, "after")
-        process.kill()
-        process.wait()
-        wait_for(lambda: machine.is_dead or has_exited(machine), "linkspand or the sandbox to end")
-        is_killed = machine.is_dead
-        machine.disarm()
-        if is_killed:
-            machine.await_death()
-            machine.start_fragile()
-            wait_for(lambda: has_exited(machine), "the sandbox to have exited")
-        assert_agreement(machine)
-        ensure_no_sandbox(machine)
-        if not is_killed:
-            assert number > 6, "two endpoints leave"
-            return
-
-
-@pytest.mark.parametrize("case", ["network create", "sandbox create", "connect"])
-def test_a_failing_step_is_undone_at_once_and_named(machine: FragileHost, case: str) -> None:
-    _, prepare, change, is_there = CASES[case]
-    for number in count(1):
-        prepare(machine)
-        before = shown(machine)
-        machine.arm("apply", number, "fail")
-        reply = change(machine)
-        machine.disarm()
-        if reply.status != 500:
-            assert reply.status in (200, 201), reply.body
-            assert number > 3
-            assert is_there(machine)
-            return
-        assert crashing.FAILURE in reply.message
-        assert ("network net" if case != "sandbox create" else "sandbox box") in reply.message
-        assert shown(machine) == before
-        assert_agreement(machine)
-
-
-@pytest.mark.parametrize("case", ["disconnect", "network rm"])
-def test_a_removal_goes_on_past_a_failing_step_says_so_and_can_be_repeated(machine: FragileHost, case: str) -> None:
-    _, prepare, change, is_there = CASES[case]
-    for number in count(1):
-        prepare(machine)
-        machine.arm("revert", number, "fail")
-        reply = change(machine)
-        machine.disarm()
-        if reply.status != 500:
-            assert reply.status in (200, 204), reply.body
-            assert number > 3
-            return
-        assert crashing.FAILURE in reply.message
-        assert "network net" in reply.message
-        assert "repeat" in reply.message
-        assert change(machine).status in (200, 204)
-        assert not is_there(machine)
-        assert_agreement(machine)
-
-
-def test_killed_again_and_again_while_it_recovers_it_recovers_in_the_end(machine: FragileHost) -> None:
-    ensure_network_alone(machine)
-    machine.arm("apply", 6, "after")
-    with pytest.raises(OSError):  # noqa: PT011 - whichever way a connection ends when its server is killed
-        create_sandbox(machine)
-    machine.await_death()
-    for number in count(1):
-        machine.arm("revert", number, "after")
-        if machine.survives_start():
-            break
-    assert number > 3, "the recovery has at least three steps"
-    machine.disarm()
-    assert not has_sandbox(machine)
-    assert_agreement(machine)
