@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -32,7 +33,9 @@ class FragileHost(Host):
         return self.dir / "orders.json"
 
     def arm(self, phase: str, number: int, how: str) -> None:
-        self.orders.write_text(json.dumps({"phase": phase, "number": number, "how": how}))
+        # With the time, so that the same orders given again are new ones.
+        orders = {"phase": phase, "number": number, "how": how, "given": time.monotonic_ns()}
+        self.orders.write_text(json.dumps(orders))
 
     def disarm(self) -> None:
         self.orders.unlink(missing_ok=True)
