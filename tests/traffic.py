@@ -292,17 +292,22 @@ def tallies(host: Host, sandbox: str, network: str | None = None) -> Tallies:
 
     By ("packets" or "bytes", direction, path), and ("drops", reason) for what was dropped at least once.
     """
+    return all_tallies(host, network).get(sandbox, {})
+
+
+def all_tallies(host: Host, network: str | None = None) -> dict[str, Tallies]:
+    """The counters of all endpoints, or those on one network, by sandbox."""
     text = host.run("curl", "-sS", "--fail", "http://127.0.0.1:9478/metrics").stdout
-    found: Tallies = {}
+    found: dict[str, Tallies] = {}
     for metric in text_string_to_metric_families(text):
         if not metric.name.startswith("linkspan_endpoint_"):
             continue
         what = metric.name.removeprefix("linkspan_endpoint_")
         for sample in metric.samples:
             labels = sample.labels
-            if labels.get("sandbox") == sandbox and network in (None, labels["network"]):
+            if network in (None, labels["network"]):
                 rest = (labels["reason"],) if what == "drops" else (labels["direction"], labels["path"])
-                found[what, *rest] = int(sample.value)
+                found.setdefault(labels["sandbox"], {})[what, *rest] = int(sample.value)
     return found
 
 
