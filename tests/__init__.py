@@ -1,1 +1,1 @@
-"""The suites, by what they need: unit and contract need no root; bpf, netns, e2e and fault make their own namespaces."""
+"""Tests of Linkspan: one package, so that helpers are imported by path and files of two suites may share a name."""
