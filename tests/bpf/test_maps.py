@@ -156,18 +156,18 @@ def test_keep_only_deletes_whatever_is_not_named(lab):
 
 
 def test_a_full_map_says_which(lab):
-    """65,536 neighbours fit, one more does not."""
-
-    def key(number):
-        return IPv4Address(0x0A000000 + number)
-
-    room = abi.MAX_NEIGHBOURS - sum(isinstance(address, IPv4Address) for _, address in lab.maps.neighbours())
-    for number in range(room):
-        lab.maps.neighbour_put(5, key(number), abi.Neighbour(UNICAST, 0))
-    with pytest.raises(OSError, match=r"map .*neigh4.*full") as caught:
-        lab.maps.neighbour_put(5, key(room), abi.Neighbour(UNICAST, 0))
+    table, entry = lab.maps._fdb, abi.FdbEntry(1, 1)
+    keys = [abi.FdbKey(77, bytes.fromhex(f"0242{number:08x}")) for number in range(abi.MAX_ENDPOINTS)]
+    room = abi.MAX_ENDPOINTS - len(lab.maps.fdb())
+    for key in keys[:room]:
+        table.update(key.pack(), entry.pack())
+    try:
+        with pytest.raises(OSError, match=r"map .*/fdb: .*full") as caught:
+            lab.maps.fdb_put(keys[-1].segment, keys[-1].mac, entry)
+    finally:
+        for key in keys[:room]:
+            table.delete(key.pack())
     assert caught.value.errno == errno.E2BIG
-    assert len(lab.maps.neighbours()) >= abi.MAX_NEIGHBOURS
 
 
 def test_a_packet_from_a_slot_past_the_end_is_forwarded_uncounted(lab):
