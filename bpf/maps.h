@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * The maps, shared by all programs and pinned by name. User space writes all of them but those
- * that count or remember; no map can be grown by a remote party, so none needs LRU eviction.
+ * The maps, shared by all programs and pinned by name but for private ones. User space writes all of them but those that
+ * count or remember; no map can be grown by a remote party, so none needs LRU eviction.
  */
 #ifndef LINKSPAN_MAPS_H
 #define LINKSPAN_MAPS_H
@@ -24,10 +24,10 @@ struct ls_flow {
 /* One slot: LS_ABI_VERSION of the loader that made the pins. */
 LS_MAP("array", __u32, __u32, abi_version, 1, 0);
 
+/* One slot: see abi.h. */
 LS_MAP("array", __u32, __u64, epoch, 1, 0);
 
-/* These two are preallocated: their elements lie close together, and an update never waits
- * for memory. */
+/* These two are preallocated: their elements lie close together, and an update never waits for memory. */
 LS_MAP("hash", __u32, struct ls_endpoint, ep_by_if, LS_MAX_ENDPOINTS, 0);
 LS_MAP("hash", struct ls_fdb_key, struct ls_fdb, fdb, LS_MAX_ENDPOINTS, 0);
 
@@ -38,7 +38,7 @@ LS_MAP("hash", struct ls_neigh6_key, struct ls_neighbour, neigh6, LS_MAX_NEIGHBO
 /* Per CPU: a tc program runs in softirq context or with bottom halves off, so nothing else on the CPU touches
  * its copy in between and plain additions do. */
 LS_MAP("percpu_array", __u32, struct ls_counters, ep_counters, LS_MAX_ENDPOINTS, 0);
-LS_PRIVATE_MAP("percpu_array", __u32, struct ls_flow, flows, 1 << LS_FLOW_BITS, 0);
 LS_MAP("percpu_hash", struct ls_drop_key, __u64, ep_drops, LS_MAX_DROP_KEYS, BPF_F_NO_PREALLOC);
+LS_PRIVATE_MAP("percpu_array", __u32, struct ls_flow, flows, 1 << LS_FLOW_BITS, 0);
 
 #endif

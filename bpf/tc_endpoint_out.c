@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
  * ls_ep_out: tc ingress of an endpoint's host end, which sees all that the endpoint sends. Drops what is forged or
- * malformed, answers ARP requests and neighbour solicitations for known addresses, sends unicast IP for an endpoint
- * on the same segment straight into its sandbox, and leaves everything else to the kernel. Reads epoch, ep_by_if, fdb,
- * neigh4 and neigh6, writes ep_counters, ep_drops and its own flows. Changes no packet but those that it answers; touches none of
- * a device that is not in ep_by_if.
+ * malformed, answers ARP requests and neighbour solicitations for known addresses, sends unicast for an endpoint on the
+ * same segment straight into its sandbox, and leaves everything else to the kernel. Reads epoch, ep_by_if, fdb, neigh4
+ * and neigh6, writes ep_counters, ep_drops and its own flows. Changes no packet but those that it answers; touches none
+ * of a device that is not in ep_by_if.
  */
 #include "lib/eth.h"
 #include "lib/flow.h"

@@ -27,7 +27,8 @@ LS_INLINE struct ls_flow *ls_flow_place(const struct __sk_buff *skb, __u32 ifind
 	return flows.lookup(&index);
 }
 
-/* The epoch has to be read before the maps are: an entry made while they change is then outdated from the start. */
+/* The epoch has to be read before the maps are: an entry made while they change is then outdated from the start. x86-64
+ * keeps loads in order; a machine that doesn't would need a read barrier between, which BPF programs don't have. */
 LS_INLINE __u64 ls_flow_epoch(void)
 {
 	__u32 first = 0;
