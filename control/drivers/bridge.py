@@ -126,6 +126,11 @@ class BridgeDriver(Driver):
                     f"unknown option {option!r} for the driver bridge: it knows {', '.join(sorted(_OPTIONS))}"
                 )
             _OPTIONS[option](option, value)
+        for other in others:  # also those whose device is not there yet
+            if spec.options.get(NAME) == bridge_name(other):
+                raise Conflict(
+                    f"{spec.options[NAME]} is the bridge of network {other.name}: choose another name for option {NAME}"
+                )
         if spec.enable_ipv6 and int(spec.options.get(MTU, "1500")) < 1280:
             raise InvalidArgument(f"option {MTU}={spec.options[MTU]} is less than IPv6 needs: 1280 bytes")
         for pool in spec.pools:

@@ -73,6 +73,22 @@ def test_of_many_parallel_creations_of_one_name_exactly_one_wins(machine: Host) 
     assert machine.ask("DELETE", "/networks/wanted").status == 204
 
 
+def test_of_many_networks_that_want_one_bridge_exactly_one_gets_it(machine: Host) -> None:
+    def create_with_bridge(number: int) -> Any:
+        body = {"Name": f"net{number}", "Options": {"com.docker.network.bridge.name": "wanted0"}}
+        return machine.ask("POST", "/networks/create", body)
+
+    with ThreadPoolExecutor(CROWD) as pool:
+        replies = list(pool.map(create_with_bridge, range(20)))
+    assert Counter(reply.status for reply in replies) == {201: 1, 409: 19}
+    assert_agreement(machine)
+    for number, reply in enumerate(replies):
+        if reply.status == 201:
+            assert machine.ask("DELETE", f"/networks/net{number}").status == 204
+        else:
+            assert "wanted0" in reply.message
+
+
 def test_a_pool_that_is_exhausted_in_parallel_hands_out_every_address_once(machine: Host) -> None:
     names = [f"box{number}" for number in range(12)]
     with ThreadPoolExecutor(12) as pool:
