@@ -63,8 +63,8 @@ struct ls_neighbour {
 };
 
 /* Map ep_counters: per-CPU array by slot. out: sent by the endpoint; in: delivered to it. Packets are
- * wire packets (a GSO packet counts its segments), bytes are the kernel's packet lengths, as device statistics have them:
- * with the Ethernet header, once for a GSO packet, and without an outer VLAN tag. */
+ * wire packets (a GSO packet counts its segments), bytes are the kernel's packet lengths, as device statistics have
+ * them: with the Ethernet header, once for a GSO packet, and without an outer VLAN tag. */
 struct ls_counters {
 	__u64 out_fast_packets;
 	__u64 out_fast_bytes;

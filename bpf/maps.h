@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * The maps, shared by all programs and pinned by name but for private ones. User space writes all of them but those that
- * count or remember; no map can be grown by a remote party, so none needs LRU eviction.
+ * The maps, shared by all programs and pinned by name but for private ones. User space writes all of them but those
+ * that count or remember; no map can be grown by a remote party, so none needs LRU eviction.
  */
 #ifndef LINKSPAN_MAPS_H
 #define LINKSPAN_MAPS_H

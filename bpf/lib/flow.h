@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * The flow cache: what the maps said of the last pairs of sender and destination MAC, in one lookup that the JIT inlines
- * instead of two hash lookups. An entry holds as long as the epoch that it was made in.
+ * The flow cache: what the maps said of the last pairs of sender and destination MAC, in one lookup that the JIT
+ * inlines instead of two hash lookups. An entry holds as long as the epoch that it was made in.
  */
 #ifndef LINKSPAN_FLOW_H
 #define LINKSPAN_FLOW_H
