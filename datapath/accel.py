@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -106,8 +106,7 @@ class Accelerator:
         try:
             with rtnl.Rtnl() as netlink:
                 netlink.apply([rtnl.block_clear(BLOCK_OUT), rtnl.block_clear(BLOCK_IN)])
-            for pin in self._links_dir.iterdir() if self._links_dir.is_dir() else ():
-                pin.unlink()
+            self._drop_links(keep=())
         except OSError as error:
             LOG.error("programs of an earlier linkspan may still run on endpoints: %s", error)
 
@@ -133,24 +132,33 @@ class Accelerator:
         )
 
     def _swap(self, ports: Sequence[Port]) -> None:
-        """Puts the loaded programs on the host ends that are there already, in the place of older ones."""
+        """Puts the loaded programs on the host ends that are there already, in the place of older ones, whichever way
+        those are attached."""
+        indexes = {port.ifname: devices.need_ifindex(port.ifname) for port in ports}
         if self.attachment == "tcx":
-            for port in ports:
-                self._attach_tcx(devices.need_ifindex(port.ifname), port.ifname)
+            for ifname, index in indexes.items():
+                self._attach_tcx(index, ifname)
+            self._drop_links(keep=indexes.keys())
+            with rtnl.Rtnl() as netlink:
+                netlink.apply([rtnl.clsact_delete(index, ifname) for ifname, index in indexes.items()])
             return
-        if not ports:
-            return  # and no shared block
-        qdiscs = [
-            rtnl.clsact_add(devices.need_ifindex(port.ifname), port.ifname, BLOCK_OUT, BLOCK_IN) for port in ports
-        ]
-        with rtnl.Rtnl() as netlink:
-            netlink.apply(
-                [
-                    *qdiscs,
-                    rtnl.block_program(BLOCK_OUT, self._programs[PROGRAM_OUT], PROGRAM_OUT, replace=True),
-                    rtnl.block_program(BLOCK_IN, self._programs[PROGRAM_IN], PROGRAM_IN, replace=True),
-                ]
-            )
+        if ports:  # else there is no shared block
+            qdiscs = [rtnl.clsact_add(index, ifname, BLOCK_OUT, BLOCK_IN) for ifname, index in indexes.items()]
+            with rtnl.Rtnl() as netlink:
+                netlink.apply(
+                    [
+                        *qdiscs,
+                        rtnl.block_program(BLOCK_OUT, self._programs[PROGRAM_OUT], PROGRAM_OUT, replace=True),
+                        rtnl.block_program(BLOCK_IN, self._programs[PROGRAM_IN], PROGRAM_IN, replace=True),
+                    ]
+                )
+        self._drop_links(keep=())
+
+    def _drop_links(self, keep: Collection[str]) -> None:
+        """Unpins the tcx links of all host ends but these, which detaches them."""
+        for pin in self._links_dir.iterdir() if self._links_dir.is_dir() else ():
+            if pin.name.rpartition("-")[0] not in keep:
+                pin.unlink()
 
     def attach(self, port: Port) -> None:
         """Tells the programs of the endpoint and runs them on its host end.

@@ -31,7 +31,7 @@ NLA_F_NESTED: Final = 0x8000
 
 RTM_NEWLINK, RTM_DELLINK, RTM_SETLINK = 16, 17, 19
 RTM_NEWADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEIGH, RTM_DELNEIGH = 20, 24, 25, 28, 29
-RTM_NEWQDISC, RTM_NEWTFILTER, RTM_DELTFILTER = 36, 44, 45
+RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER = 36, 37, 44, 45
 
 IFF_UP: Final = 1
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO = 1, 3, 4, 10, 12, 18
@@ -217,6 +217,12 @@ def clsact_add(index: int, label: str, ingress_block: int, egress_block: int) ->
         (text(TCA_KIND, "clsact"), u32(TCA_INGRESS_BLOCK, ingress_block), u32(TCA_EGRESS_BLOCK, egress_block))
     )
     return Request(f"add clsact to {label}", RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, body, _EXISTS)
+
+
+def clsact_delete(index: int, label: str) -> Request:
+    """Deletes the clsact qdisc with its filters; a device without one is no error."""
+    body = struct.pack("=BxxxiIII", 0, index, TC_H_CLSACT & 0xFFFF0000, TC_H_CLSACT, 0)
+    return Request(f"delete clsact from {label}", RTM_DELQDISC, 0, body, _GONE | {errno.EINVAL})
 
 
 def block_program(block: int, prog_fd: int, name: str, *, replace: bool) -> Request:
