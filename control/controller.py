@@ -383,13 +383,14 @@ class NetworkController:
     def mark_exited(self, ref: str, exit_code: int | None) -> None:
         """Takes note that the main process ended: the sandbox stays, its endpoints leave. Harmless when repeated."""
         with self._exclusive(self._records.sandbox(ref)) as sandbox:
-            if sandbox.state is not SandboxState.RUNNING:
+            if sandbox.state is SandboxState.RUNNING:
+                sandbox = advance(sandbox, SandboxState.EXITED, finished=utcnow(), exit_code=exit_code)
+                self._records.commit(put=[sandbox])
+                self._emit_sandbox("exit", sandbox)
+            if sandbox.state is not SandboxState.EXITED:
                 return
-            sandbox = advance(sandbox, SandboxState.EXITED, finished=utcnow(), exit_code=exit_code)
-            self._records.commit(put=[sandbox])
             for endpoint in self._records.in_sandbox(sandbox.id):
                 self._endpoints.leave(self._records.network(endpoint.network_id), sandbox, endpoint, force=True)
-        self._emit_sandbox("exit", sandbox)
 
     def read_exit_status(self, sandbox: Sandbox) -> int | None:
         """What the supervisor of the sandbox's main process wrote, or None as long as it has not."""

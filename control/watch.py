@@ -28,11 +28,15 @@ _STATUS_POLL_S: Final = 0.01
 
 
 class ProcessWatcher:
-    """Watches the main process of every running sandbox. All methods belong to the event loop's thread."""
+    """Watches the main process of every running sandbox. All methods belong to the event loop's thread.
 
-    def __init__(self, controller: NetworkController, workers: Workers) -> None:
+    An end that cannot be recorded, as on a full disk, is tried again every `retry_s` seconds.
+    """
+
+    def __init__(self, controller: NetworkController, workers: Workers, *, retry_s: float = 5.0) -> None:
         self._controller = controller
         self._workers = workers
+        self._retry_s = retry_s
         self._pidfds: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -108,12 +112,16 @@ class ProcessWatcher:
         read, deadline = self._controller.read_exit_status, time.monotonic() + STATUS_DEADLINE_S
         while (exit_code := read(sandbox)) is None and time.monotonic() < deadline:  # noqa: ASYNC110 - it is a file
             await asyncio.sleep(_STATUS_POLL_S)
-        try:
-            await self._workers.change(self._controller.mark_exited, sandbox.id, exit_code)
-        except NotFound:
-            pass  # removed while its process was ending
-        except ControlError:
-            LOG.exception("cannot record the end of sandbox %s", sandbox.name)
+        while True:
+            try:
+                await self._workers.change(self._controller.mark_exited, sandbox.id, exit_code)
+            except NotFound:
+                return  # removed while its process was ending
+            except ControlError as error:
+                LOG.error("cannot record the end of sandbox %s, will try again: %s", sandbox.name, error)
+                await asyncio.sleep(self._retry_s)
+            else:
+                return
 
 
 def _open(pid: int) -> int | None:
