@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -193,34 +194,67 @@ sys.exit(daemon.main())
 """
 
 
-def other_sources(directory: Path) -> Path:
+def other_sources(directory: Path, addition: str) -> Path:
     """The programs as another version might have them."""
     copy = directory / "bpf"
     shutil.copytree(ROOT / "bpf", copy)
     with (copy / "maps.h").open("a") as file:
-        file.write("/* another version */\n")
+        file.write(f"{addition}\n")
     return copy
+
+
+def start_other_version(machine: Host, change: str) -> Any:
+    """Starts linkspand with a statement that makes it another version; returns its status."""
+    machine.start(program=[sys.executable, "-c", UPGRADE.format(change=change)], env={"PYTHONPATH": str(ROOT)})
+    return machine.ask("GET", "/linkspan/status").json
+
+
+@contextmanager
+def unbroken_ping(machine: Host) -> Iterator[None]:
+    """Pings from a to b all the time; fails when more is lost than the one that was under way at the end."""
+    a, b = sandbox(machine, "a"), sandbox(machine, "b")
+    address = b["Networks"]["net"]["IPAddress"]
+    ping = machine.popen(*inside(a, "ping", "-q", "-i0.01", "-c3000", address), stdout=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        ping.send_signal(signal.SIGINT)
+        output = ping.communicate()[0]
+    sent, received = map(int, re.findall(r"(\d+) (?:packets transmitted|received)", output))
+    assert sent - received <= 1, output
+
+
+def program_pins(machine: Host) -> set[str]:
+    pins = machine.run("find", str(machine.bpffs), "-type", "f").stdout.split()
+    return {Path(pin).name for pin in pins if "/progs/" in pin}
 
 
 @pytest.mark.parametrize("what", ["program", "ABI"])
 def test_another_version_takes_over_without_a_packet_lost(machine: Host, what: str, tmp_path: Path) -> None:
     change = "abi.ABI_VERSION += 1"
     if what == "program":
-        change = f"sources.DIRECTORY = Path({str(other_sources(tmp_path))!r})"
-    a, b = sandbox(machine, "a"), sandbox(machine, "b")
-    pins = machine.run("find", str(machine.bpffs), "-type", "f").stdout
-    address = b["Networks"]["net"]["IPAddress"]
-    ping = machine.popen(*inside(a, "ping", "-q", "-i", "0.01", "-c", "3000", address), stdout=subprocess.PIPE)
-    machine.stop()
-    machine.start(program=[sys.executable, "-c", UPGRADE.format(change=change)], env={"PYTHONPATH": str(ROOT)})
-    status = machine.ask("GET", "/linkspan/status").json
-    assert status["fallbacks"] == {}
-    assert status["drivers"]["bridge"]["programs"] == "compiled at start"
-    replaced = machine.run("find", str(machine.bpffs), "-type", "f").stdout
-    assert {Path(pin).name for pin in pins.split() if "/progs/" in pin}.isdisjoint(
-        Path(p).name for p in replaced.split()
-    )
-    assert_agreement(machine)
-    ping.send_signal(signal.SIGINT)
-    sent, received = map(int, re.findall(r"(\d+) (?:packets transmitted|received)", ping.communicate()[0]))
-    assert sent - received <= 1, "but for the one that was under way at the end"
+        change = f"sources.DIRECTORY = Path({str(other_sources(tmp_path, '/* another version */'))!r})"
+    before = program_pins(machine)
+    with unbroken_ping(machine):
+        machine.stop()
+        status = start_other_version(machine, change)
+        assert status["fallbacks"] == {}
+        assert status["drivers"]["bridge"]["programs"] == "compiled at start"
+        assert program_pins(machine).isdisjoint(before)
+        assert_agreement(machine)
+
+
+def test_a_version_whose_programs_do_not_compile_goes_without_them_and_no_packet_is_lost(
+    machine: Host, tmp_path: Path
+) -> None:
+    change = f"sources.DIRECTORY = Path({str(other_sources(tmp_path, '#error cannot be built'))!r})"
+    with unbroken_ping(machine):
+        machine.stop()
+        reason = start_other_version(machine, change)["fallbacks"]["ebpf"]
+        assert reason.startswith("compile ls_ep_out: ")
+        assert "cannot be built" in reason
+        assert str(machine.run_dir / "loader.log") in reason
+        machine.stop()
+        machine.start()
+        assert machine.ask("GET", "/linkspan/status").json["fallbacks"] == {}
+        assert_agreement(machine)
