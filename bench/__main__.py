@@ -21,7 +21,7 @@ from bench.world import BenchError
 
 SUITES: Final[Mapping[str, tuple[Callable[[int], Result], int]]] = {
     "latency": (latency.suite, 300),
-    "throughput": (throughput.suite, 60),
+    "throughput": (throughput.suite, 120),
     "join": (joining.suite, 10),
     "daemon": (daemon.suite, 10),
     "micro": (micro.suite, 0),

@@ -8,6 +8,7 @@ from typing import Final
 
 from bench.report import Bar, Result, Table
 from bench.stats import single, spread
+from bench.turns import before_others
 from bench.world import world
 
 IDLE_S: Final = 5.0
@@ -16,6 +17,11 @@ COLD_STARTS: Final = 3
 
 def suite(rounds: int) -> Result:
     """Cold starts in fresh worlds, then warm ones in one with a network and two endpoints."""
+    with before_others():
+        return _measure(rounds)
+
+
+def _measure(rounds: int) -> Result:
     colds = []
     for _ in range(COLD_STARTS - 1):
         with world() as machine:

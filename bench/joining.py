@@ -13,6 +13,7 @@ from typing import Final
 from bench.daemon import resident_bytes
 from bench.report import Bar, Result, Table
 from bench.stats import Spread, single, spread
+from bench.turns import before_others
 from bench.world import World, world
 
 SIZES: Final = (10, 100, 1000)
@@ -39,7 +40,7 @@ def disconnect(machine: World, sandbox: str, network: str = NETWORK) -> None:
 
 def suite(rounds: int) -> Result:
     """Joins at each size, then many at once, then networks; in a world of its own."""
-    with world() as machine:
+    with before_others(), world() as machine:
         machine.start()
         machine.api("POST", "/networks/create", {"Name": NETWORK, "IPAM": {"Config": [{"Subnet": "10.99.0.0/16"}]}})
         machine.sandbox("spare", "none")

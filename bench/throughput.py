@@ -18,6 +18,7 @@ from bench import paths
 from bench.paths import Path
 from bench.report import Bar, Result, Table
 from bench.stats import ratios, spread
+from bench.turns import before_others
 from bench.world import BenchError, running, world
 
 PORT: Final = 7003
@@ -37,7 +38,7 @@ def measure(compared: Sequence[Path], rounds: int, *, seed: int = 1) -> Mapping[
     """
     order = random.Random(seed)
     measured: dict[str, list[float]] = {path.name: [] for path in compared}
-    with ExitStack() as stack:
+    with before_others(), ExitStack() as stack:
         receivers = {}
         for path in compared:
             server = path.at_server("iperf3", "--server", "--port", str(PORT), cpu=SERVER_CPU)

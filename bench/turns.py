@@ -26,7 +26,7 @@ def take_turns(pids: Mapping[K, int], rounds: int, slice_of: Callable[[K], None]
     """
     order, keys = random.Random(seed), list(pids)
     half = len(keys) - len(keys) // 2
-    with _before_others():
+    with before_others():
         for _ in range(rounds):
             for key in (*order.sample(keys[:half], half), *order.sample(keys[half:], len(keys) - half)):
                 os.kill(pids[key], signal.SIGCONT)
@@ -35,7 +35,7 @@ def take_turns(pids: Mapping[K, int], rounds: int, slice_of: Callable[[K], None]
 
 
 @contextmanager
-def _before_others() -> Iterator[None]:
+def before_others() -> Iterator[None]:
     """Lets this thread, and with autogroups (sched(7)) this session, run before other work on the machine.
 
     So slices end when they should, and are not cut up.

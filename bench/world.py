@@ -207,7 +207,7 @@ class World:
                 stdout=log,
                 stderr=log,
                 text=True,
-                start_new_session=True,
+                process_group=0,  # Ctrl-C is not for it; in the session for its priority, see bench.turns
             )
         wait_for(self._answers, "linkspand to answer")
         return time.monotonic() - begin
