@@ -83,8 +83,7 @@ def add(policy: Policy) -> None:
     try:
         _apply(_changes("add", policy))
     except NftError:
-        if exists():
-            raise
+        # There may be no table, or not yet: another thread may be making it. The rules do no harm where they are.
         _apply(_RULES + _changes("add", policy))
 
 

@@ -1,0 +1,120 @@
+"""The text that is handed to nft, and what becomes of its refusals; tests/netns/test_nft_kernel.py has the kernel."""
+
+from __future__ import annotations
+
+import subprocess
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from datapath import nft
+from datapath.nft import NftError, Policy
+
+BOTH = [ip_network("10.1.0.0/24"), ip_network("fd01::/64")]
+
+
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What nft is asked for; the table is there."""
+    asked: list[str] = []
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        if "-f" in command:
+            asked.append(str(options["input"]))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return asked
+
+
+def elements(transaction: str, verb: str = "add") -> dict[str, list[str]]:
+    """What is added to (or deleted from) each set."""
+    found: dict[str, list[str]] = {}
+    for line in transaction.splitlines():
+        if line.startswith(f"{verb} element inet linkspan "):
+            name, _, element = line.removeprefix(f"{verb} element inet linkspan ").partition(" ")
+            found.setdefault(name, []).append(element.strip("{ }"))
+    return found
+
+
+def test_an_ordinary_network_is_let_out_masqueraded_and_talks_with_itself(transactions: list[str]) -> None:
+    nft.add(Policy(bridges=["br0"], subnets=BOTH))
+    (transaction,) = transactions
+    assert elements(transaction) == {
+        "bridges": ['"br0"'],
+        "hairpin": ['"br0" . "br0"'],
+        "own4": ['10.1.0.0/24 . "br0"'],
+        "own6": ['fd01::/64 . "br0"'],
+        "masquerade4": ["10.1.0.0/24"],
+        "masquerade6": ["fd01::/64"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("policy", "missing", "added"),
+    [
+        (Policy(bridges=["br0"], subnets=BOTH, connected=False), {"hairpin"}, set()),
+        (Policy(bridges=["br0"], subnets=BOTH, masquerade=False), {"masquerade4", "masquerade6"}, set()),
+        (Policy(bridges=["br0"], subnets=BOTH, internal=True), {"masquerade4", "masquerade6"}, {"internal"}),
+        (Policy(bridges=["br0"], subnets=BOTH[:1]), {"own6", "masquerade6"}, set()),
+        (Policy(bridges=["br0"], subnets=BOTH[1:]), {"own4", "masquerade4"}, set()),
+    ],
+)
+def test_what_a_network_is_not_allowed_is_left_out(
+    transactions: list[str], policy: Policy, missing: set[str], added: set[str]
+) -> None:
+    nft.add(policy)
+    ordinary = {"bridges", "hairpin", "own4", "own6", "masquerade4", "masquerade6"}
+    assert elements(transactions[0]).keys() == ordinary - missing | added
+
+
+def test_only_the_first_bridge_of_a_network_routes_but_none_is_masqueraded_within(transactions: list[str]) -> None:
+    nft.add(Policy(bridges=["br0", "s01", "s02"], subnets=BOTH[:1]))
+    found = elements(transactions[0])
+    assert found["bridges"] == ['"br0"']
+    assert found["hairpin"] == ['"br0" . "br0"']
+    assert found["own4"] == [f'10.1.0.0/24 . "{bridge}"' for bridge in ("br0", "s01", "s02")]
+
+
+def test_a_removal_deletes_what_an_addition_adds(transactions: list[str]) -> None:
+    policy = Policy(bridges=["br0", "s01"], subnets=BOTH, internal=True)
+    nft.add(policy)
+    nft.remove(policy)
+    assert elements(transactions[1], "delete") == elements(transactions[0])
+
+
+def test_synchronizing_empties_every_set_that_the_rules_declare_and_fills_it_in_one_transaction(
+    transactions: list[str],
+) -> None:
+    nft.synchronize([Policy(bridges=["br0"], subnets=BOTH), Policy(bridges=["br1"], subnets=[], internal=True)])
+    (transaction,) = transactions
+    declared = {line.split()[4] for line in transaction.splitlines() if line.startswith("add set ")}
+    flushed = {line.split()[4] for line in transaction.splitlines() if line.startswith("flush set ")}
+    assert declared == flushed
+    assert elements(transaction)["bridges"] == ['"br0"', '"br1"']
+    assert transaction.index("flush set") < transaction.index("add element")
+
+
+def test_a_host_without_nft_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NftError, match="apt-get install nftables"):
+        nft.delete_table()
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("echo 'Error: syntax error' >&2; echo 'second line' >&2; exit 1", "table inet linkspan: Error: syntax error$"),
+        ("exit 3", "table inet linkspan: exit status 3$"),
+    ],
+)
+def test_a_refusal_is_told_in_nfts_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, says: str
+) -> None:
+    fake = tmp_path / "nft"
+    fake.write_text(f"#!/bin/sh\ncat >/dev/null\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(NftError, match=says):
+        nft.delete_table()
