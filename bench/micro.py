@@ -21,7 +21,7 @@ _UNITS: Final = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 
 
 def suite(rounds: int) -> Result:
-    """Runs the suites, whose own number of rounds it leaves; a bar that one misses is a bar missed here."""
+    """Runs the suites, which know their own number of rounds, and shows which of their tests fail."""
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report.json")
         done = subprocess.run(
@@ -39,8 +39,11 @@ def suite(rounds: int) -> Result:
         [one["name"], _time(one["stats"]["median"]), _time(one["stats"]["iqr"]), _notes(one["extra_info"])]
         for one in found
     ]
-    table = Table("pytest-benchmark", ("", "median", "quartiles apart", "notes"), rows)
-    return Result([table], _bars(found), {"failed": done.returncode != 0, "output": done.stdout[-4000:]})
+    tables = [Table("pytest-benchmark", ("", "median", "quartiles apart", "notes"), rows)]
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if failed:
+        tables.append(Table("failed", ("",), [[line] for line in failed]))
+    return Result(tables, _bars(found), {"failed": failed})
 
 
 def _bars(found: list[dict[str, Any]]) -> list[Bar]:
