@@ -43,6 +43,8 @@ _OUR_BRIDGE: Final = re.compile(r"(br-|s\d\d)[0-9a-f]{12}")
 _BRIDGE_MACS: Final = (b"\x02\x4c", b"\x02\x4d")
 """How the addresses of our bridges begin: those with the gateway's addresses, and further shards."""
 _IFNAME: Final = re.compile(r"[^\s/:]{1,15}")
+_NO_IFNAMES: Final = (".", "..", "all", "default")
+"""Names that stand for something else in /proc/sys/net."""
 
 
 def _check_boolean(option: str, value: str) -> None:
@@ -51,12 +53,12 @@ def _check_boolean(option: str, value: str) -> None:
 
 
 def _check_mtu(option: str, value: str) -> None:
-    if not value.isdecimal() or not 68 <= int(value) <= 65535:
+    if not (value.isascii() and value.isdecimal()) or not 68 <= int(value) <= 65535:
         raise InvalidArgument(f"invalid value {value!r} for option {option}: use a number of bytes from 68 to 65535")
 
 
 def _check_ifname(option: str, value: str) -> None:
-    if not _IFNAME.fullmatch(value) or value in (".", ".."):
+    if not _IFNAME.fullmatch(value) or value in _NO_IFNAMES:
         raise InvalidArgument(
             f"invalid device name {value!r} for option {option}: at most 15 characters, no / : or blank"
         )
@@ -147,7 +149,7 @@ class BridgeDriver(Driver):
         for option, value in spec.driver_options.items():
             if option != IFNAME:
                 raise InvalidArgument(f"unknown option {option!r} for an endpoint of driver bridge: it knows {IFNAME}")
-            if not _IFNAME.fullmatch(value) or value in (".", "..", "lo", "all", "default"):
+            if not _IFNAME.fullmatch(value) or value in (*_NO_IFNAMES, "lo"):
                 raise InvalidArgument(f"invalid device name {value!r} for option {option}")
 
     def settle_endpoint(self, network: Network, endpoint: Endpoint, siblings: Sequence[Endpoint]) -> Endpoint:
