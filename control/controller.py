@@ -67,7 +67,7 @@ class NetworkController:
             discard_network=self._discard_network,
             discard_sandbox=self._discard_sandbox,
         )
-        self._creating: set[NetworkId] = set()
+        self._changing: set[NetworkId] = set()
         self._sandbox_locks: dict[str, threading.Lock] = {}
 
     # -- start and stop ------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class NetworkController:
             except Exception:
                 addressing.release_pools(self._deps.ipam, pools)
                 raise
-            self._creating.add(network.id)
+            self._changing.add(network.id)
         try:
             made = advance(network, NetworkState.ACTIVE)
             self._deps.apply(
@@ -236,7 +236,7 @@ class NetworkController:
             self._forget_network(network)
             raise
         finally:
-            self._creating.discard(network.id)
+            self._changing.discard(network.id)
         network = made
         self._emit_network("create", network)
         return network, [
@@ -247,12 +247,14 @@ class NetworkController:
         ]
 
     def remove_network(self, ref: str) -> None:
-        """Removes a network without endpoints; raises NotFound, Forbidden. May be repeated after a failure."""
+        """Removes a network without endpoints; raises NotFound, Forbidden, Conflict. May be repeated when it failed."""
         with self._records.lock:
             network = self._records.network(ref)
             if network.predefined:
                 raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
-            if network.id in self._creating:
+            if network.id in self._changing:
+                if network.state is NetworkState.REMOVING:
+                    raise Conflict(f"removal of network {network.name} is already in progress")
                 raise Forbidden(f"network {network.name} is still being created: try again when it is there")
             endpoints = self._records.on_network(network.id)
             if endpoints:
@@ -265,20 +267,24 @@ class NetworkController:
             if network.state is not NetworkState.REMOVING:
                 network = advance(network, NetworkState.REMOVING)
                 self._records.commit(put=[network])
-        self._discard_network(network)
+            self._changing.add(network.id)
+        try:
+            self._discard_network(network)
+        finally:
+            self._changing.discard(network.id)
         self._emit_network("destroy", network)
 
     def prune_networks(self, keep: Callable[[Network], bool]) -> list[str]:
         """Removes the networks that are neither predefined, in use, nor kept; returns their names."""
         removed = []
         for network in self._records.networks():
-            if network.predefined or network.id in self._creating or keep(network):
+            if network.predefined or network.id in self._changing or keep(network):
                 continue
             if self._records.on_network(network.id):
                 continue
             try:
                 self.remove_network(network.id)
-            except (NotFound, Forbidden):
+            except (NotFound, Forbidden, Conflict):
                 continue  # somebody was quicker: it is gone, or in use by now
             removed.append(network.name)
         return removed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, ip_address
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 from control.controller import NetworkController
 from control.errors import Conflict, ControlError, DatapathFailed, Exhausted, Forbidden, InvalidArgument, NotFound
 from control.model import EndpointSpec, Network, NetworkSpec, NetworkState, PoolSpec, SandboxSpec
+from control.plan import Step
 from tests.fakes import FakeDriver, fake_controller
 from tests.memory_store import MemoryStore
 
@@ -154,6 +155,40 @@ def test_a_network_being_created_is_neither_removed_nor_pruned_nor_joined(
         driver.gate.set()
         making.result()
     controller.remove_network("slow")
+
+
+class SlowRemoval(FakeDriver):
+    """Networks go when the gate is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone = threading.Event()
+
+    def network_steps(self, network: Network) -> Sequence[Step]:
+        def wait() -> None:
+            assert self.gone.wait(30)
+
+        return [*super().network_steps(network), Step("wait", lambda: None, wait)]
+
+
+def test_a_network_is_removed_once_and_its_pool_given_back_once(tmp_path: Path) -> None:
+    """A second removal would give back the pool that a new network has by then."""
+    driver = SlowRemoval()
+    controller = fake_controller(tmp_path, driver)
+    controller.start()
+    controller.create_network(NetworkSpec(name="old", pools=SMALL))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(controller.remove_network, "old")
+        while controller.network("old").state is not NetworkState.REMOVING:
+            pass
+        with pytest.raises(Conflict, match="removal of network old is already in progress"):
+            controller.remove_network("old")
+        assert controller.prune_networks(lambda network: False) == []
+        driver.gone.set()
+        first.result()
+    with pytest.raises(NotFound):
+        controller.remove_network("old")
+    controller.stop()
 
 
 def test_of_many_creations_of_one_name_exactly_one_wins(controller: NetworkController) -> None:
