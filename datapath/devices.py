@@ -22,6 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error
 
 from datapath import rtnl
 
+_RTN_UNICAST = 1
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFMTU = 0x8921
 _SIOCETHTOOL = 0x8946
@@ -31,7 +32,8 @@ _ETHTOOL_GLINK = 0x0A
 @contextmanager
 def _iproute(what: str, *tolerated: int) -> Iterator[Any]:
     try:
-        with IPRoute() as ip:
+        # Strict: the kernel filters dumps itself (NETLINK_GET_STRICT_CHK, Linux 4.20).
+        with IPRoute(strict_check=True) as ip:
             yield ip
     except Pyroute2Error as error:
         if error.code not in tolerated:
@@ -148,14 +150,15 @@ def delete_links(ifnames: Sequence[str]) -> None:
 
 
 def routed_networks() -> list[IPv4Network | IPv6Network]:
-    """The destinations of the host's routes, without those of the table `local` and link-local and multicast ones.
+    """Where the host's unicast routes lead, without link-local ones and those of the table `local`.
 
     Default routes say nothing of who is there, nor do the two halves (/1) that VPN clients lay over them.
     """
     networks: list[IPv4Network | IPv6Network] = []
     with _iproute("list routes") as ip:
         for family in (socket.AF_INET, socket.AF_INET6):
-            for route in ip.get_routes(family=family):
+            # Every device has a multicast route, and an endpoint a device: thousands that nobody wants to see.
+            for route in ip.get_routes(family=family, type=_RTN_UNICAST):
                 destination = route.get_attr("RTA_DST")
                 if destination is None or route.get_attr("RTA_TABLE") == 255:
                     continue
