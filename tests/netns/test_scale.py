@@ -46,12 +46,17 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class Crowd:
-    """Sandboxes s0, s1, … on one network, made and removed over the socket by many clients at once."""
+    """Sandboxes s0, s1, … on one network, made and removed over the socket by many clients at once.
+
+    Of IPv4 alone: with IPv6 each new sandbox reports the multicast groups that it listens to, and a bridge shows the
+    reports to every port. A thousand joins are then millions of packets, more than the CPUs' queues hold
+    (net.core.netdev_max_backlog), and tests that run at the same time lose some of theirs.
+    """
 
     def __init__(self, host: Host) -> None:
         self.host = host
         subnet = {"Config": [{"Subnet": "10.77.0.0/20"}]}
-        self.lab = Lab(host, "crowd", EnableIPv6=True, IPAM=subnet)
+        self.lab = Lab(host, "crowd", IPAM=subnet)
         self.addresses: list[str] = []
 
     def _each(self, method: str, numbers: Sequence[int]) -> list[Any]:
@@ -203,7 +208,7 @@ def test_one_of_them_reaches_all_others(crowd: Crowd) -> None:
 @pytest.mark.parametrize(("here", "there"), [(1, 1499), (1499, 1), (700, 1200), (1200, 1300), (999, 1000), (5, 6)])
 def test_pairs_on_all_bridges_reach_each_other_and_the_gateway(crowd: Crowd, here: int, there: int) -> None:
     sender, receiver = crowd.station(here), crowd.station(there)
-    for address in (receiver.ip4, receiver.ip6, sender.gateway(4), sender.gateway(6)):
+    for address in (receiver.ip4, sender.gateway()):
         assert sender.pings(str(address)), address
 
 
