@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -67,7 +69,7 @@ class SandboxFiles:
             Step(
                 f"write the files of sandbox {short}",
                 lambda: self._write_files(sandbox),
-                lambda: shutil.rmtree(self._files_dir / sandbox.id, ignore_errors=True),
+                lambda: self._remove_files(sandbox),
             )
         ]
         if sandbox.owns_netns:
@@ -112,6 +114,18 @@ class SandboxFiles:
             Path(paths.hosts).write_text(LOCALHOST)
         Path(paths.hostname).write_text(f"{sandbox.name}\n")
         Path(paths.resolv_conf).write_text(self._resolver(sandbox))
+
+    def _remove_files(self, sandbox: Sandbox) -> None:
+        """Out of sight first: the supervisor of a process that was just killed may be writing how it ended."""
+        gone = self._files_dir / f"{sandbox.id}.gone"
+        shutil.rmtree(gone, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._files_dir / sandbox.id, gone)
+        for _ in range(10):
+            shutil.rmtree(gone, ignore_errors=True)
+            if not gone.exists():
+                return
+        raise OSError(errno.ENOTEMPTY, f"{gone} is written to while it is being removed")
 
     def _resolver(self, sandbox: Sandbox) -> str:
         """The host's resolver file, without the name servers on loopback that a namespace of its own does not reach."""
