@@ -146,6 +146,7 @@ def other_user(folder: Path) -> None:
     """A user who may not write the directory, the file, or not even look is told what to make writable."""
     path = folder / "state.db"
     SqliteStore(path).close()
+    folder.chmod(0o700)
     shared = Path("/mnt")
     subprocess.run(["mount", "-t", "tmpfs", "linkspan-test", shared], check=True)
     (shared / "closed").mkdir(0o755)
