@@ -144,24 +144,23 @@ def read_only_disk(folder: Path) -> None:
 
 def other_user(folder: Path) -> None:
     """A user who may not write the directory, the file, or not even look is told what to make writable."""
-    path = folder / "state.db"
-    SqliteStore(path).close()
-    folder.chmod(0o700)
+    # A tree of its own, because how far another user sees into the directories above `folder` is pytest's affair.
     shared = Path("/mnt")
-    subprocess.run(["mount", "-t", "tmpfs", "linkspan-test", shared], check=True)
-    (shared / "closed").mkdir(0o755)
-    (shared / "open").mkdir()
-    (shared / "open").chmod(0o777)
-    for name in ("closed", "open"):
-        SqliteStore(shared / name / "state.db").close()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "linkspan-test", shared], check=True)
+    for name, mode in (("hidden", 0o700), ("closed", 0o755), ("open", 0o777)):
+        (shared / name / "state").mkdir(parents=True)
+        (shared / name / "state").chmod(mode | 0o055)
+        (shared / name).chmod(mode)
+        SqliteStore(shared / name / "state" / "state.db").close()
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)
+    path = shared / "hidden" / "state" / "state.db"
     with pytest.raises(StoreError, match=f"^cannot open state file {path}: .*make it and its directory writable"):
         SqliteStore(path)
-    with pytest.raises(StoreError, match=f"{shared}/closed is not writable for linkspand"):
-        SqliteStore(shared / "closed" / "state.db")
-    with pytest.raises(StoreError, match=f"{shared}/open/state.db is not writable for linkspand"):
-        SqliteStore(shared / "open" / "state.db")
+    with pytest.raises(StoreError, match=f"{shared}/closed/state is not writable for linkspand"):
+        SqliteStore(shared / "closed" / "state" / "state.db")
+    with pytest.raises(StoreError, match=f"{shared}/open/state/state.db is not writable for linkspand"):
+        SqliteStore(shared / "open" / "state" / "state.db")
 
 
 FAULTS = [
