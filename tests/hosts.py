@@ -50,6 +50,7 @@ class Host:
         for directory in (self.state_dir, self.run_dir, self.bpffs):
             directory.mkdir()
         self.socket = self.run_dir / "linkspan.sock"
+        self.plugin_socket = self.run_dir / "plugin.sock"
         self._daemon: subprocess.Popen[bytes] | None = None
         self.log_path = self.dir / "linkspand.log"
         self._holder = subprocess.Popen(
@@ -101,7 +102,7 @@ class Host:
             "--state-dir", str(self.state_dir),
             "--run-dir", str(self.run_dir),
             "--bpffs-dir", str(self.bpffs / "linkspan"),
-            "--plugin-socket", str(self.run_dir / "plugin.sock"),
+            "--plugin-socket", str(self.plugin_socket),
             *args,
         )  # fmt: skip
 
