@@ -139,16 +139,23 @@ def _facts(endpoint: Any) -> tuple[str, str, str]:
 
 
 @contextmanager
-def lab(*flags: str, client: str = CLIENTS[0] if CLIENTS else "docker", linkspan: bool = True) -> Iterator[Lab]:
-    """A Docker host with these flags of dockerd's, gone at the end of the block; linkspand runs on it if asked for."""
+def bare_lab(client: str = CLIENTS[0] if CLIENTS else "docker") -> Iterator[Lab]:
+    """A host on which neither dockerd nor linkspand runs yet, gone at the end of the block."""
     with ExitStack() as stack:
         machine = stack.enter_context(host())
         machine.plugin_socket = PLUGIN_SOCKET
         other = stack.enter_context(outside(machine))
         engine = Engine(machine, client)
         stack.callback(engine.stop)
-        if linkspan:
-            machine.start()
-        engine.start(*flags)
-        engine.import_image()
         yield Lab(machine, engine, other)
+
+
+@contextmanager
+def lab(*flags: str, linkspan: bool = True) -> Iterator[Lab]:
+    """A Docker host with these flags of dockerd's, gone at the end of the block; linkspand runs on it if asked for."""
+    with bare_lab() as made:
+        if linkspan:
+            made.host.start()
+        made.engine.start(*flags)
+        made.engine.import_image()
+        yield made
