@@ -99,13 +99,13 @@ def _request_reserved(ipam: Ipam, pool: PoolConfig, spec: PoolSpec, owner: str) 
 
 
 def release_pools(ipam: Ipam, pools: Sequence[PoolConfig]) -> list[Change]:
-    """Gives the pools back with all that was taken from them."""
-    return [change for pool in pools for change in ipam.release_pool(pool.pool_id)]
+    """Gives the pools back with all that was taken from them; those of a container engine are not ours to give."""
+    return [change for pool in pools if pool.pool_id for change in ipam.release_pool(pool.pool_id)]
 
 
 def retake_pools(ipam: Ipam, pools: Sequence[PoolConfig], *, owner: str) -> None:
     """The opposite of `release_pools`, for when its changes could not be stored."""
-    for pool in pools:
+    for pool in (pool for pool in pools if pool.pool_id):
         ipam.request_pool(LOCAL_SPACE, subnet=pool.subnet, ip_range=pool.ip_range, owner=owner)
         spec = PoolSpec(subnet=pool.subnet, gateway=pool.gateway, aux_addresses=pool.aux_addresses)
         _request_reserved(ipam, pool, spec, owner)
@@ -167,7 +167,7 @@ def release_addresses(
         for interface in (ipv4, ipv6)
         if interface is not None
         for pool in network.pools
-        if interface.ip in pool.subnet
+        if pool.pool_id and interface.ip in pool.subnet
         for change in ipam.release_address(pool.pool_id, interface.ip)
     ]
 

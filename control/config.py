@@ -31,7 +31,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid
 
 
 class DaemonSection(_Section, frozen=True, kw_only=True):
-    """Where linkspand keeps what it has; see DESIGN, section 6."""
+    """Where linkspand keeps what it has; see DESIGN, section 6. `plugin_socket` may be "off"."""
 
     state_dir: str = "/var/lib/linkspan"
     run_dir: str = "/run/linkspan"
@@ -113,6 +113,11 @@ class Config(_Section, frozen=True, kw_only=True):
     def socket_path(self) -> Path:
         return self.run_dir / "linkspan.sock"
 
+    @property
+    def plugin_socket_path(self) -> Path | None:
+        """Where dockerd finds linkspand, None where it is not to."""
+        return None if self.daemon.plugin_socket == "off" else Path(self.daemon.plugin_socket)
+
 
 def load(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
     """Reads `path`, or the default file if there is one when it is None, and lays `overrides` {section: {key: value}}
@@ -167,7 +172,8 @@ def _refuse_unknown_keys(table: Any, type_: Any, where: str, path: str) -> None:
 def _check(config: Config, where: str) -> None:
     """What types alone cannot say: ranges, absolute paths, pools that are pools."""
     for key in ("state_dir", "run_dir", "bpffs_dir", "plugin_socket"):
-        if not Path(value := getattr(config.daemon, key)).is_absolute():
+        value = getattr(config.daemon, key)
+        if not Path(value).is_absolute() and (key, value) != ("plugin_socket", "off"):
             raise ConfigError(f'{where}: daemon.{key.replace("_", "-")} must be an absolute path, not "{value}"')
     for socket_path in (str(config.socket_path), config.daemon.plugin_socket):
         if len(socket_path.encode()) > UNIX_PATH_MAX_BYTES:

@@ -7,27 +7,24 @@ holding the records' lock, store the settled state. A crash at any point leaves 
 from __future__ import annotations
 
 import logging
-import re
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
-from control import addressing
 from control.deps import Deps
 from control.drivers.base import EndpointCounters
 from control.endpoints import Endpoints
-from control.errors import Conflict, ControlError, Forbidden, InvalidArgument, NotFound
+from control.errors import Conflict, Forbidden, InvalidArgument
 from control.events import Event, EventBus, Listener
+from control.locks import KeyedLocks
 from control.model import (
     Endpoint,
     EndpointSpec,
     Network,
     NetworkId,
     NetworkSpec,
-    NetworkState,
     Sandbox,
     SandboxId,
     SandboxSpec,
@@ -35,8 +32,11 @@ from control.model import (
     advance,
     utcnow,
 )
+from control.networks import Networks, check_name
 from control.reconcile import Reconciler
 from control.records import Records
+from control.remote import RemoteNetworks
+from control.remote_ipam import RemoteIpam
 from control.sandboxes import (
     SandboxPaths,
     is_running,
@@ -45,11 +45,6 @@ from control.sandboxes import (
 )
 
 LOG = logging.getLogger(__name__)
-
-MAX_NAME_LENGTH: Final = 128
-_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
-PREDEFINED: Final = {"bridge": "bridge", "host": "host", "none": "null"}
-"""Names of the networks that always exist, and their drivers."""
 
 
 class NetworkController:
@@ -60,15 +55,18 @@ class NetworkController:
         self._records = Records(deps.store)
         self._bus = EventBus()
         self._endpoints = Endpoints(deps, self._records, self._bus)
+        self._networks = Networks(deps, self._records, self._bus)
+        self.remote = RemoteNetworks(deps, self._records, self._bus, self._networks, self._endpoints)
+        self.remote_ipam = RemoteIpam(deps, self._records)
         self._reconciler = Reconciler(
             deps,
             self._records,
             self._endpoints,
-            discard_network=self._discard_network,
+            self.remote,
+            discard_network=self._networks.discard,
             discard_sandbox=self._discard_sandbox,
         )
-        self._changing: set[NetworkId] = set()
-        self._sandbox_locks: dict[str, threading.Lock] = {}
+        self._sandbox_locks = KeyedLocks()
 
     # -- start and stop ------------------------------------------------------------------------------------------
 
@@ -80,18 +78,17 @@ class NetworkController:
         begin = time.monotonic()
         self._records.load()
         self._deps.ipam.load(self._deps.store)
+        self.remote_ipam.start()
         self._deps.files.start(sandbox.id for sandbox in self._records.sandboxes())
         self._reconciler.run()
-        for name, driver_name in PREDEFINED.items():
-            if driver_name in self._deps.drivers and not self._records.has_network_named(name):
-                options = dict(self._deps.predefined_options.get(name, {}))
-                self._create_network(NetworkSpec(name=name, driver=driver_name, options=options), predefined=True)
+        self._networks.create_predefined()
         self._endpoints.start()
         LOG.info("started in %.3f s: %s", time.monotonic() - begin, self.counts())
 
     def stop(self) -> None:
         """Stops working; networks and sandboxes go on. Idempotent."""
         self._endpoints.stop()
+        self._deps.ports.close()
         self._deps.store.close()
 
     # -- looking -------------------------------------------------------------------------------------------------
@@ -125,26 +122,36 @@ class NetworkController:
         return self._deps.files.paths(sandbox)
 
     def network_info(self, network: Network) -> dict[str, str]:
-        """What the driver says of the network: devices, the path packets take, fallbacks."""
-        return self._deps.driver_of(network).info(network)
+        """What the driver says of the network: devices, the path packets take, fallbacks; and its published ports."""
+        info = self._deps.driver_of(network).info(network)
+        ports = [f"{port} ({e.id[:12]})" for e in self._records.on_network(network.id) for port in e.ports]
+        return {**info, "linkspan.ports": ", ".join(ports)} if ports else info
 
     def pool_usage(self, network: Network) -> dict[str, tuple[int, int]]:
         """Addresses in use, and still to be had, by subnet."""
-        return {str(pool.subnet): self._deps.ipam.usage(pool.pool_id) for pool in network.pools}
+        return {str(pool.subnet): self._deps.ipam.usage(pool.pool_id) for pool in network.pools if pool.pool_id}
 
-    def endpoint_counters(self) -> list[tuple[Network, Endpoint, Sandbox, EndpointCounters]]:
-        """The counters of every endpoint whose driver counts."""
-        sandboxes = {sandbox.id: sandbox for sandbox in self._records.sandboxes()}
+    def endpoint_counters(self) -> list[tuple[Network, Endpoint, str, EndpointCounters]]:
+        """The counters of every endpoint whose driver counts, with the name of its sandbox.
+
+        Of a container engine's sandbox only the last part of its key is known.
+        """
+        names = {sandbox.id: sandbox.name for sandbox in self._records.sandboxes()}
         found = []
         for network in self._records.networks():
             endpoints = self._records.on_network(network.id)
             counters = self._deps.driver_of(network).counters(endpoints)
             found += [
-                (network, endpoint, sandboxes[endpoint.sandbox_id], counters[endpoint.id])
+                (network, endpoint, name, counters[endpoint.id])
                 for endpoint in endpoints
-                if endpoint.id in counters and endpoint.sandbox_id in sandboxes
+                if endpoint.id in counters
+                and (name := names.get(endpoint.sandbox_id) or endpoint.sandbox_key.rpartition("/")[2])
             ]
         return found
+
+    def driver_names(self) -> list[str]:
+        """The drivers of which networks can be made."""
+        return sorted(name for name, driver in self._deps.drivers.items() if not driver.capabilities.singleton)
 
     def counts(self) -> dict[str, int]:
         return {
@@ -180,130 +187,22 @@ class NetworkController:
 
         Raises InvalidArgument, Conflict, Forbidden, Exhausted, NotFound (driver).
         """
-        return self._create_network(spec, predefined=False)
+        return self._networks.create(spec)
 
-    def _create_network(self, spec: NetworkSpec, *, predefined: bool) -> tuple[Network, list[str]]:
-        _check_name("network", spec.name)
-        driver = self._deps.driver(spec.driver)
-        if not predefined and spec.name in PREDEFINED:
-            raise Forbidden(f"operation is not permitted on predefined {spec.name} network: choose another name")
-        if driver.capabilities.singleton and not predefined:
-            raise Forbidden(f'only one instance of "{spec.driver}" network is allowed: use the predefined network')
-        routed = self._deps.routed_networks()
-        with self._records.lock:
-            if self._records.has_network_named(spec.name):
-                raise Conflict(f"network with name {spec.name} already exists")
-            driver.validate(spec, self._records.networks())
-            network_id = NetworkId(secrets.token_hex(32))
-            pools, changes = addressing.request_pools(
-                self._deps.ipam,
-                spec,
-                owner=f"network {spec.name}",
-                is_needed=driver.capabilities.addresses,
-                avoid=routed,
-            )
-            try:
-                network = Network(
-                    id=network_id,
-                    name=spec.name,
-                    driver=spec.driver,
-                    state=NetworkState.CREATING,
-                    created=utcnow(),
-                    segment=self._records.segments.take(),
-                    internal=spec.internal,
-                    attachable=spec.attachable,
-                    enable_ipv4=spec.enable_ipv4,
-                    enable_ipv6=spec.enable_ipv6,
-                    ipam_driver=spec.ipam_driver,
-                    ipam_options=spec.ipam_options,
-                    pools=pools,
-                    options=spec.options,
-                    labels=spec.labels,
-                    predefined=predefined,
-                )
-                self._records.commit(put=[network], changes=changes)
-            except Exception:
-                addressing.release_pools(self._deps.ipam, pools)
-                raise
-            self._changing.add(network.id)
-        try:
-            made = advance(network, NetworkState.ACTIVE)
-            self._deps.apply(
-                [*driver.network_steps(network), self._records.settle(made)],
-                f"network {network.name} could not be created",
-            )
-        except ControlError:
-            self._forget_network(network)
-            raise
-        finally:
-            self._changing.discard(network.id)
-        network = made
-        self._emit_network("create", network)
-        return network, [
-            f"subnet {pool.subnet} overlaps {route}, which the host has a route to"
-            for pool in pools
-            for route in routed
-            if pool.subnet.version == route.version and pool.subnet.overlaps(route)
-        ]
+    def remove_network(self, ref: str, force: bool = False) -> None:
+        """Removes a network without endpoints; raises NotFound, Forbidden, Conflict. May be repeated when it failed.
 
-    def remove_network(self, ref: str) -> None:
-        """Removes a network without endpoints; raises NotFound, Forbidden, Conflict. May be repeated when it failed."""
-        with self._records.lock:
-            network = self._records.network(ref)
-            if network.predefined:
-                raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
-            if network.id in self._changing:
-                if network.state is NetworkState.REMOVING:
-                    raise Conflict(f"removal of network {network.name} is already in progress")
-                raise Forbidden(f"network {network.name} is still being created: try again when it is there")
-            endpoints = self._records.on_network(network.id)
-            if endpoints:
-                holders = ", ".join(f"{self._sandbox_name(e)}:{e.id[:12]}" for e in endpoints[:10])
-                more = f" and {len(endpoints) - 10} more" if len(endpoints) > 10 else ""
-                raise Forbidden(
-                    f"error while removing network: network {network.name} id {network.id} has active endpoints "
-                    f"({holders}{more}): disconnect or remove them first"
-                )
-            if network.state is not NetworkState.REMOVING:
-                network = advance(network, NetworkState.REMOVING)
-                self._records.commit(put=[network])
-            self._changing.add(network.id)
-        try:
-            self._discard_network(network)
-        finally:
-            self._changing.discard(network.id)
-        self._emit_network("destroy", network)
+        One that a container engine owns goes only with `force`, which is for when the engine is gone.
+        """
+        network = self._records.network(ref)
+        if force and network.owner:
+            self.remote.delete_network(network.id)
+        else:
+            self._networks.remove(network.id)
 
     def prune_networks(self, keep: Callable[[Network], bool]) -> list[str]:
-        """Removes the networks that are neither predefined, in use, nor kept; returns their names."""
-        removed = []
-        for network in self._records.networks():
-            if network.predefined or network.id in self._changing or keep(network):
-                continue
-            if self._records.on_network(network.id):
-                continue
-            try:
-                self.remove_network(network.id)
-            except (NotFound, Forbidden, Conflict):
-                continue  # somebody was quicker: it is gone, or in use by now
-            removed.append(network.name)
-        return removed
-
-    def _discard_network(self, network: Network) -> None:
-        self._deps.undo(
-            self._deps.driver_of(network).network_steps(network),
-            f"network {network.name} could not be removed whole: remove the cause and repeat network rm {network.name}",
-        )
-        self._forget_network(network)
-
-    def _forget_network(self, network: Network) -> None:
-        with self._records.lock:
-            changes = addressing.release_pools(self._deps.ipam, network.pools)
-            try:
-                self._records.commit(drop=[network], changes=changes)
-            except ControlError:
-                addressing.retake_pools(self._deps.ipam, network.pools, owner=f"network {network.name}")
-                raise
+        """Removes the networks that are neither predefined, an engine's, in use, nor kept; returns their names."""
+        return self._networks.prune(keep)
 
     # -- endpoints -----------------------------------------------------------------------------------------------
 
@@ -312,6 +211,7 @@ class NetworkController:
         with self._exclusive(self._records.sandbox(sandbox_ref)) as sandbox:
             if sandbox.state not in (SandboxState.CREATED, SandboxState.RUNNING):
                 raise Forbidden(f"container {sandbox.name} is not running: it is {sandbox.state}")
+            self._networks.require_own(self._records.network(network_ref), "run containers on it with docker")
             return self._endpoints.join(network_ref, sandbox, spec or EndpointSpec())
 
     def disconnect(self, network_ref: str, sandbox_ref: str, force: bool = False) -> None:
@@ -338,7 +238,7 @@ class NetworkController:
         """
         sandbox_id = SandboxId(secrets.token_hex(32))
         name = spec.name or f"sandbox-{sandbox_id[:8]}"
-        _check_name("sandbox", name)
+        check_name("sandbox", name)
         networks = spec.networks or (("bridge", EndpointSpec()),)
         first = self._deps.driver_of(self._records.network(networks[0][0]))
         sandbox = Sandbox(
@@ -422,7 +322,6 @@ class NetworkController:
             self._endpoints.leave(network, sandbox, endpoint, force=True)
         self._deps.undo(self._deps.files.steps(sandbox), f"sandbox {sandbox.name} could not be removed whole: repeat")
         self._records.commit(drop=[sandbox])
-        self._sandbox_locks.pop(sandbox.id, None)
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
@@ -430,32 +329,11 @@ class NetworkController:
     def _exclusive(self, sandbox: Sandbox) -> Iterator[Sandbox]:
         """Holds off other changes of the sandbox, and yields it as it then is; raises NotFound when it went
         meanwhile."""
-        lock = self._sandbox_locks.setdefault(sandbox.id, threading.Lock())
-        with lock:
+        with self._sandbox_locks.held(sandbox.id):
             yield self._records.sandbox(sandbox.id)
-
-    def _sandbox_name(self, endpoint: Endpoint) -> str:
-        try:
-            return self._records.sandbox(endpoint.sandbox_id).name
-        except NotFound:
-            return endpoint.sandbox_id[:12]
-
-    def _emit_network(self, action: str, network: Network) -> None:
-        self._bus.emit(Event("network", action, network.id, {"name": network.name, "type": network.driver}))
 
     def _emit_sandbox(self, action: str, sandbox: Sandbox) -> None:
         attributes = {"name": sandbox.name}
         if action == "exit" and sandbox.exit_code is not None:
             attributes["exitCode"] = str(sandbox.exit_code)
         self._bus.emit(Event("sandbox", action, sandbox.id, attributes))
-
-
-def _check_name(kind: str, name: str) -> None:
-    if not name:
-        raise InvalidArgument(f"{kind} name cannot be empty: give it a name")
-    if len(name) > MAX_NAME_LENGTH:
-        raise InvalidArgument(
-            f"invalid {kind} name {name[:20]}…: {len(name)} characters, at most {MAX_NAME_LENGTH} are allowed"
-        )
-    if not _NAME.fullmatch(name):
-        raise InvalidArgument(f"invalid {kind} name {name!r}: only [a-zA-Z0-9][a-zA-Z0-9_.-]* are allowed")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from datapath.host_ports import HostPorts
+
 from control.config import Config
 from control.controller import NetworkController
 from control.deps import Deps
@@ -40,6 +42,7 @@ def make_deps(config: Config) -> Deps:
         ipam=PoolIpam([DefaultPool(pool.network, pool.size) for pool in config.ipam.default_pools]),
         drivers=make_drivers(config),
         files=SandboxFiles(config.run_dir),
+        ports=HostPorts(),
         routed_networks=devices.routed_networks,
         predefined_options={"bridge": {bridge.NAME: bridge.DEFAULT_BRIDGE}},
     )

@@ -45,6 +45,9 @@ from control.controller_factory import build_controller
 from control.errors import ControlError
 from control.metrics import Metrics, release
 from control.notify import notify
+from control.plugin.ipam import IpamDriver
+from control.plugin.network import NetworkDriver
+from control.plugin.server import build_plugin_app
 from control.watch import ProcessWatcher
 from control.workers import Workers
 
@@ -127,6 +130,8 @@ async def run(config: Config) -> bool:
         if metrics_socket is not None:
             scraper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scrape"))
             await _serve(build_metrics_app(metrics, scraper), metrics_socket, config, stack)
+        if config.plugin_socket_path is not None:
+            await _serve_plugin(config.plugin_socket_path, controller, config, metrics, stack)
         api_socket = stack.enter_context(bind_unix(config.socket_path, config.daemon.group))
         stack.callback(config.socket_path.unlink, missing_ok=True)
         await _serve(build_app(context), api_socket, config, stack)
@@ -219,6 +224,22 @@ async def _start_controller(controller: NetworkController, workers: Workers, sta
         stack.push_async_callback(workers.read, controller.stop)
 
 
+async def _serve_plugin(
+    path: Path, controller: NetworkController, config: Config, metrics: Metrics, stack: AsyncExitStack
+) -> None:
+    """Serves dockerd, with workers of its own: its calls wait for nobody else's."""
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"cannot make {path.parent} for the plugin socket: {error.strerror}") from error
+    workers = Workers(config.api.workers)
+    stack.callback(workers.close)
+    sock = stack.enter_context(bind_unix(path, None))
+    stack.callback(path.unlink, missing_ok=True)
+    routes = [*NetworkDriver(controller).routes(), *IpamDriver(controller).routes()]
+    await _serve(build_plugin_app(routes, workers=workers, limits=config.api, metrics=metrics), sock, config, stack)
+
+
 async def _serve(app: web.Application, sock: socket.socket, config: Config, stack: AsyncExitStack) -> None:
     runner = await serve(app, sock, config.api)
     stack.push_async_callback(runner.cleanup)
@@ -268,7 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state-dir", metavar="DIR", help="what outlives a reboot")
     parser.add_argument("--run-dir", metavar="DIR", help="API socket and sandboxes")
     parser.add_argument("--bpffs-dir", metavar="DIR", help="pinned maps and programs; in a bpf file system")
-    parser.add_argument("--plugin-socket", metavar="FILE", help="socket for dockerd")
+    parser.add_argument("--plugin-socket", metavar="FILE", help='socket for dockerd, or "off"')
     parser.add_argument("--metrics-listen", metavar="IP:PORT", help='where /metrics is served, or "off"')
     parser.add_argument("--group", help="group that may use the API socket")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"))

@@ -11,6 +11,7 @@ from control.errors import ControlError, DatapathFailed, NotFound
 from control.ipam.base import Ipam
 from control.model import Network, Subnet
 from control.plan import IDLE, Observer, Step, execute, reapply, undo
+from control.ports import PortHolder
 from control.sandboxes import SandboxFiles
 from control.store.base import Store
 
@@ -28,6 +29,7 @@ class Deps:
     ipam: Ipam
     drivers: Mapping[str, Driver]
     files: SandboxFiles
+    ports: PortHolder
     routed_networks: Callable[[], Sequence[Subnet]] = tuple
     observe: Observer = IDLE
     predefined_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

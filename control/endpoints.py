@@ -43,7 +43,7 @@ class Endpoints:
 
     def start(self) -> None:
         """Makes all recorded endpoints known by name, and keeps hosts files up to date from now on."""
-        for endpoint in self._records.endpoints():
+        for endpoint in (each for each in self._records.endpoints() if not each.is_remote):
             self._names.add(endpoint, self._records.sandbox(endpoint.sandbox_id))
         self._hosts.start()
         self._hosts.mark(sandbox.id for sandbox in self._records.sandboxes())
@@ -149,12 +149,13 @@ class Endpoints:
 
         Without its owners only the record is left to drop.
         """
-        if network is not None and sandbox is not None:
-            steps = self._deps.driver_of(network).endpoint_steps(self.join_of(endpoint))
+        if network is not None and (sandbox is not None or endpoint.is_remote):
+            join = self.join_of(endpoint)
+            steps = self._deps.driver_of(network).endpoint_steps(join)
             try:
                 self._deps.undo(
                     steps,
-                    f"sandbox {sandbox.name} could not be taken off network {network.name} whole: repeat with --force",
+                    f"sandbox {join.holder} could not be taken off network {network.name} whole: repeat with --force",
                 )
             except DatapathFailed:
                 if not force:
@@ -167,7 +168,7 @@ class Endpoints:
             try:
                 self._records.commit(drop=[endpoint], changes=changes)
             except ControlError:
-                if network is not None:
+                if network is not None and not endpoint.is_remote:
                     spec = EndpointSpec(
                         ipv4=endpoint.ipv4.ip if endpoint.ipv4 else None,
                         ipv6=endpoint.ipv6.ip if endpoint.ipv6 else None,
@@ -176,11 +177,13 @@ class Endpoints:
                 raise
             self._names.remove(endpoint)
             others = self._records.on_network(endpoint.network_id)
-        self._hosts.mark([endpoint.sandbox_id, *(e.sandbox_id for e in others)])
+        self._hosts.mark(e.sandbox_id for e in (endpoint, *others) if not e.is_remote)
 
     def join_of(self, endpoint: Endpoint) -> Join:
         """What the driver gets to know, the default routes' way included."""
         network = self._records.network(endpoint.network_id)
+        if endpoint.is_remote:
+            return Join(network=network, endpoint=endpoint, sandbox=None, netns_path=None)
         sandbox = self._records.sandbox(endpoint.sandbox_id)
         rivals = [
             (other, self._records.network(other.network_id))

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from control.controller import NetworkController
 from control.drivers.base import EndpointCounters
-from control.model import Endpoint, Network, Sandbox
+from control.model import Endpoint, Network
 
 LOG = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ class StateCollector(Collector):
         yield by_state
 
 
-Row = tuple[Network, Endpoint, Sandbox, EndpointCounters]
+Row = tuple[Network, Endpoint, str, EndpointCounters]
+"""The text is the sandbox's name."""
 
 
 def endpoint_text(rows: Iterable[Row]) -> Iterator[str]:
@@ -85,7 +86,7 @@ def endpoint_text(rows: Iterable[Row]) -> Iterator[str]:
     labelled = [
         (
             f'network="{_escape(network.name)}",driver="{_escape(network.driver)}",'
-            f'endpoint="{endpoint.id[:12]}",sandbox="{_escape(sandbox.name)}"',
+            f'endpoint="{endpoint.id[:12]}",sandbox="{_escape(sandbox)}"',
             counted,
         )
         for network, endpoint, sandbox, counted in rows

@@ -44,6 +44,9 @@ class NetworkState(StrEnum):
 
 
 class EndpointState(StrEnum):
+    """`created` is a state of endpoints that a container engine owns: addresses, and no sandbox yet or any more."""
+
+    CREATED = "created"
     JOINING = "joining"
     JOINED = "joined"
     LEAVING = "leaving"
@@ -65,8 +68,9 @@ NETWORK_TRANSITIONS: Final = {
     NetworkState.REMOVING: set[NetworkState](),
 }
 ENDPOINT_TRANSITIONS: Final = {
-    EndpointState.JOINING: {EndpointState.JOINED, EndpointState.LEAVING},
-    EndpointState.JOINED: {EndpointState.LEAVING},
+    EndpointState.CREATED: {EndpointState.JOINING, EndpointState.LEAVING},
+    EndpointState.JOINING: {EndpointState.JOINED, EndpointState.LEAVING, EndpointState.CREATED},
+    EndpointState.JOINED: {EndpointState.LEAVING, EndpointState.CREATED},
     EndpointState.LEAVING: set[EndpointState](),
 }
 SANDBOX_TRANSITIONS: Final = {
@@ -82,7 +86,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One subnet of a network as it was settled: every field the user left out is filled in.
 
     `ip_range` is None when addresses come from the whole subnet; `gateway` is None only where the driver
-    needs none.
+    needs none. `pool_id` is empty when addresses are a container engine's to give.
     """
 
     subnet: Subnet
@@ -95,7 +99,8 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Network(msgspec.Struct, frozen=True, kw_only=True):
     """A group of endpoints that can talk to each other directly.
 
-    `segment` is the network's number in the datapath's maps, > 0, unique among the networks of this host.
+    `segment` is the network's number in the datapath's maps, > 0, unique among the networks of this host. `owner` names
+    the container engine that made the network and its endpoints through the plugin; it is empty for Linkspan's own.
     """
 
     id: NetworkId
@@ -115,6 +120,28 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
     predefined: bool = False
+    owner: str = ""
+
+
+class PublishedPort(msgspec.Struct, frozen=True, kw_only=True):
+    """`count` ports of the host in a row, from `host_port`, that stand for those of the endpoint from `port`.
+
+    `host_ip` is None for every address of the host; `protocol` is tcp or udp.
+    """
+
+    protocol: str
+    port: int
+    host_ip: Address | None = None
+    host_port: int
+    count: int = 1
+
+    def __str__(self) -> str:
+        host = "*" if self.host_ip is None else f"[{self.host_ip}]" if self.host_ip.version == 6 else str(self.host_ip)
+        return f"{host}:{_span(self.host_port, self.count)}->{_span(self.port, self.count)}/{self.protocol}"
+
+
+def _span(first: int, count: int) -> str:
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +149,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
     `slot` indexes the datapath's counters; `shard` is the number of the Linux bridge the host end is a port of.
     `host_ifname` is empty for drivers that make no device. `mac` is six lower-case hex pairs with colons. The sandbox's
-    default route goes through the endpoint of the highest `gateway_priority`, the oldest among equals.
+    default route goes through the endpoint of the highest `gateway_priority`, the oldest among equals. An endpoint that
+    a container engine owns has no `sandbox_id`; `sandbox_key` is the path of the engine's namespace while it is joined,
+    and `ifname` the peer's name until the engine moves it there.
     """
 
     id: EndpointId
@@ -140,6 +169,13 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
     driver_options: dict[str, str] = {}
     gateway_priority: int = 0
+    sandbox_key: str = ""
+    ports: tuple[PublishedPort, ...] = ()
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a container engine owns the endpoint."""
+        return not self.sandbox_id
 
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True):

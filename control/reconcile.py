@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from control import ports
 from control.deps import Deps
 from control.drivers.base import Driver
 from control.endpoints import Endpoints
 from control.errors import ControlError
-from control.model import Endpoint, EndpointState, Network, NetworkState, Sandbox, SandboxState
+from control.model import Endpoint, EndpointState, Network, NetworkState, PublishedPort, Sandbox, SandboxState
 from control.plan import Step
 from control.records import Records
+from control.remote import RemoteNetworks
 
 LOG = logging.getLogger(__name__)
 
@@ -24,6 +26,7 @@ class Reconciler:
         deps: Deps,
         records: Records,
         endpoints: Endpoints,
+        remote: RemoteNetworks,
         *,
         discard_network: Callable[[Network], None],
         discard_sandbox: Callable[[Sandbox], None],
@@ -32,6 +35,7 @@ class Reconciler:
         self._deps = deps
         self._records = records
         self._endpoints = endpoints
+        self._remote = remote
         self._discard_network = discard_network
         self._discard_sandbox = discard_sandbox
 
@@ -51,6 +55,9 @@ class Reconciler:
             # What is whole may belong to the namespace that the sandbox had before.
             intact -= {endpoint.id for endpoint in endpoints if endpoint.sandbox_id in rebuilt}
             self._repair(driver, networks, endpoints, intact)
+        for endpoint in self._records.endpoints():
+            for port in endpoint.ports:
+                self._hold(endpoint, port)
 
     def _finish_cut_off(self) -> None:
         """Undoes what was being made and finishes what was being removed when the last linkspand ended."""
@@ -58,6 +65,10 @@ class Reconciler:
         networks = {network.id: network for network in self._records.networks()}
         for endpoint in self._records.endpoints():
             sandbox, network = sandboxes.get(endpoint.sandbox_id), networks.get(endpoint.network_id)
+            if endpoint.is_remote and network is not None and endpoint.state is not EndpointState.LEAVING:
+                if endpoint.state is EndpointState.JOINING:
+                    self._reset(endpoint)
+                continue
             is_joined = endpoint.state is EndpointState.JOINED
             if sandbox is None or network is None or sandbox.state is SandboxState.EXITED or not is_joined:
                 LOG.warning("removing endpoint %s, which was cut off while %s", endpoint.id[:12], endpoint.state)
@@ -84,9 +95,40 @@ class Reconciler:
             if network.id not in intact and network.state is NetworkState.ACTIVE:
                 self._apply(f"network {network.name}", driver.network_steps(network))
         for endpoint in endpoints:
-            if endpoint.id not in intact:
+            if endpoint.is_remote:
+                if endpoint.state is EndpointState.JOINED and endpoint.id not in intact:
+                    self._repair_remote(driver, endpoint)
+            elif endpoint.id not in intact:
                 steps = driver.endpoint_steps(self._endpoints.join_of(endpoint))
                 self._apply(f"endpoint {endpoint.id[:12]}", steps, is_broken=True)
+
+    def _repair_remote(self, driver: Driver, endpoint: Endpoint) -> None:
+        """A device that is there is in its sandbox and stays; one that is gone can only be asked for again."""
+        if not driver.remains(endpoint):
+            self._reset(endpoint)
+            return
+        what = f"endpoint {endpoint.id[:12]}"
+        LOG.warning("%s is not whole in the kernel: applying it again", what)
+        try:
+            self._deps.reapply(driver.endpoint_steps(self._endpoints.join_of(endpoint)), f"{what} could not be mended")
+        except ControlError as error:
+            self._failed(what, error)
+
+    def _reset(self, endpoint: Endpoint) -> None:
+        LOG.warning(
+            "endpoint %s is in no sandbox any more: its engine may delete it, or join it again", endpoint.id[:12]
+        )
+        try:
+            self._remote.reset(endpoint)
+        except ControlError as error:
+            self._failed(f"endpoint {endpoint.id[:12]}", error)
+
+    def _hold(self, endpoint: Endpoint, port: PublishedPort) -> None:
+        """Packets get through without it, as long as nobody else takes the port."""
+        try:
+            ports.hold(port, endpoint, self._deps.ports)
+        except ControlError as error:
+            self._failed(f"endpoint {endpoint.id[:12]}", error)
 
     def _apply(self, what: str, steps: Sequence[Step], *, is_broken: bool = False) -> None:
         """Applies the steps; what `is_broken`, so that parts may be there but wrong, is taken down first."""

@@ -115,7 +115,8 @@ class Records:
             case Endpoint():
                 self._endpoints[record.id] = record
                 self._by_network.setdefault(record.network_id, {})[record.id] = record
-                self._by_sandbox.setdefault(record.sandbox_id, {})[record.id] = record
+                if record.sandbox_id:
+                    self._by_sandbox.setdefault(record.sandbox_id, {})[record.id] = record
 
     def _forget(self, record: Record) -> None:
         match record:
@@ -132,7 +133,7 @@ class Records:
                 if self._endpoints.pop(record.id, None):
                     self.slots.give_back(record.slot)
                     self._by_network[record.network_id].pop(record.id, None)
-                    self._by_sandbox[record.sandbox_id].pop(record.id, None)
+                    self._by_sandbox.get(record.sandbox_id, {}).pop(record.id, None)
 
     def networks(self) -> list[Network]:
         with self.lock:
@@ -155,6 +156,14 @@ class Records:
         """As `network`, for sandboxes, with Docker's wording for a container that is not there."""
         with self.lock:
             return _find(self._sandboxes, self._sandbox_names, ref, "sandbox", "No such container: {ref}")
+
+    def network_by_id(self, network_id: str) -> Network | None:
+        """By full id alone."""
+        return self._networks.get(network_id)
+
+    def endpoint(self, endpoint_id: str) -> Endpoint | None:
+        """By full id."""
+        return self._endpoints.get(endpoint_id)
 
     def has_network_named(self, name: str) -> bool:
         return name in self._network_names

@@ -104,14 +104,16 @@ def _ifinfo(index: int = 0, *, up: bool | None = None, family: int = 0) -> bytes
     return struct.pack("=BxHiII", family, 0, index, flags, 0 if up is None else IFF_UP)
 
 
-def veth_add(ifname: str, *, master: int, peer_ifname: str, peer_netns_fd: int, peer_mac: bytes, mtu: int) -> Request:
-    """A veth pair, both ends down: the host end a port of `master`, the peer in the other namespace."""
+def veth_add(
+    ifname: str, *, master: int, peer_ifname: str, peer_netns_fd: int | None, peer_mac: bytes, mtu: int
+) -> Request:
+    """A veth pair, both ends down: the host end a port of `master`, the peer in the other namespace, if there is one."""
     peer = _ifinfo() + b"".join(
         (
             text(IFLA_IFNAME, peer_ifname),
             attr(IFLA_ADDRESS, peer_mac),
             u32(IFLA_MTU, mtu),
-            u32(IFLA_NET_NS_FD, peer_netns_fd),
+            u32(IFLA_NET_NS_FD, peer_netns_fd) if peer_netns_fd is not None else b"",
         )
     )
     body = _ifinfo() + b"".join(
@@ -136,6 +138,11 @@ def link_delete(ifname: str) -> Request:
 
 def link_up(index: int, label: str) -> Request:
     return Request(f"set {label} up", RTM_NEWLINK, 0, _ifinfo(index, up=True))
+
+
+def link_master(index: int, label: str, master: int) -> Request:
+    """Makes a device a port of a bridge."""
+    return Request(f"make {label} a port", RTM_SETLINK, 0, _ifinfo(index) + u32(IFLA_MASTER, master))
 
 
 def link_no_auto_address(index: int, label: str) -> Request:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import ClassVar
 
@@ -34,6 +36,7 @@ class FakeDriver(Driver):
     def __init__(self) -> None:
         self.networks: set[str] = set()
         self.endpoints: dict[str, Join] = {}
+        self.published: set[str] = set()
         self.failing: dict[str, Exception] = {}
         self.gate: threading.Event | None = None
         self.tallies: dict[str, EndpointCounters] = {}
@@ -62,6 +65,18 @@ class FakeDriver(Driver):
             )
         ]
 
+    def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:
+        """As one element a port in `published`."""
+        elements = {f"{port}" for port in endpoint.ports}
+
+        def take_back() -> None:
+            self.published -= elements
+
+        return [self._step("publish", lambda: self.published.update(elements), take_back)]
+
+    def remains(self, endpoint: Endpoint) -> bool:
+        return endpoint.id in self.endpoints
+
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         return self.networks | self.endpoints.keys()
 
@@ -86,6 +101,39 @@ class FakeDriver(Driver):
             return run
 
         return Step(f"fake {name}", guarded(apply), revert)
+
+
+class FakePorts:
+    """The host's ports: those in `taken`, (protocol, number), belong to somebody else; `held` are held."""
+
+    def __init__(self) -> None:
+        self.taken: set[tuple[str, int]] = set()
+        self.held: set[tuple[str, str, int]] = set()
+
+    def hold(
+        self,
+        protocol: str,
+        host_ip: IPv4Address | IPv6Address | None,
+        first: int,
+        count: int = 1,
+        *,
+        v4: bool = True,
+        v6: bool = True,
+    ) -> None:
+        wanted = {(protocol, str(host_ip), number) for number in range(first, first + count)}
+        for _, _, number in wanted:
+            if (protocol, number) in self.taken:
+                raise OSError(errno.EADDRINUSE, f"port {number}/{protocol} is in use by nginx (process 7)")
+        self.held |= wanted
+
+    def release(self, protocol: str, host_ip: IPv4Address | IPv6Address | None, first: int, count: int = 1) -> None:
+        self.held -= {(protocol, str(host_ip), number) for number in range(first, first + count)}
+
+    def ephemeral_ports(self) -> range:
+        return range(40000, 40004)
+
+    def close(self) -> None:
+        self.held.clear()
 
 
 class FakeHost(FakeDriver):
@@ -117,7 +165,9 @@ class FakeFiles(SandboxFiles):
         return Path(self.paths(sandbox).hosts).exists()
 
 
-def fake_controller(run_dir: Path, driver: FakeDriver | None = None, store: Store | None = None) -> NetworkController:
+def fake_controller(
+    run_dir: Path, driver: FakeDriver | None = None, store: Store | None = None, ports: FakePorts | None = None
+) -> NetworkController:
     """Returns a controller that is not started, with fake drivers, the real IPAM and a store in memory."""
     drivers: list[FakeDriver] = [driver or FakeDriver(), FakeHost(), FakeNone()]
     return NetworkController(
@@ -126,5 +176,6 @@ def fake_controller(run_dir: Path, driver: FakeDriver | None = None, store: Stor
             ipam=PoolIpam(),
             drivers={each.name: each for each in drivers},
             files=FakeFiles(run_dir),
+            ports=ports or FakePorts(),
         )
     )

@@ -50,23 +50,26 @@ class Route:
 async def read_json(request: web.Request, type_: type[T], limits: ApiSection) -> T:
     """Returns the request's body as a `type_`.
 
-    Raises InvalidArgument (not JSON, or not of this shape), HTTPRequestEntityTooLarge, and HTTPRequestTimeout for a
-    client that does not send the rest.
+    Raises InvalidArgument (not JSON, or not of this shape), and what `read_body` raises.
     """
     if request.body_exists:
         written = request.headers.get("Content-Type", "")
         if request.content_type != "application/json" or not written:
             raise InvalidArgument(f"unsupported Content-Type header ({written}): must be 'application/json'")
+    return schema.decode(await read_body(request, limits), type_)
+
+
+async def read_body(request: web.Request, limits: ApiSection) -> bytes:
+    """Raises HTTPRequestEntityTooLarge, and HTTPRequestTimeout for a client that does not send the rest."""
     if (request.content_length or 0) > limits.max_body_bytes:
         raise web.HTTPRequestEntityTooLarge(limits.max_body_bytes, request.content_length or 0)
     try:
         async with asyncio.timeout(limits.body_timeout_seconds):
-            body = await request.read()
+            return await request.read()
     except TimeoutError as error:
         raise web.HTTPRequestTimeout(
             text=f"the request's body did not arrive within {limits.body_timeout_seconds:g} s"
         ) from error
-    return schema.decode(body, type_)
 
 
 def flag(request: web.Request, name: str) -> bool:

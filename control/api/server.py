@@ -176,8 +176,8 @@ async def serve(app: web.Application, sock: socket.socket, limits: ApiSection) -
     return runner
 
 
-def bind_unix(path: Path, group: str) -> socket.socket:
-    """Returns a socket that listens at `path` for root and `group`, for root alone when there is no such group.
+def bind_unix(path: Path, group: str | None) -> socket.socket:
+    """Returns a socket that listens at `path` for root and `group`, for root alone when there is none or no such group.
 
     Replaces a socket file that nobody serves. Raises ListenError when somebody does, naming the process, or when the
     path cannot be used. Permissions are set before the socket listens, so there is no moment when others could connect;
@@ -188,12 +188,9 @@ def bind_unix(path: Path, group: str) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             sock.bind(str(path))
-            try:
-                os.chown(path, -1, grp.getgrnam(group).gr_gid)
-                os.chmod(path, 0o660)
-            except KeyError:
-                LOG.warning('there is no group "%s": only root can use %s', group, path)
-                os.chmod(path, 0o600)
+            os.chmod(path, 0o600)
+            if group is not None:
+                _admit(path, group)
             sock.listen(_BACKLOG)
         except BaseException:
             sock.close()
@@ -201,6 +198,14 @@ def bind_unix(path: Path, group: str) -> socket.socket:
     except OSError as error:
         raise ListenError(f"cannot listen on {path}: {error.strerror or error}") from error
     return sock
+
+
+def _admit(path: Path, group: str) -> None:
+    try:
+        os.chown(path, -1, grp.getgrnam(group).gr_gid)
+        os.chmod(path, 0o660)
+    except KeyError:
+        LOG.warning('there is no group "%s": only root can use %s', group, path)
 
 
 def bind_tcp(host: str, port: int) -> socket.socket:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from control.addressing import gateway_for
 from control.api.versions import Version
-from control.model import Endpoint, Network, PoolConfig, Sandbox
+from control.model import Endpoint, EndpointState, Network, PoolConfig, Sandbox
 from control.sandboxes import SandboxPaths
 
 _UINT64_MAX: Final = (1 << 64) - 1
@@ -132,15 +132,17 @@ def _pool(pool: PoolConfig) -> dict[str, Any]:
 
 
 def _containers(endpoints: Iterable[Endpoint], names: Mapping[str, str]) -> dict[str, Any]:
+    """By sandbox, or as Docker has it for an endpoint whose container is not known: by "ep-" and the endpoint's id."""
     return {
-        endpoint.sandbox_id: {
-            "Name": names.get(endpoint.sandbox_id, ""),
+        endpoint.sandbox_id or f"ep-{endpoint.id}": {
+            "Name": names.get(endpoint.sandbox_id) or endpoint.sandbox_key.rpartition("/")[2],
             "EndpointID": endpoint.id,
             "MacAddress": endpoint.mac,
             "IPv4Address": str(endpoint.ipv4 or ""),
             "IPv6Address": str(endpoint.ipv6 or ""),
         }
         for endpoint in endpoints
+        if endpoint.state is not EndpointState.CREATED
     }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from control.errors import InvalidArgument
+from control.errors import InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, EndpointSpec, Network, NetworkSpec, Sandbox
 from control.plan import Step
 
@@ -24,15 +24,22 @@ class Join:
     """All that a driver gets to know of one endpoint.
 
     `netns_path` names the sandbox's namespace; `default_v4` and `default_v6` say whether this endpoint's gateway is
-    to be the sandbox's default route of that family.
+    to be the sandbox's default route of that family. Without a sandbox the endpoint is a container engine's: the
+    driver leaves the device, with its MAC and down, in its own namespace under the endpoint's `ifname`, and the engine
+    moves it to where it belongs and sets it up there.
     """
 
     network: Network
     endpoint: Endpoint
-    sandbox: Sandbox
-    netns_path: str
+    sandbox: Sandbox | None
+    netns_path: str | None
     default_v4: bool = True
     default_v6: bool = True
+
+    @property
+    def holder(self) -> str:
+        """Who has the endpoint, for messages."""
+        return self.sandbox.name if self.sandbox is not None else f"of endpoint {self.endpoint.id[:12]}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,14 @@ class Driver:
     def endpoint_steps(self, join: Join) -> Sequence[Step]:
         """What brings the endpoint into its sandbox; network_steps were applied before."""
         return ()
+
+    def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:
+        """What makes the endpoint's `ports` reachable at the host's."""
+        raise NotImplementedByDriver(f"the driver {self.name} publishes no ports: leave them out")
+
+    def remains(self, endpoint: Endpoint) -> bool:
+        """Whether the endpoint's device is on this host, in whatever condition."""
+        return True
 
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         """The ids of those networks and endpoints that the kernel holds whole; the rest are applied again."""

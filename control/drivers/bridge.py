@@ -21,7 +21,8 @@ from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCou
 from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument
 from control.model import Endpoint, EndpointSpec, Network, NetworkSpec
 from control.plan import Step
-from datapath import accel, devices, links, netns, nft, rtnl
+from control.ports import published_at
+from datapath import accel, devices, docker_firewall, links, netns, nft, rtnl
 
 SHARD_CAPACITY: Final = 1000
 """Endpoints on one Linux bridge. The kernel allows 1,023 ports (BR_MAX_PORTS); the rest is for trunks of shards."""
@@ -172,7 +173,7 @@ class BridgeDriver(Driver):
             Step(
                 f"let {bridge} through the firewall",
                 partial(self._open_firewall, network),
-                partial(nft.remove, self._policy(network, range(MAX_SHARDS))),
+                partial(self._close_firewall, network),
             ),
             Step(
                 f"answer for the gateways of {network.name}",
@@ -197,6 +198,14 @@ class BridgeDriver(Driver):
         if not network.internal:
             devices.enable_forwarding(ipv6=network.enable_ipv6)
         nft.add(self._policy(network, [0]))
+        docker_firewall.admit([bridge_name(network)])
+        if not network.internal:
+            nft.allow_loopback(bridge_name(network))
+
+    def _close_firewall(self, network: Network) -> None:
+        policy = self._policy(network, range(MAX_SHARDS))
+        nft.remove(policy)
+        docker_firewall.dismiss(policy.bridges)
 
     def _policy(self, network: Network, shards: Sequence[int]) -> nft.Policy:
         return nft.Policy(
@@ -251,11 +260,14 @@ class BridgeDriver(Driver):
                     lambda: self._accel.detach(port),
                 )
             )
-        steps.append(
-            Step(
-                f"set up {endpoint.ifname} in sandbox {join.sandbox.name}", partial(_set_up_inside, join), lambda: None
+        if join.netns_path is not None:
+            steps.append(
+                Step(
+                    f"set up {endpoint.ifname} in sandbox {join.holder}",
+                    partial(_set_up_inside, join, join.netns_path),
+                    lambda: None,
+                )
             )
-        )
         return steps
 
     def _add_shard(self, network: Network, shard: int) -> None:
@@ -267,19 +279,23 @@ class BridgeDriver(Driver):
         mac = f"{_BRIDGE_MACS[1].hex(':')}:{shard:02x}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}"
         devices.add_bridge(bridge, mac=mac, mtu=mtu, ipv6=False)
         nft.add(self._policy(network, [0, shard]))
+        docker_firewall.admit([bridge])
         devices.add_trunk(up, root, down, bridge, mtu=mtu, isolated=not _option(network, ICC))
 
     def _add_veth(self, join: Join) -> None:
         endpoint = join.endpoint
-        if devices.ifindex(endpoint.host_ifname) is not None:
-            return
         bridge = bridge_name(join.network, endpoint.shard)
         master = devices.ifindex(bridge)
         if master is None:
             raise Conflict(
                 f"bridge {bridge} of network {join.network.name} is gone: restart linkspand to make it again"
             )
-        netns_fd = os.open(join.netns_path, os.O_RDONLY | os.O_CLOEXEC)
+        index = devices.ifindex(endpoint.host_ifname)
+        if index is not None:
+            with rtnl.Rtnl() as netlink:
+                netlink.apply([rtnl.link_master(index, endpoint.host_ifname, master)])
+            return
+        netns_fd = None if join.netns_path is None else os.open(join.netns_path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with rtnl.Rtnl() as netlink:
                 netlink.apply(
@@ -295,7 +311,8 @@ class BridgeDriver(Driver):
                     ]
                 )
         finally:
-            os.close(netns_fd)
+            if netns_fd is not None:
+                os.close(netns_fd)
 
     def _set_up_port(self, network: Network, endpoint: Endpoint) -> None:
         """The port knows its one MAC: nothing is learned, and nothing that is for others is flooded into it.
@@ -344,6 +361,16 @@ class BridgeDriver(Driver):
             is_connected=_option(network, ICC),
         )
 
+    def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:
+        publications = _publications(endpoint)
+        return [
+            Step(
+                f"publish {', '.join(map(str, endpoint.ports))}",
+                partial(nft.publish, publications),
+                partial(nft.unpublish, publications),
+            )
+        ]
+
     def _is_accelerated(self, network: Network) -> bool:
         return _option(network, ACCEL, self._default_accel)
 
@@ -360,13 +387,18 @@ class BridgeDriver(Driver):
         shards = {network.id: {0} for network in networks}
         for endpoint in endpoints:
             shards[endpoint.network_id].add(endpoint.shard)
-        if networks or nft.exists():
-            nft.synchronize([self._policy(network, sorted(shards[network.id])) for network in networks])
+        policies = [self._policy(network, sorted(shards[network.id])) for network in networks]
+        if policies or nft.exists():
+            nft.synchronize(policies, [each for endpoint in endpoints for each in _publications(endpoint)])
+        docker_firewall.synchronize([bridge for policy in policies for bridge in policy.bridges])
         known = {endpoint.host_ifname for endpoint in endpoints}
         for id_, numbers in shards.items():
             for shard in numbers:
                 known |= {bridge_name(by_id[id_], shard), *_trunk_names(by_id[id_], shard)}
         devices.delete_links([name for name, link in present.items() if _is_ours(link) and name not in known])
+
+    def remains(self, endpoint: Endpoint) -> bool:
+        return devices.ifindex(endpoint.host_ifname) is not None
 
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         present = {link.ifname: link for link in links.dump()}
@@ -424,7 +456,7 @@ def _is_ours(link: links.LinkInfo) -> bool:
     return link.kind == "bridge" and has_our_name and link.mac[:2] in _BRIDGE_MACS
 
 
-def _set_up_inside(join: Join) -> None:
+def _set_up_inside(join: Join, netns_path: str) -> None:
     """Addresses, link and default routes in the sandbox; the link goes up last of what lets packets through.
 
     The network's gateway is the only router: else each sandbox could make itself the router of the others, and each
@@ -432,14 +464,12 @@ def _set_up_inside(join: Join) -> None:
     """
     endpoint = join.endpoint
     if endpoint.ipv6 is not None:
-        netns.call(join.netns_path, partial(devices.ignore_router_advertisements, endpoint.ifname))
-    with rtnl.Rtnl(join.netns_path) as netlink:
+        netns.call(netns_path, partial(devices.ignore_router_advertisements, endpoint.ifname))
+    with rtnl.Rtnl(netns_path) as netlink:
         index = netlink.ifindex(endpoint.ifname)
         if index is None:
-            raise Conflict(
-                f"device {endpoint.ifname} is gone from sandbox {join.sandbox.name}: disconnect and connect it"
-            )
-        label = f"{endpoint.ifname} of {join.sandbox.name}"
+            raise Conflict(f"device {endpoint.ifname} is gone from sandbox {join.holder}: disconnect and connect it")
+        label = f"{endpoint.ifname} of {join.holder}"
         addresses: list[IPv4Interface | IPv6Interface] = [a for a in (endpoint.ipv4, endpoint.ipv6) if a is not None]
         if endpoint.ipv6 is not None:
             addresses.append(link_local(_mac(endpoint.mac)))
@@ -455,6 +485,23 @@ def _set_up_inside(join: Join) -> None:
                 requests.append(rtnl.default_route_add(index, label, gateway.packed))
         netlink.apply(requests)
     devices.take_note_of_carrier(endpoint.host_ifname)
+
+
+def _publications(endpoint: Endpoint) -> list[nft.Publication]:
+    """A published port for each family that the endpoint has, unless it is for one address of the host."""
+    return [
+        nft.Publication(
+            protocol="udp" if port.protocol == "udp" else "tcp",
+            address=address,
+            port=port.port,
+            host_ip=host_ip,
+            host_port=port.host_port,
+            count=port.count,
+        )
+        for port in endpoint.ports
+        for address in _addresses(endpoint)
+        if (host_ip := published_at(port)) is None or host_ip.version == address.version
+    ]
 
 
 def _addresses(endpoint: Endpoint) -> list[IPv4Address | IPv6Address]:

@@ -72,5 +72,11 @@ class Ipam(Protocol):
     def release_address(self, pool_id: str, address: Address) -> Sequence[Change]:
         """Gives an address back; harmless when it is not taken. Raises NotFound for the pool."""
 
+    def find(self, pool_id: str, owner: str) -> Address | None:
+        """An address of the pool that was requested for `owner`; raises NotFound for the pool."""
+
+    def untouched(self, space: str) -> set[str]:
+        """The pools of the space of which nobody holds an address."""
+
     def usage(self, pool_id: str) -> tuple[int, int]:
         """Addresses in use (reserved ones included), and addresses still to be had from the range."""

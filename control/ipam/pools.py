@@ -144,6 +144,18 @@ class PoolIpam:
             keepers = state.give_back(value, text)
             return (Delete("lease", f"{pool_id}|{text}"), *map(_put_pool, keepers))
 
+    def find(self, pool_id: str, owner: str) -> Address | None:
+        """Takes as long as the pool has leases."""
+        with self._lock:
+            state = self._spaces.get(pool_id)
+            value = next((value for value, holder in state.leases.items() if holder == owner), None)
+            return None if value is None else state.subnet.address_type(value)
+
+    def untouched(self, space: str) -> set[str]:
+        with self._lock:
+            pools = [pool for v in (4, 6) for subnet in self._spaces.subnets(space, v) for pool in subnet.pools]
+            return {state.pool.id for state in pools if not state.leases}
+
     def usage(self, pool_id: str) -> tuple[int, int]:
         """Both are exact, and O(1); the first counts the whole subnet, as Docker's IPsInUse does."""
         with self._lock:

@@ -95,6 +95,7 @@ CASES: dict[str, tuple[rtnl.Request, int, int, Any, Mapping[str, Any], Attribute
     ),
     "link delete": (rtnl.link_delete("ls01"), RTM_DELLINK, 0, ifinfmsg, {}, [("IFLA_IFNAME", "ls01")]),
     "link up": (rtnl.link_up(5, "x"), RTM_NEWLINK, 0, ifinfmsg, {"index": 5, "flags": 1, "change": 1}, []),
+    "master": (rtnl.link_master(5, "x", 7), RTM_SETLINK, 0, ifinfmsg, {"index": 5}, [("IFLA_MASTER", 7)]),
     "no address of its own": (
         rtnl.link_no_auto_address(5, "x"),
         RTM_SETLINK,
@@ -272,7 +273,7 @@ def test_every_request_is_compared_with_pyroute2() -> None:
         name for name, value in vars(rtnl).items() if getattr(value, "__annotations__", {}).get("return") == "Request"
     }
     compared = {
-        "veth_add", "link_delete", "link_up", "link_no_auto_address", "bridge_port", "fdb_add", "fdb_delete",
+        "veth_add", "link_delete", "link_up", "link_master", "link_no_auto_address", "bridge_port", "fdb_add", "fdb_delete",
         "neighbour_add", "neighbour_delete", "addr_add", "default_route_add", "clsact_add", "clsact_delete",
         "block_program", "block_clear",
     }  # fmt: skip

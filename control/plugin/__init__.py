@@ -1,0 +1,1 @@
+"""Docker's remote network driver and IPAM: linkspand as a plugin of dockerd."""

@@ -1,0 +1,125 @@
+"""Addresses that a container engine asks for through the plugin, for networks of whatever driver of its own.
+
+Pools lie in an address space of their own. Calls whose answer was lost are repeated by the engine, and get the same
+answer again as far as they can be told from new ones: see docs/adr/0009.
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import Final
+
+from control.deps import Deps
+from control.errors import ControlError, InvalidArgument, NotFound
+from control.ipam.base import Pool
+from control.model import Address, Endpoint, Subnet
+from control.records import Records
+
+SPACE: Final = "docker"
+_GATEWAY: Final = "gateway"
+
+
+class RemoteIpam:
+    """Synchronous; every method may be called from any thread."""
+
+    def __init__(self, deps: Deps, records: Records) -> None:
+        self._ipam = deps.ipam
+        self._routed_networks = deps.routed_networks
+        self._records = records
+        self._unanswered: set[str] = set()
+
+    def start(self) -> None:
+        """Takes note of pools from which nothing was taken: whoever asked for them may not have got the answer."""
+        self._unanswered = self._ipam.untouched(SPACE)
+
+    def request_pool(self, subnet: Subnet | None, ip_range: Subnet | None, *, v6: bool) -> Pool:
+        """Raises InvalidArgument, Forbidden ("Pool overlaps…"), Exhausted."""
+        avoid = [*self._routed_networks(), *self._own_subnets()] if subnet is None else ()
+        with self._records.lock:
+            if subnet is not None:
+                pool_id = f"{SPACE}/{subnet}" if ip_range is None else f"{SPACE}/{subnet}/{ip_range}"
+                if pool_id in self._unanswered:
+                    self._unanswered.discard(pool_id)
+                    return Pool(id=pool_id, space=SPACE, subnet=subnet, ip_range=ip_range)
+            pool, changes = self._ipam.request_pool(
+                SPACE, subnet=subnet, ip_range=ip_range, v6=v6, avoid=avoid, owner="a network of docker"
+            )
+            try:
+                self._records.commit(changes=changes)
+            except ControlError:
+                self._ipam.release_pool(pool.id)
+                raise
+            return pool
+
+    def release_pool(self, pool_id: str) -> None:
+        """Harmless for a pool that is not there. Raises InvalidArgument for one that is not the engine's."""
+        _check_space(pool_id)
+        with self._records.lock:
+            self._unanswered.discard(pool_id)
+            try:
+                changes = self._ipam.release_pool(pool_id)
+            except NotFound:
+                return
+            self._records.commit(changes=changes)
+
+    def request_address(
+        self, pool_id: str, address: Address | None, *, gateway: bool, mac: str
+    ) -> IPv4Interface | IPv6Interface:
+        """The address with its subnet's prefix length, for the endpoint with `mac` if it is for one.
+
+        Raises NotFound (pool), InvalidArgument, Forbidden ("Address already in use"), Exhausted.
+        """
+        _check_space(pool_id)
+        owner = _GATEWAY if gateway else f"endpoint {mac}" if mac else "docker"
+        with self._records.lock:
+            self._unanswered.discard(pool_id)
+            held = self._ipam.find(pool_id, owner) if gateway or mac else None
+            if held is not None and address in (None, held) and self._is_unused(pool_id, held, mac):
+                return _in_pool(pool_id, held)
+            given, changes = self._ipam.request_address(pool_id, address, owner=owner)
+            try:
+                self._records.commit(changes=changes)
+            except ControlError:
+                self._ipam.release_address(pool_id, given)
+                raise
+            return _in_pool(pool_id, given)
+
+    def release_address(self, pool_id: str, address: Address) -> None:
+        """Harmless for what is not there. Raises InvalidArgument for a pool that is not the engine's."""
+        _check_space(pool_id)
+        with self._records.lock:
+            try:
+                changes = self._ipam.release_address(pool_id, address)
+            except NotFound:
+                return
+            self._records.commit(changes=changes)
+
+    def _is_unused(self, pool_id: str, address: Address, mac: str) -> bool:
+        """Whether nobody can have got the address yet: its network is being made, or no endpoint has it."""
+        subnet = _subnet_of(pool_id)
+        for network in self._records.networks():
+            for pool in network.pools:
+                if not pool.pool_id and str(pool.subnet) == subnet:
+                    has_it = [e for e in self._records.on_network(network.id) if e.mac == mac or _has(e, address)]
+                    return bool(mac) and not has_it
+        return not mac
+
+    def _own_subnets(self) -> list[Subnet]:
+        return [pool.subnet for network in self._records.networks() for pool in network.pools]
+
+
+def _check_space(pool_id: str) -> None:
+    if not pool_id.startswith(f"{SPACE}/"):
+        raise InvalidArgument(f"invalid address pool {pool_id!r}: pools that linkspan gave out begin with {SPACE}/")
+
+
+def _subnet_of(pool_id: str) -> str:
+    return "/".join(pool_id.split("/")[1:3])
+
+
+def _in_pool(pool_id: str, address: Address) -> IPv4Interface | IPv6Interface:
+    return ip_interface(f"{address}/{pool_id.split('/')[2]}")
+
+
+def _has(endpoint: Endpoint, address: Address) -> bool:
+    return any(interface is not None and interface.ip == address for interface in (endpoint.ipv4, endpoint.ipv6))
