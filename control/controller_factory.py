@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from datapath.host_ports import HostPorts
-
 from control.config import Config
 from control.controller import NetworkController
 from control.deps import Deps
@@ -19,6 +17,7 @@ from control.sandboxes import SandboxFiles
 from control.store.sqlite import SqliteStore
 from datapath import devices
 from datapath.accel import Accelerator
+from datapath.host_ports import HostPorts
 
 
 def make_drivers(config: Config) -> Mapping[str, Driver]:

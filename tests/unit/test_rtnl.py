@@ -273,9 +273,9 @@ def test_every_request_is_compared_with_pyroute2() -> None:
         name for name, value in vars(rtnl).items() if getattr(value, "__annotations__", {}).get("return") == "Request"
     }
     compared = {
-        "veth_add", "link_delete", "link_up", "link_master", "link_no_auto_address", "bridge_port", "fdb_add", "fdb_delete",
-        "neighbour_add", "neighbour_delete", "addr_add", "default_route_add", "clsact_add", "clsact_delete",
-        "block_program", "block_clear",
+        "veth_add", "link_delete", "link_up", "link_master", "link_no_auto_address", "bridge_port", "fdb_add",
+        "fdb_delete", "neighbour_add", "neighbour_delete", "addr_add", "default_route_add", "clsact_add",
+        "clsact_delete", "block_program", "block_clear",
     }  # fmt: skip
     assert makers == compared
 
