@@ -1,4 +1,4 @@
-"""The real docker client beside ours, in front of one recording daemon: the oracle for `linkspan network`."""
+"""The docker clients of this machine, in front of linkspand, and beside our own in front of a recording daemon."""
 
 from __future__ import annotations
 
@@ -7,28 +7,78 @@ import re
 import shutil
 import subprocess
 import sys
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import pytest
 
 from control.cli.main import main
 from tests.cli_fake import FakeDaemon, Request
 
-DOCKER = shutil.which("docker")
 MINIMUM = (28, 0)
+NONE_FOUND: Final = "there is no docker command on this machine: run tools/setup, or apt-get install docker.io"
 
 
-def client_version() -> tuple[int, ...]:
-    """The version of the docker client on this machine, empty without one."""
-    if DOCKER is None:
-        return ()
-    text = subprocess.run([DOCKER, "--version"], capture_output=True, text=True, check=True).stdout
+class DockerClient(NamedTuple):
+    """One docker command; sorted by version."""
+
+    version: tuple[int, ...]
+    path: str
+
+    def __str__(self) -> str:
+        return f"docker-{'.'.join(map(str, self.version))}"
+
+
+def _found() -> list[DockerClient]:
+    """Every different docker command, the newest first: that of PATH, the administrator's, and the distribution's."""
+    paths = {shutil.which("docker", path=path) for path in (None, "/usr/local/bin", "/usr/bin")}
+    real = {str(Path(path).resolve()) for path in paths if path is not None}
+    return sorted((DockerClient(_version(path), path) for path in real), reverse=True)
+
+
+def _version(path: str) -> tuple[int, ...]:
+    text = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
     return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
 
+CLIENTS: Final = _found()
+NEWEST_CLIENT: Final = CLIENTS[0] if CLIENTS else DockerClient((), "")
+
 docker_needed = pytest.mark.skipif(
-    client_version() < MINIMUM, reason=f"needs a docker client of version {MINIMUM[0]} or later to compare with"
+    NEWEST_CLIENT.version < MINIMUM, reason=f"needs a docker client of version {MINIMUM[0]} or later to compare with"
 )
+
+
+class Docker:
+    """A docker command in front of an engine, without the settings of whoever runs the tests; `home` is its HOME."""
+
+    def __init__(self, client: DockerClient, host: str, home: Path) -> None:
+        self.client = client
+        self._host = host
+        self._home = home
+
+    def __call__(
+        self, *words: str, status: int = 0, stdin: str = "", env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs it; fails unless it exits with `status`."""
+        done = subprocess.run(
+            self.command(*words),
+            env=self.environment | (env or {}),
+            capture_output=True,
+            text=True,
+            input=stdin,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == status, f"{' '.join(words)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def command(self, *words: str) -> list[str]:
+        return [self.client.path, "-H", self._host, *words]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"HOME": str(self._home), "PATH": "/usr/bin:/bin"}
 
 
 class Outcome(NamedTuple):
@@ -47,10 +97,8 @@ class Pair:
         self._monkeypatch = monkeypatch
 
     def docker(self, *args: str, stdin: str = "") -> Outcome:
-        assert DOCKER is not None
-        done = subprocess.run(
-            [DOCKER, "-H", self.daemon.url, *args], capture_output=True, text=True, input=stdin, timeout=30, check=False
-        )
+        command = [NEWEST_CLIENT.path, "-H", self.daemon.url, *args]
+        done = subprocess.run(command, capture_output=True, text=True, input=stdin, timeout=30, check=False)
         return Outcome(done.returncode, done.stdout, done.stderr, self.daemon.asked())
 
     def ours(self, *args: str, stdin: str = "") -> Outcome:

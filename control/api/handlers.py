@@ -77,6 +77,16 @@ def flag(request: web.Request, name: str) -> bool:
     return request.query.get(name, "").strip().lower() not in ("", "0", "no", "false", "none")
 
 
+def go_bool(request: web.Request, name: str) -> bool:
+    """A boolean query parameter as Go's strconv.ParseBool reads it, absent or empty false; raises InvalidArgument."""
+    text = request.query.get(name, "")
+    if text in ("1", "t", "T", "true", "TRUE", "True"):
+        return True
+    if text in ("", "0", "f", "F", "false", "FALSE", "False"):
+        return False
+    raise InvalidArgument(f'invalid value for {name}: {text}: strconv.ParseBool: parsing "{text}": invalid syntax')
+
+
 def json_response(body: Any, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(body) + b"\n", status=status, content_type="application/json")
 

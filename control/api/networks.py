@@ -1,20 +1,25 @@
 """Docker's Engine API for networks.
 
-Source: the Engine API reference, version 1.51, section Network.
+Source: the Engine API reference, version 1.56, section Network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from aiohttp import web
 
 from control.api import filters, views
-from control.api.handlers import Context, Route, json_response, read_json
+from control.api.handlers import Context, Route, go_bool, json_response, read_json
 from control.api.schema import NetworkConnect, NetworkCreate, NetworkDisconnect, endpoint_spec, network_spec, required
-from control.api.versions import Version
-from control.errors import NotFound
+from control.api.versions import INSPECT_SCOPE_SINCE, PRUNE_SINCE, Version
+from control.errors import InvalidArgument, NotFound
+from control.events import Event
 from control.model import Endpoint, Network, utcnow
+
+_RECLAIMED: Final = {"reclaimed": "0"}
+"""Bytes on disk, of which networks take none."""
 
 
 class NetworkHandlers:
@@ -27,6 +32,7 @@ class NetworkHandlers:
     def routes(self) -> list[Route]:
         return [
             Route("GET", "/networks", self.list_all),
+            Route("GET", "/networks/", self.list_all),
             Route("POST", "/networks/create", self.create),
             Route("POST", "/networks/prune", self.prune),
             Route("GET", "/networks/{ref}", self.inspect),
@@ -53,7 +59,8 @@ class NetworkHandlers:
 
     async def inspect(self, request: web.Request, version: Version) -> web.Response:
         """`verbose` adds nothing: it asks for a Swarm's peers and services."""
-        scope = request.query.get("scope", "")
+        go_bool(request, "verbose")
+        scope = request.query.get("scope", "") if version >= INSPECT_SCOPE_SINCE else ""
         return json_response(await self._context.workers.read(self._inspect, request.match_info["ref"], scope, version))
 
     def _inspect(self, ref: str, scope: str, version: Version) -> dict[str, object]:
@@ -65,7 +72,7 @@ class NetworkHandlers:
         return views.network_inspect(network, version, endpoints, self._sandbox_names(), status)
 
     async def create(self, request: web.Request, version: Version) -> web.Response:
-        spec = network_spec(await read_json(request, NetworkCreate, self._context.limits))
+        spec = network_spec(await read_json(request, NetworkCreate, self._context.limits), version)
         network, warnings = await self._context.workers.change(self._controller.create_network, spec)
         return json_response({"Id": network.id, "Warning": "; ".join(warnings)}, 201)
 
@@ -75,7 +82,7 @@ class NetworkHandlers:
 
     async def connect(self, request: web.Request, version: Version) -> web.Response:
         body = await read_json(request, NetworkConnect, self._context.limits)
-        container, spec = required("Container", body.container), endpoint_spec(body.endpoint_config)
+        container, spec = required("Container", body.container), endpoint_spec(body.endpoint_config, version)
         await self._context.workers.change(self._controller.connect, request.match_info["ref"], container, spec)
         return web.Response()
 
@@ -88,15 +95,17 @@ class NetworkHandlers:
         return web.Response()
 
     async def prune(self, request: web.Request, version: Version) -> web.Response:
+        if version < PRUNE_SINCE:
+            raise InvalidArgument(f"POST /networks/prune requires minimum API version {PRUNE_SINCE}")
         wanted = filters.parse(request.query.get("filters", ""), filters.PRUNE_KEYS)
         goes = filters.prune_filter(wanted, utcnow())
 
         def keep(network: Network) -> bool:
             return not goes(network)
 
-        return json_response(
-            {"NetworksDeleted": await self._context.workers.change(self._controller.prune_networks, keep)}
-        )
+        removed = await self._context.workers.change(self._controller.prune_networks, keep)
+        self._context.events.publish(Event("network", "prune", "", _RECLAIMED))
+        return json_response({"NetworksDeleted": removed})
 
     def _sandbox_names(self) -> Mapping[str, str]:
         return {sandbox.id: sandbox.name for sandbox in self._controller.sandboxes()}

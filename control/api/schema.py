@@ -1,19 +1,33 @@
 """Request bodies: their shape, with the Docker Engine API's field names, and their way into the model's specs.
 
-Decoding follows the Engine: unknown fields are ignored and `null` means absent. What cannot be right whatever the state
-of the host is refused here, all faults of one body together; what depends on other objects is the controller's to
-judge. Source: the Engine API reference, version 1.51 (NetworkCreate, EndpointSettings, IPAMConfig).
+Decoding follows the Engine: unknown fields are ignored, those of versions later than the client's among them, and
+`null` means absent. What cannot be right whatever the state of the host is refused here, all faults of one body
+together; what depends on other objects is the controller's to judge. Source: the Engine API reference, version 1.56
+(NetworkCreate, EndpointSettings, IPAMConfig).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-from control.errors import InvalidArgument
+from control.api.versions import (
+    ATTACHABLE_SINCE,
+    CONFIGURATION_SINCE,
+    DRIVER_OPTS_SINCE,
+    ENABLE_IPV4_SINCE,
+    GW_PRIORITY_SINCE,
+    INGRESS_SINCE,
+    MAC_ADDRESS_SINCE,
+    NEWEST,
+    SCOPE_SINCE,
+    Version,
+)
+from control.errors import Forbidden, InvalidArgument, NotFound
 from control.model import Address, EndpointSpec, NetworkSpec, PoolSpec, SandboxSpec, Subnet
 
 ALIAS_MAX_CHARS: Final = 253
@@ -22,10 +36,14 @@ ALIAS_MAX_CHARS: Final = 253
 PID_MAX: Final = 1 << 22
 """PID_MAX_LIMIT of 64-bit kernels; proc(5), /proc/sys/kernel/pid_max."""
 
+_RESERVED_NAMES: Final = frozenset({"default"})
+"""Docker's word for the network that a container joins when none is named."""
+
 _ALIAS = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _CIDR = re.compile(r"[0-9a-fA-F:.]+/[0-9]{1,3}")
 
 T = TypeVar("T")
+B = TypeVar("B", bound=msgspec.Struct)
 StringMap = dict[str, str]
 
 
@@ -131,13 +149,44 @@ def decode(body: bytes, type_: type[T]) -> T:
         raise InvalidArgument("invalid JSON: nested too deeply") from error
 
 
-def network_spec(body: NetworkCreate) -> NetworkSpec:
-    """Returns what the body asks for; raises InvalidArgument, which names every fault of its addresses."""
+_CREATE_SINCE: Final = {
+    "attachable": ATTACHABLE_SINCE,
+    "ingress": INGRESS_SINCE,
+    "scope": SCOPE_SINCE,
+    "config_only": CONFIGURATION_SINCE,
+    "config_from": CONFIGURATION_SINCE,
+    "enable_ipv4": ENABLE_IPV4_SINCE,
+}
+_ENDPOINT_SINCE: Final = {
+    "driver_opts": DRIVER_OPTS_SINCE,
+    "mac_address": MAC_ADDRESS_SINCE,
+    "gw_priority": GW_PRIORITY_SINCE,
+}
+
+
+def _as_of(version: Version, body: B, since: Mapping[str, Version]) -> B:
+    """Returns the body without the fields that `version` does not know yet."""
+    unknown = [name for name, first in since.items() if version < first]
+    return msgspec.structs.replace(body, **dict.fromkeys(unknown)) if unknown else body
+
+
+def network_spec(body: NetworkCreate, version: Version = NEWEST) -> NetworkSpec:
+    """Returns what the body asks for, as a client of `version` means it.
+
+    Raises InvalidArgument, which names every fault of its addresses; Forbidden for what needs a Swarm; NotFound for an
+    IPAM driver.
+    """
+    body = _as_of(version, body, _CREATE_SINCE)
     name = body.name or ""
+    if name in _RESERVED_NAMES:
+        raise Forbidden(f"operation is not permitted on predefined {name} network: choose another name")
+    if body.scope == "swarm":
+        raise Forbidden("cannot create a swarm scoped network when swarm is not active: networks of linkspan are local")
     if body.scope not in (None, "", "local"):
         raise InvalidArgument(f'network {name}: there is no scope "{body.scope}": networks of linkspan are local')
+    if body.ingress:
+        raise Forbidden("Ingress network can only be global scope network: linkspan has no Swarm routing mesh")
     for wanted, field in (
-        (body.ingress, "Ingress (a Swarm routing mesh)"),
         (body.config_only, "ConfigOnly (a configuration-only network)"),
         (body.config_from and body.config_from.network, "ConfigFrom (a configuration-only network)"),
     ):
@@ -145,7 +194,9 @@ def network_spec(body: NetworkCreate) -> NetworkSpec:
             raise InvalidArgument(f"network {name}: linkspan does not support {field}")
     ipam = body.ipam or IPAM()
     if ipam.driver not in (None, "", "default"):
-        raise InvalidArgument(f'network {name}: there is no IPAM driver "{ipam.driver}": use "default"')
+        raise NotFound(
+            f'could not find plugin "{ipam.driver}": plugin "{ipam.driver}" not found; the IPAM driver here is default'
+        )
     faults: list[str] = []
     pools = tuple(pool for config in ipam.config or () if (pool := _pool_spec(config, faults)) is not None)
     if faults:
@@ -164,10 +215,14 @@ def network_spec(body: NetworkCreate) -> NetworkSpec:
     )
 
 
-def endpoint_spec(body: EndpointSettings | None) -> EndpointSpec:
-    """Returns what the settings ask for; raises InvalidArgument, which names every fault."""
+def endpoint_spec(body: EndpointSettings | None, version: Version = NEWEST) -> EndpointSpec:
+    """Returns what the settings ask for, as a client of `version` means it.
+
+    Raises InvalidArgument, which names every fault.
+    """
     if body is None:
         return EndpointSpec()
+    body = _as_of(version, body, _ENDPOINT_SINCE)
     for wanted, field, instead in (
         (body.links, "Links", "names resolve on every network; give Aliases for other names"),
         (body.ipam_config and body.ipam_config.link_local_ips, "LinkLocalIPs", "give IPv4Address or IPv6Address"),
@@ -218,7 +273,7 @@ def _pool_spec(config: IPAMConfig, faults: list[str]) -> PoolSpec | None:
     """Returns None for an entry that says nothing, as some clients send; adds to `faults` what is wrong."""
     if not (config.subnet or config.ip_range or config.gateway or config.auxiliary_addresses):
         return None
-    return PoolSpec(
+    pool = PoolSpec(
         subnet=_subnet(config.subnet or "", "subnet", faults),
         ip_range=_subnet(config.ip_range, "ip-range", faults) if config.ip_range else None,
         gateway=_address(config.gateway, "gateway", faults),
@@ -228,6 +283,28 @@ def _pool_spec(config: IPAMConfig, faults: list[str]) -> PoolSpec | None:
             if (address := _address(text, f"auxiliary address {name}", faults)) is not None
         },
     )
+    if pool.subnet is not None:
+        faults += _outside(pool, pool.subnet)
+    return pool
+
+
+def _outside(pool: PoolSpec, subnet: Subnet) -> Iterator[str]:
+    """What of the pool does not lie in its subnet, in Docker's words."""
+    if (part := pool.ip_range) is not None:
+        if part.version != subnet.version:
+            yield f"invalid ip-range {part}: parent subnet is an IPv{subnet.version} block"
+        elif part.prefixlen < subnet.prefixlen:
+            yield f"invalid ip-range {part}: CIDR block is bigger than its parent subnet {subnet}"
+        elif not part.overlaps(subnet):
+            yield f"invalid ip-range {part}: parent subnet {subnet} doesn't contain ip-range"
+    named = {"gateway": pool.gateway, **{f"auxiliary address {name}": a for name, a in pool.aux_addresses.items()}}
+    for what, address in named.items():
+        if address is None:
+            continue
+        if address.version != subnet.version:
+            yield f"invalid {what} {address}: parent subnet is an IPv{subnet.version} block"
+        elif address not in subnet:
+            yield f"invalid {what} {address}: parent subnet {subnet} doesn't contain this address"
 
 
 def _subnet(text: str, what: str, faults: list[str]) -> Subnet | None:

@@ -40,11 +40,15 @@ _BACKLOG: Final = 512
 _OUR_FAULT: Final = frozenset({500, 504})
 """Statuses of errors that are logged whole and counted; a full pool (503), say, is for the client to deal with."""
 
-# The first element of the paths of Docker's other operations.
-_ENGINE_ONLY: Final = frozenset(
-    {"auth", "build", "commit", "configs", "containers", "distribution", "exec", "grpc", "images", "nodes", "plugins"}
-    | {"secrets", "services", "session", "swarm", "system", "tasks", "volumes"}
-)
+_ENGINE: Final = "ask Docker's own engine, which uses Linkspan's networks too (docker network create -d linkspan)"
+_INSTEAD: Final = {
+    "containers": "run processes with `linkspan run`, list, enter and remove them with `linkspan ps`, `exec` and `rm`",
+    "exec": "run commands in a sandbox with `linkspan exec`",
+    **dict.fromkeys(("auth", "build", "commit", "debug", "distribution", "grpc", "images", "plugins"), _ENGINE),
+    **dict.fromkeys(("configs", "nodes", "secrets", "services", "session", "swarm", "system", "tasks"), _ENGINE),
+    "volumes": _ENGINE,
+}
+"""What to do instead of Docker's other operations, by the first element of their paths."""
 
 
 class ListenError(Exception):
@@ -62,7 +66,9 @@ def build_app(context: Context) -> web.Application:
     ]
     for prefix in ("/v{version:[0-9.]+}", ""):
         for route in routes:
-            app.router.add_route(route.method, prefix + route.path, _entry(route, context))
+            # As in Docker a reference may hold anything, so that what does not exist is a network not found.
+            path = prefix + route.path.replace("/networks/{ref}", "/networks/{ref:.+}")
+            app.router.add_route(route.method, path, _entry(route, context))
     app.on_response_prepare.append(_add_headers)
     app.on_shutdown.append(lambda _: _end_streams(context))
     return app
@@ -106,12 +112,11 @@ def _entry(route: Route, context: Context) -> Callable[[web.Request], Awaitable[
 
 
 async def _elsewhere(request: web.Request, version: Version) -> web.Response:
-    if request.match_info["elsewhere"].partition("/")[0] in _ENGINE_ONLY:
-        return error_response(
-            501,
-            "linkspand serves Docker's network API only: run processes on its networks with `linkspan run`, "
-            "see them with `linkspan ps`",
-        )
+    """Docker's client tries the kinds of objects one after the other, as long as it reads "not supported"."""
+    first = request.match_info["elsewhere"].partition("/")[0]
+    if first in _INSTEAD:
+        text = f"linkspand serves Docker's network API only, /{first} is not supported: {_INSTEAD[first]}"
+        return error_response(501, text)
     return error_response(404, "page not found")
 
 

@@ -1,7 +1,7 @@
 """What Docker clients ask of an engine before and around networks: /_ping, /version, /info and /events.
 
 Answers are honest: fields of `docker info` that speak of containers count sandboxes, those of images and storage are
-empty. Source: the Engine API reference, version 1.51, section System.
+empty. Source: the Engine API reference, version 1.56, section System.
 """
 
 from __future__ import annotations
@@ -10,18 +10,36 @@ import asyncio
 import os
 import platform
 import threading
-from typing import Any
+from typing import Any, Final
 
-import msgspec
 from aiohttp import web
 
 from control.api import events, filters
 from control.api.handlers import Context, Route, json_response
-from control.api.versions import NEWEST, OLDEST, Version
+from control.api.versions import (
+    COMPONENTS_SINCE,
+    INFO_WITHOUT_BRIDGE_NF_SINCE,
+    MIN_VERSION_SINCE,
+    NEWEST,
+    OLDEST,
+    WARNINGS_SINCE,
+    Version,
+)
 from control.errors import InvalidArgument
 from control.metrics import release
 from control.model import SandboxState, utcnow
 
+_FIELDS_SINCE: Final = {
+    "MinAPIVersion": MIN_VERSION_SINCE,
+    "Platform": COMPONENTS_SINCE,
+    "Components": COMPONENTS_SINCE,
+    "Warnings": WARNINGS_SINCE,
+}
+_FIELDS_UNTIL: Final = {
+    "BridgeNfIptables": INFO_WITHOUT_BRIDGE_NF_SINCE,
+    "BridgeNfIp6tables": INFO_WITHOUT_BRIDGE_NF_SINCE,
+}
+_NEVER: Final = Version(NEWEST.major + 1, 0)
 _NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache"}
 
 
@@ -59,17 +77,18 @@ class SystemHandlers:
             "Version": release(),
             "Details": facts | {"Python": platform.python_version()},
         }
-        return json_response({"Platform": {"Name": "Linkspan"}, "Components": [component]} | facts)
+        view = {"Platform": {"Name": "Linkspan"}, "Components": [component]} | facts
+        return json_response(_known(view, version))
 
     async def info(self, request: web.Request, version: Version) -> web.Response:
-        return json_response(await self._context.workers.read(self._info))
+        return json_response(_known(await self._context.workers.read(self._info), version))
 
     def _info(self) -> dict[str, Any]:
         states = [sandbox.state for sandbox in self._controller.sandboxes()]
         running = states.count(SandboxState.RUNNING)
         status = self._controller.status()
         return {
-            "ID": _machine_id(),
+            "ID": _read("/etc/machine-id"),
             "Name": platform.node(),
             "ServerVersion": release(),
             "Containers": len(states),
@@ -99,6 +118,7 @@ class SystemHandlers:
             "Runtimes": {},
             "DefaultRuntime": "",
             "Warnings": [f"WARNING: {feature}: {why}" for feature, why in status["fallbacks"].items()],
+            **_host_abilities(),
         }
 
     async def events(self, request: web.Request, version: Version) -> web.StreamResponse:
@@ -110,16 +130,19 @@ class SystemHandlers:
             for name in ("since", "until")
         )
         if since is not None and until is not None and until < since:
-            raise InvalidArgument("`since` time is after the `until` time")
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+            raise InvalidArgument(
+                f"`since` time ({request.query['since']}) cannot be after `until` time ({request.query['until']})"
+            )
+        content_type = events.content_type(request.headers.get("Accept", ""), version)
+        response = web.StreamResponse(headers={"Content-Type": content_type})
         with self._context.events.reader(
             since
         ) as reader:  # before the client sees an answer, so that it misses nothing
             await response.prepare(request)
             while (event := await reader.next(until)) is not None:
-                message = events.view(event)
-                if events.accepts(wanted, message):
-                    await self._write(request, response, msgspec.json.encode(message) + b"\n")
+                message = events.view(event, version)
+                if events.accepts(wanted, message, version):
+                    await self._write(request, response, events.encode(message, content_type))
         return response
 
     async def _write(self, request: web.Request, response: web.StreamResponse, line: bytes) -> None:
@@ -130,6 +153,42 @@ class SystemHandlers:
             if request.transport is not None:
                 request.transport.abort()  # a close would wait for the reader
             raise ConnectionAbortedError("a reader of /events takes nothing") from error
+
+
+def _known(view: dict[str, Any], version: Version) -> dict[str, Any]:
+    """The answer without the fields that `version` does not know yet, or no more."""
+    return {
+        name: value
+        for name, value in view.items()
+        if _FIELDS_SINCE.get(name, OLDEST) <= version < _FIELDS_UNTIL.get(name, _NEVER)
+    }
+
+
+def _host_abilities() -> dict[str, bool]:
+    """What clients warn of when it is false or missing: cgroup controllers, and forwarding.
+
+    Linkspan's bridges do without bridge-nf-call-*, so that nothing is wrong whether that is on or off.
+    """
+    controllers = _cgroup_controllers()
+    return {
+        "MemoryLimit": "memory" in controllers,
+        "SwapLimit": "memory" in controllers,
+        "OomKillDisable": "memory" in controllers,
+        "CpuCfsPeriod": "cpu" in controllers,
+        "CpuCfsQuota": "cpu" in controllers,
+        "CPUShares": "cpu" in controllers,
+        "CPUSet": "cpuset" in controllers,
+        "PidsLimit": "pids" in controllers,
+        "IPv4Forwarding": _read("/proc/sys/net/ipv4/ip_forward") == "1",
+        "BridgeNfIptables": True,
+        "BridgeNfIp6tables": True,
+    }
+
+
+def _cgroup_controllers() -> set[str]:
+    """Those that are enabled, of either version of cgroups; cgroups(7)."""
+    rows = [line.split() for line in _read("/proc/cgroups").splitlines() if not line.startswith("#")]
+    return {row[0] for row in rows if row[3] == "1"} | set(_read("/sys/fs/cgroup/cgroup.controllers").split())
 
 
 def _arch() -> str:
@@ -144,9 +203,10 @@ def _operating_system() -> str:
         return "Linux"
 
 
-def _machine_id() -> str:
+def _read(path: str) -> str:
+    """The file's text, empty when there is none."""
     try:
-        with open("/etc/machine-id", encoding="ascii") as file:
+        with open(path, encoding="ascii") as file:
             return file.read().strip()
     except OSError:
         return ""

@@ -1,4 +1,10 @@
-"""Versions of the Docker Engine API: which ones linkspand speaks, and what it says to a client of another."""
+"""Versions of the Docker Engine API: which ones linkspand speaks, what came and went with them, and what it says to a
+client of another.
+
+A field that came with a later version than the client's is neither shown to it nor taken from it: to that version it
+is an unknown field. Source: the Engine API's version history; Attachable, Scope, ConfigOnly and ConfigFrom, which it
+leaves out, have the versions that the docker command demands for their flags.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +23,31 @@ class Version(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-NEWEST: Final = Version(1, 51)
+NEWEST: Final = Version(1, 56)
 OLDEST: Final = Version(1, 24)
+
+ATTACHABLE_SINCE: Final = Version(1, 25)
+CREATED_SINCE: Final = Version(1, 25)
+MIN_VERSION_SINCE: Final = Version(1, 25)
+PRUNE_SINCE: Final = Version(1, 25)
+LIST_WITHOUT_CONTAINERS_SINCE: Final = Version(1, 28)
+INGRESS_SINCE: Final = Version(1, 29)
+CONFIGURATION_SINCE: Final = Version(1, 30)
+"""ConfigOnly and ConfigFrom."""
+SCOPE_SINCE: Final = Version(1, 30)
+INSPECT_SCOPE_SINCE: Final = Version(1, 31)
+DRIVER_OPTS_SINCE: Final = Version(1, 32)
+COMPONENTS_SINCE: Final = Version(1, 35)
+WARNINGS_SINCE: Final = Version(1, 39)
+PRUNE_EVENTS_SINCE: Final = Version(1, 41)
+MAC_ADDRESS_SINCE: Final = Version(1, 44)
+"""Docker's own engine ignored the field until 1.54; linkspand does what it says."""
+ENABLE_IPV4_SINCE: Final = Version(1, 48)
+GW_PRIORITY_SINCE: Final = Version(1, 48)
+INFO_WITHOUT_BRIDGE_NF_SINCE: Final = Version(1, 50)
+EVENTS_WITHOUT_STATUS_SINCE: Final = Version(1, 52)
+"""From here on events are JSON lines by content type too."""
+STATUS_SINCE: Final = Version(1, 52)
 
 
 def negotiate(text: str | None) -> Version:

@@ -1,6 +1,6 @@
 """The model's records in the Docker Engine API's shape, and sandboxes in Linkspan's own.
 
-Source: the Engine API reference, version 1.51 (Network, NetworkContainer, EndpointSettings); fields that an older
+Source: the Engine API reference, version 1.56 (Network, NetworkContainer, EndpointSettings); fields that an older
 version does not have are left out for a client that asked for it.
 """
 
@@ -13,13 +13,29 @@ from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any, Final
 
 from control.addressing import gateway_for
-from control.api.versions import Version
+from control.api.versions import (
+    ATTACHABLE_SINCE,
+    CONFIGURATION_SINCE,
+    CREATED_SINCE,
+    ENABLE_IPV4_SINCE,
+    INGRESS_SINCE,
+    LIST_WITHOUT_CONTAINERS_SINCE,
+    OLDEST,
+    STATUS_SINCE,
+    Version,
+)
 from control.model import Endpoint, EndpointState, Network, PoolConfig, Sandbox
 from control.sandboxes import SandboxPaths
 
 _UINT64_MAX: Final = (1 << 64) - 1
-_LIST_HAS_CONTAINERS_BEFORE: Final = Version(1, 28)
-_ENABLE_IPV4_SINCE: Final = Version(1, 48)
+_NETWORK_FIELDS_SINCE: Final = {
+    "Created": CREATED_SINCE,
+    "EnableIPv4": ENABLE_IPV4_SINCE,
+    "Attachable": ATTACHABLE_SINCE,
+    "Ingress": INGRESS_SINCE,
+    "ConfigFrom": CONFIGURATION_SINCE,
+    "ConfigOnly": CONFIGURATION_SINCE,
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +51,7 @@ def network_summary(
 ) -> dict[str, Any]:
     """One entry of GET /networks; `endpoints` and sandbox `names` by id are shown to clients before 1.28 only."""
     view = _network(network, version)
-    if version < _LIST_HAS_CONTAINERS_BEFORE:
+    if version < LIST_WITHOUT_CONTAINERS_SINCE:
         view["Containers"] = _containers(endpoints, names or {})
     return view
 
@@ -43,18 +59,19 @@ def network_summary(
 def network_inspect(
     network: Network, version: Version, endpoints: Iterable[Endpoint], names: Mapping[str, str], status: NetworkStatus
 ) -> dict[str, Any]:
-    """GET /networks/{id}. `Status` is the field that Docker has since 1.52, with one section more of Linkspan's own."""
+    """GET /networks/{id}. `Status` has one section more than Docker's, Linkspan's own."""
     view = _network(network, version)
     view["Containers"] = _containers(endpoints, names)
-    view["Status"] = {
-        "IPAM": {
-            "Subnets": {
-                subnet: {"IPsInUse": min(used, _UINT64_MAX), "DynamicIPsAvailable": min(free, _UINT64_MAX)}
-                for subnet, (used, free) in status.usage.items()
-            }
-        },
-        "Linkspan": dict(status.facts),
-    }
+    if version >= STATUS_SINCE:
+        view["Status"] = {
+            "IPAM": {
+                "Subnets": {
+                    subnet: {"IPsInUse": min(used, _UINT64_MAX), "DynamicIPsAvailable": min(free, _UINT64_MAX)}
+                    for subnet, (used, free) in status.usage.items()
+                }
+            },
+            "Linkspan": dict(status.facts),
+        }
     return view
 
 
@@ -100,10 +117,7 @@ def _network(network: Network, version: Version) -> dict[str, Any]:
         "Created": timestamp(network.created),
         "Scope": network.scope,
         "Driver": network.driver,
-    }
-    if version >= _ENABLE_IPV4_SINCE:
-        view["EnableIPv4"] = network.enable_ipv4
-    return view | {
+        "EnableIPv4": network.enable_ipv4,
         "EnableIPv6": network.enable_ipv6,
         "IPAM": {
             "Driver": network.ipam_driver,
@@ -118,6 +132,7 @@ def _network(network: Network, version: Version) -> dict[str, Any]:
         "Options": network.options,
         "Labels": network.labels,
     }
+    return {name: value for name, value in view.items() if version >= _NETWORK_FIELDS_SINCE.get(name, OLDEST)}
 
 
 def _pool(pool: PoolConfig) -> dict[str, Any]:

@@ -119,7 +119,8 @@ def test_any_text_for_a_subnet_is_one_or_is_refused(text: str) -> None:
 
 @given(st.ip_addresses())
 def test_any_address_is_a_gateway_in_form(address: Any) -> None:
-    pools = spec_of(Name="x", IPAM={"Config": [{"Subnet": "10.0.0.0/8", "Gateway": str(address)}]}).pools
+    subnet = str(ip_network(f"{address}/8", strict=False))
+    pools = spec_of(Name="x", IPAM={"Config": [{"Subnet": subnet, "Gateway": str(address)}]}).pools
     assert pools[0].gateway == ip_address(str(address))
 
 
