@@ -6,7 +6,7 @@ WORKERS ?= $(shell nproc)
 KERNEL ?= 6.12
 KERNEL_MATRIX ?= ../shared/kernel-matrix
 
-.PHONY: help setup demo test lint unit kernel bench docs clean
+.PHONY: help setup demo demo-docker test lint unit kernel bench docs clean
 
 help: ## list the targets
 	$(Q)grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,6 +16,9 @@ setup: ## install what is missing: Debian packages, .venv, the cffi module
 
 demo: setup ## an accelerated network, end to end, with what it is worth; leaves nothing behind
 	$(Q)$(PY) -m bench.demo
+
+demo-docker: setup ## a real Docker Engine on Linkspan: the guide's commands, then Docker's bridge beside it; leaves nothing behind
+	$(Q)$(PY) -m bench.demo_docker
 
 lint: setup ## ruff, mypy --strict, the direction of imports
 	$(Q)$(PY) -m ruff check .

@@ -6,17 +6,15 @@ Exit status: 0 when every step worked, 1 when one failed, 130 after Ctrl-C. In e
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
-import signal
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from bench import latency, leftovers, paths, plots, throughput
 from bench.report import aligned
+from bench.showing import ELLIPSIS, Narrator, run
 from bench.stats import percentile, ratios, spread
 from bench.world import BenchError, World, wait_for
 
@@ -24,35 +22,8 @@ PICTURE: Final = Path("out/demo-latency.png")
 LATENCY_ROUNDS: Final = 80
 THROUGHPUT_ROUNDS: Final = 8
 COMPARED: Final = (paths.VETH, paths.ACCEL, paths.NO_ACCEL)
-ELLIPSIS: Final = "..."
 GREETING: Final = "Hello from the sandbox called web."
 SUMMARY: Final = '{{range .Containers}}{{.Name}} {{.IPv4Address}}, {{end}}{{index .Status.Linkspan "linkspan.path"}}'
-
-
-class Narrator:
-    """Prints what happens: a numbered sentence a step, commands as one would type them, and what they say."""
-
-    def __init__(self) -> None:
-        self._is_terminal = sys.stdout.isatty()
-        self._steps = 0
-
-    def step(self, sentence: str) -> None:
-        self._steps += 1
-        print(self._styled("1", f"\n{self._steps}. {sentence}"), flush=True)
-
-    def command(self, *words: str) -> None:
-        print(self._styled("36", f"   $ {' '.join(map(_quoted, words))}"), flush=True)
-
-    def say(self, text: str) -> None:
-        for line in text.rstrip().splitlines():
-            print(f"   {line}", flush=True)
-
-    def _styled(self, code: str, text: str) -> str:
-        return f"\033[{code}m{text}\033[0m" if self._is_terminal else text
-
-
-def _quoted(word: str) -> str:
-    return word if word == ELLIPSIS else shlex.quote(word)
 
 
 class Demo:
@@ -75,6 +46,10 @@ class Demo:
         self.networks()
         self.programs()
         self.draw(self.compare())
+
+    def log(self) -> str:
+        """What linkspand has written."""
+        return self._world.log()
 
     def start(self) -> None:
         self._say.step(
@@ -203,40 +178,12 @@ def main() -> int:
     if os.geteuid() != 0:
         print("demo: root is needed, for network namespaces and eBPF", file=sys.stderr)
         return 1
-    begin, narrator = time.monotonic(), Narrator()
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where the caller has them ignored, as for background jobs
-        signal.signal(number, _interrupt)
-    try:
-        machine = World()
-        status = _run(Demo(machine, narrator), machine)
-    except KeyboardInterrupt:
-        return 130
-    if status == 0:
-        narrator.say(f"\n{time.monotonic() - begin:.0f} s in all; {PICTURE} stays")
-    return status
+    narrator = Narrator()
 
+    def begin() -> Demo:
+        return Demo(World(), narrator)
 
-def _run(demo: Demo, machine: World) -> int:
-    """All steps, then the end of the machine, which nothing interrupts."""
-    status = 1
-    try:
-        demo.show()
-        status = 0
-    except KeyboardInterrupt:
-        print("\ndemo: interrupted", file=sys.stderr)
-        status = 130
-    except (BenchError, OSError) as error:
-        print(f"\ndemo: {error}\n\nthe end of linkspand's log:", file=sys.stderr)
-        print("\n".join(machine.log().splitlines()[-15:]), file=sys.stderr)
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        is_clean = demo.end(tidy=status == 0)
-    return status if is_clean else 1
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    return run(begin, narrator, f"{PICTURE} stays")
 
 
 if __name__ == "__main__":

@@ -23,13 +23,17 @@ ALL: Final = (VETH, BRIDGE, ACCEL, NO_ACCEL)
 
 @dataclass(frozen=True)
 class Path:
-    """Two network stacks that reach each other; `client` and `server` are their namespaces' paths."""
+    """Two network stacks that reach each other; `client` and `server` are their namespaces' paths.
+
+    `server_ifname` is the device that has `server_ip`.
+    """
 
     name: str
     world: World
     client: str
     server: str
     server_ip: str
+    server_ifname: str = "eth0"
 
     def at_client(self, *command: str, cpu: int) -> list[str]:
         """The command line that runs a command at the client's end, on one core."""

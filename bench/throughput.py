@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path as File
 from typing import Final
 
@@ -41,7 +42,7 @@ def measure(compared: Sequence[Path], rounds: int, *, seed: int = 1) -> Mapping[
     with before_others(), ExitStack() as stack:
         receivers = {}
         for path in compared:
-            server = path.at_server("iperf3", "--server", "--port", str(PORT), cpu=SERVER_CPU)
+            server = path.at_server("iperf3", "--server", "--bind", path.server_ip, "--port", str(PORT), cpu=SERVER_CPU)
             receivers[path.name] = stack.enter_context(running(server)).pid
         time.sleep(0.3)
         for number in range(rounds + 1):
@@ -79,22 +80,23 @@ def suite(rounds: int) -> Result:
 def _stream(path: Path, receiver: int) -> float:
     """Bits per second in the middle of a stream; 0 if it does not get going."""
     client = ("iperf3", "--client", path.server_ip, "--port", str(PORT), "--time", "30")
-    start, deadline = _received_bytes(receiver), time.monotonic() + _RAMP_DEADLINE_S
+    received = partial(_received_bytes, receiver, path.server_ifname)
+    start, deadline = received(), time.monotonic() + _RAMP_DEADLINE_S
     with running(path.at_client(*client, cpu=CLIENT_CPU)):
-        while _received_bytes(receiver) < start + _RAMP_BYTES:
+        while received() < start + _RAMP_BYTES:
             if time.monotonic() > deadline:
                 return 0.0
             time.sleep(0.002)
-        begin, before = time.monotonic(), _received_bytes(receiver)
+        begin, before = time.monotonic(), received()
         time.sleep(SLICE_S)
-        after, end = _received_bytes(receiver), time.monotonic()
+        after, end = received(), time.monotonic()
     return (after - before) * 8 / (end - begin)
 
 
-def _received_bytes(pid: int) -> int:
-    """What eth0 has received in the network namespace of a process; see proc(5), /proc/net/dev."""
+def _received_bytes(pid: int, ifname: str) -> int:
+    """What a device has received in the network namespace of a process; see proc(5), /proc/net/dev."""
     for line in File(f"/proc/{pid}/net/dev").read_text().splitlines():
         name, _, counters = line.partition(":")
-        if name.strip() == "eth0":
+        if name.strip() == ifname:
             return int(counters.split()[0])
-    raise BenchError(f"process {pid} has no eth0")
+    raise BenchError(f"process {pid} has no {ifname}")

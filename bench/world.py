@@ -113,6 +113,7 @@ class World:
         self.dir = Path(tempfile.mkdtemp(prefix="lsb", dir="/tmp"))
         self.run_dir, self.state_dir, self.bpffs = self.dir / "run", self.dir / "state", self.dir / "bpf"
         self.config = self.dir / "linkspan.toml"
+        self.plugin_socket = self.run_dir / "plugin.sock"
         self.log_path = self.dir / "linkspand.log"
         self._daemon: subprocess.Popen[str] | None = None
         self.api = Api(self.run_dir / "linkspan.sock")
@@ -195,7 +196,7 @@ class World:
         """Where this machine's linkspand keeps what it has."""
         return [
             *("--config", str(self.config), "--state-dir", str(self.state_dir), "--run-dir", str(self.run_dir)),
-            *("--bpffs-dir", str(self.bpffs / "linkspan"), "--plugin-socket", str(self.run_dir / "plugin.sock")),
+            *("--bpffs-dir", str(self.bpffs / "linkspan"), "--plugin-socket", str(self.plugin_socket)),
         ]
 
     def start(self) -> float:
