@@ -16,7 +16,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Literal
 
-from datapath import conntrack
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error
+
+from datapath import conntrack, devices, rtnl
 
 TABLE = "inet linkspan"
 
@@ -237,6 +240,22 @@ def allow_loopback(bridge: str) -> None:
     Raises OSError.
     """
     Path(f"/proc/sys/net/ipv4/conf/{bridge}/route_localnet").write_text("1")
+
+
+def allow_hairpin(port: str) -> None:
+    """Lets the endpoint behind a bridge port reach itself by its published ports. May be repeated.
+
+    Where br_netfilter shows frames to the table, the bridge sends them on itself once their address is changed, and a
+    port does not send back what came in by it unless it is in hairpin mode; else the host routes and nothing is needed.
+    For the same reason endpoints that are isolated from each other, or lie on one shard, meet at published ports only
+    without br_netfilter. The endpoint hears its own broadcasts then. Raises NetlinkError.
+    """
+    index = devices.need_ifindex(port)
+    with IPRoute() as ip:
+        try:
+            ip.brport("set", index=index, mode=1)
+        except Pyroute2Error as error:
+            raise rtnl.NetlinkError(error.code, f"cannot set hairpin mode of {port}: {error.args[1]}") from error
 
 
 def delete_table() -> None:
