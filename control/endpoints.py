@@ -118,6 +118,10 @@ class Endpoints:
     def _check_join(self, network: Network, sandbox: Sandbox, driver: Driver) -> None:
         if network.state is not NetworkState.ACTIVE:
             raise Forbidden(f"network {network.name} is {network.state}: it cannot be joined")
+        if network.config_only:
+            raise Forbidden(
+                f"cannot create endpoint on configuration-only network {network.name}: join one that was made from it"
+            )
         if self.at(network, sandbox) is not None:
             raise Forbidden(f"endpoint with name {sandbox.name} already exists in network {network.name}")
         if driver.capabilities.own_netns != sandbox.owns_netns:

@@ -101,6 +101,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
     `segment` is the network's number in the datapath's maps, > 0, unique among the networks of this host. `owner` names
     the container engine that made the network and its endpoints through the plugin; it is empty for Linkspan's own.
+    A `config_only` network is settings for others to be made from: no device, no address taken, no endpoint.
+    `config_from` is the name of the one that a network was made from, which stays as long.
     """
 
     id: NetworkId
@@ -121,6 +123,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     predefined: bool = False
     owner: str = ""
+    config_only: bool = False
+    config_from: str = ""
 
 
 class PublishedPort(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,6 +227,8 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
     pools: tuple[PoolSpec, ...] = ()
     options: dict[str, str] = {}
     labels: dict[str, str] = {}
+    config_only: bool = False
+    config_from: str = ""
 
 
 class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True):

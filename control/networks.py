@@ -7,11 +7,23 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+import msgspec
+
 from control import addressing
 from control.deps import Deps
 from control.errors import Conflict, ControlError, Forbidden, InvalidArgument, NotFound
 from control.events import Event, EventBus
-from control.model import Endpoint, Network, NetworkId, NetworkSpec, NetworkState, PoolConfig, advance, utcnow
+from control.model import (
+    Endpoint,
+    Network,
+    NetworkId,
+    NetworkSpec,
+    NetworkState,
+    PoolConfig,
+    PoolSpec,
+    advance,
+    utcnow,
+)
 from control.records import Records
 from control.store.base import Change
 
@@ -47,7 +59,23 @@ class Networks:
         check_name("network", spec.name)
         if spec.name in PREDEFINED:
             raise Forbidden(f"operation is not permitted on predefined {spec.name} network: choose another name")
+        if spec.config_only:
+            return self._store_configuration(spec), []
+        if spec.config_from:
+            spec = _configured(spec, self._configuration(spec.config_from))
         return self._create(spec, predefined=False)
+
+    def _store_configuration(self, spec: NetworkSpec) -> Network:
+        """Whether the settings can be is for the drivers of the networks that are made from them to say."""
+        spec = msgspec.structs.replace(spec, driver=PREDEFINED["none"])
+        network_id = NetworkId(secrets.token_hex(32))
+        return self._make(spec, network_id, take_pools=lambda: (_untaken(spec.pools), ()))
+
+    def _configuration(self, name: str) -> Network:
+        found = next((each for each in self._records.networks() if each.config_only and each.name == name), None)
+        if found is None or found.state is not NetworkState.ACTIVE:
+            raise NotFound(f'configuration network "{name}" does not exist')
+        return found
 
     def _create(self, spec: NetworkSpec, *, predefined: bool) -> tuple[Network, list[str]]:
         driver = self._deps.driver(spec.driver)
@@ -76,12 +104,7 @@ class Networks:
     def adopt(self, spec: NetworkSpec, network_id: NetworkId, owner: str) -> Network:
         """Makes a network whose id and addresses are its owner's to give. Raises as `create` does."""
         check_name("network", spec.name)
-        pools = tuple(
-            PoolConfig(subnet=pool.subnet, gateway=pool.gateway, aux_addresses=pool.aux_addresses)
-            for pool in spec.pools
-            if pool.subnet is not None
-        )
-        return self._make(spec, network_id, take_pools=lambda: (pools, ()), owner=owner)
+        return self._make(spec, network_id, take_pools=lambda: (_untaken(spec.pools), ()), owner=owner)
 
     def _make(
         self,
@@ -96,7 +119,10 @@ class Networks:
         with self._records.lock:
             if self._records.has_network_named(spec.name):
                 raise Conflict(f"network with name {spec.name} already exists")
-            driver.validate(spec, self._records.networks())
+            if not spec.config_only:
+                driver.validate(spec, [network for network in self._records.networks() if not network.config_only])
+            if spec.config_from:
+                self._configuration(spec.config_from)  # it may have gone meanwhile
             pools, changes = take_pools()
             try:
                 network = Network(
@@ -117,6 +143,8 @@ class Networks:
                     labels=spec.labels,
                     predefined=predefined,
                     owner=owner,
+                    config_only=spec.config_only,
+                    config_from=spec.config_from,
                 )
                 self._records.commit(put=[network], changes=changes)
             except Exception:
@@ -152,6 +180,8 @@ class Networks:
                 if network.state is NetworkState.REMOVING:
                     raise Conflict(f"removal of network {network.name} is already in progress")
                 raise Forbidden(f"network {network.name} is still being created: try again when it is there")
+            if network.config_only:
+                self._require_unused(network)
             endpoints = self._records.on_network(network.id)
             if endpoints:
                 holders = ", ".join(f"{self._holder(e)}:{e.id[:12]}" for e in endpoints[:_HOLDERS_NAMED])
@@ -171,11 +201,18 @@ class Networks:
             self._changing.discard(network.id)
         self._emit("destroy", network)
 
+    def _require_unused(self, settings: Network) -> None:
+        users = [network.name for network in self._records.networks() if network.config_from == settings.name]
+        if users:
+            raise Forbidden(f'configuration network "{settings.name}" is in use: {", ".join(users)} came from it')
+
     def prune(self, keep: Callable[[Network], bool]) -> list[str]:
         """See NetworkController.prune_networks."""
         removed = []
         for network in self._records.networks():
-            if network.predefined or network.owner or network.id in self._changing or keep(network):
+            if network.predefined or network.owner or network.config_only:
+                continue
+            if network.id in self._changing or keep(network):
                 continue
             if self._records.on_network(network.id):
                 continue
@@ -219,6 +256,32 @@ class Networks:
     def _emit(self, action: str, network: Network) -> None:
         attributes: Mapping[str, str] = {"name": network.name, "type": network.driver}
         self._bus.emit(Event("network", action, network.id, attributes))
+
+
+def _untaken(specs: Sequence[PoolSpec]) -> tuple[PoolConfig, ...]:
+    """The pools as they were asked for, without an address taken from IPAM."""
+    return tuple(
+        PoolConfig(subnet=spec.subnet, ip_range=spec.ip_range, gateway=spec.gateway, aux_addresses=spec.aux_addresses)
+        for spec in specs
+        if spec.subnet is not None
+    )
+
+
+def _configured(spec: NetworkSpec, settings: Network) -> NetworkSpec:
+    """The network that `spec` asks for, with the settings of the configuration network that it names."""
+    return msgspec.structs.replace(
+        spec,
+        enable_ipv4=settings.enable_ipv4,
+        enable_ipv6=settings.enable_ipv6,
+        ipam_driver=settings.ipam_driver,
+        ipam_options=settings.ipam_options,
+        pools=tuple(
+            PoolSpec(subnet=pool.subnet, ip_range=pool.ip_range, gateway=pool.gateway, aux_addresses=pool.aux_addresses)
+            for pool in settings.pools
+        ),
+        options=settings.options,
+        labels=settings.labels,
+    )
 
 
 def check_name(kind: str, name: str) -> None:

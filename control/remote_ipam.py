@@ -99,7 +99,7 @@ class RemoteIpam:
         subnet = _subnet_of(pool_id)
         for network in self._records.networks():
             for pool in network.pools:
-                if not pool.pool_id and str(pool.subnet) == subnet:
+                if network.owner and not pool.pool_id and str(pool.subnet) == subnet:
                     has_it = [e for e in self._records.on_network(network.id) if e.mac == mac or _has(e, address)]
                     return bool(mac) and not has_it
         return not mac

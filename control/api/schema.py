@@ -180,18 +180,17 @@ def network_spec(body: NetworkCreate, version: Version = NEWEST) -> NetworkSpec:
     name = body.name or ""
     if name in _RESERVED_NAMES:
         raise Forbidden(f"operation is not permitted on predefined {name} network: choose another name")
+    config_from = (body.config_from and body.config_from.network) or ""
+    if body.config_only:
+        _check_configuration(body, config_from)
+    elif config_from:
+        _check_configured(body)
     if body.scope == "swarm":
         raise Forbidden("cannot create a swarm scoped network when swarm is not active: networks of linkspan are local")
     if body.scope not in (None, "", "local"):
         raise InvalidArgument(f'network {name}: there is no scope "{body.scope}": networks of linkspan are local')
     if body.ingress:
         raise Forbidden("Ingress network can only be global scope network: linkspan has no Swarm routing mesh")
-    for wanted, field in (
-        (body.config_only, "ConfigOnly (a configuration-only network)"),
-        (body.config_from and body.config_from.network, "ConfigFrom (a configuration-only network)"),
-    ):
-        if wanted:
-            raise InvalidArgument(f"network {name}: linkspan does not support {field}")
     ipam = body.ipam or IPAM()
     if ipam.driver not in (None, "", "default"):
         raise NotFound(
@@ -212,7 +211,32 @@ def network_spec(body: NetworkCreate, version: Version = NEWEST) -> NetworkSpec:
         pools=pools,
         options=body.options or {},
         labels=body.labels or {},
+        config_only=bool(body.config_only),
+        config_from=config_from,
     )
+
+
+def _check_configuration(body: NetworkCreate, config_from: str) -> None:
+    """Raises Forbidden for what a configuration network cannot say of those that are made from it."""
+    if body.ingress or body.internal or body.attachable or body.scope:
+        raise Forbidden(
+            "configuration network can only contain network specific fields. Network operator fields like "
+            "[ ingress | internal | attachable | scope ] are not supported."
+        )
+    if config_from:
+        raise Forbidden("a configuration network cannot depend on another configuration network")
+
+
+def _check_configured(body: NetworkCreate) -> None:
+    """Raises Forbidden for what is the configuration network's to say."""
+    ipam = body.ipam or IPAM()
+    is_other_ipam = ipam.driver not in (None, "", "default")
+    if is_other_ipam or ipam.options or ipam.config or body.labels or body.enable_ipv6 or body.enable_ipv4 is False:
+        raise Forbidden(
+            "user-specified configurations are not supported if the network depends on a configuration network"
+        )
+    if body.options:
+        raise Forbidden("network driver options are not supported if the network depends on a configuration network")
 
 
 def endpoint_spec(body: EndpointSettings | None, version: Version = NEWEST) -> EndpointSpec:

@@ -127,8 +127,8 @@ def _network(network: Network, version: Version) -> dict[str, Any]:
         "Internal": network.internal,
         "Attachable": network.attachable,
         "Ingress": False,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": False,
+        "ConfigFrom": {"Network": network.config_from},
+        "ConfigOnly": network.config_only,
         "Options": network.options,
         "Labels": network.labels,
     }

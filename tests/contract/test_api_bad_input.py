@@ -140,8 +140,6 @@ def test_a_body_just_under_the_limit_is_read(server: ApiServer) -> None:
         ({"Name": "../new"}, "only [a-zA-Z0-9][a-zA-Z0-9_.-]"),
         ({"Name": "n\u00e9w"}, "only [a-zA-Z0-9][a-zA-Z0-9_.-]"),
         ({"Name": "new", "Scope": "galaxy"}, 'there is no scope "galaxy"'),
-        ({"Name": "new", "ConfigOnly": True}, "does not support ConfigOnly"),
-        ({"Name": "new", "ConfigFrom": {"Network": "other"}}, "does not support ConfigFrom"),
         ({"Name": "new", "EnableIPv4": False}, "IPv4 or IPv6 must be enabled"),
         ({"Name": "new", "Options": {"no.such.option": "1"}}, "unknown option 'no.such.option'"),
     ],

@@ -160,6 +160,24 @@ def test_create_takes_every_flag_of_a_network_that_stays_on_one_host(docker: Doc
     ]
 
 
+def test_networks_are_made_from_a_configuration(docker: Docker) -> None:
+    docker(
+        *("network", "create", "--config-only", "--subnet", "10.9.0.0/16", "--ip-range", "10.9.1.0/24"),
+        *("--label", "team=a", "-o", "fake.option=1", "settings"),
+    )
+    docker("network", "create", "--config-from", "settings", "--internal", "blue")
+    configuration, made = inspected(docker, "settings", "blue")
+    assert (configuration["Driver"], configuration["ConfigOnly"]) == ("null", True)
+    assert (made["Driver"], made["ConfigOnly"], made["ConfigFrom"]) == ("bridge", False, {"Network": "settings"})
+    assert (made["Labels"], made["Options"], made["Internal"]) == ({"team": "a"}, {"fake.option": "1"}, True)
+    assert {**made["IPAM"]["Config"][0], "Gateway": ""} == {**configuration["IPAM"]["Config"][0], "Gateway": ""}
+    refusal = docker("network", "rm", "settings", status=1)
+    assert 'configuration network "settings" is in use' in refusal.stderr
+    docker("network", "prune", "-f")
+    assert listed(docker, "type=custom") == ["settings"]
+    assert docker("network", "rm", "settings").stdout == "settings\n"
+
+
 def test_inspect_prints_what_is_there_and_fails_for_what_is_not(docker: Docker) -> None:
     docker("network", "create", "blue")
     assert [network["Name"] for network in inspected(docker, "blue", "host")] == ["blue", "host"]
@@ -229,6 +247,9 @@ def test_prune_keeps_the_defaults_and_what_its_filters_keep(docker: Docker) -> N
         (("create", "a b"), "only [a-zA-Z0-9][a-zA-Z0-9_.-]"),
         (("create", "--ingress", "x"), "Ingress network can only be global scope network"),
         (("create", "--scope", "swarm", "x"), "cannot create a swarm scoped network when swarm is not active"),
+        (("create", "--config-only", "--internal", "x"), "configuration network can only contain network specific"),
+        (("create", "--config-from", "taken", "x"), 'configuration network "taken" does not exist'),
+        (("create", "--config-from", "x", "--label", "a", "y"), "user-specified configurations are not supported"),
         (("rm", "host"), "is a pre-defined network and cannot be removed"),
         (("rm", "taken"), "network taken id"),
         (("rm", "taken"), "has active endpoints"),
