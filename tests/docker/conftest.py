@@ -31,3 +31,15 @@ def lab() -> Iterator[Lab]:
         yield made
         made.clear()
         assert leftovers(made) == []
+
+
+@pytest.fixture(autouse=True)
+def _tidy(lab: Lab) -> Iterator[None]:
+    """Removes the containers and networks that the test made, whether it failed or not; fixtures make theirs before."""
+    before = lab.names()
+    yield
+    after = lab.names()
+    if made := after.containers - before.containers:
+        lab.remove(*made)
+    if made := after.networks - before.networks:
+        lab.docker("network", "rm", *made)

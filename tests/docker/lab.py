@@ -6,7 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -54,6 +54,13 @@ class Container(Place):
         return sorted(line.split()[-1] for line in lines[2:] if line.startswith("Address"))
 
 
+class Names(NamedTuple):
+    """What Docker has, by name."""
+
+    containers: frozenset[str]
+    networks: frozenset[str]
+
+
 class Lab:
     """The host with its `engine`, and the machine `outside`, which is the host's default router."""
 
@@ -82,6 +89,11 @@ class Lab:
         if containers := self.docker("ps", "-aq").stdout.split():
             self.remove(*containers)
         self.docker("network", "prune", "-f")
+
+    def names(self) -> Names:
+        """Of all containers and networks."""
+        lists = (("ps", "-a", "--format", "{{.Names}}"), ("network", "ls", "--format", "{{.Name}}"))
+        return Names(*(frozenset(self.docker(*args).stdout.split()) for args in lists))
 
     # -- looking -------------------------------------------------------------------------------------------------
 

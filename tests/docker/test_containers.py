@@ -174,10 +174,10 @@ def test_a_running_container_leaves_and_comes_back(lab: Lab, pair: tuple[Contain
 
 
 def test_stop_start_and_restart(lab: Lab, pair: tuple[Container, Container], fast: str) -> None:
-    first = lab.run("again", fast)
+    address = lab.run("again", fast).on["IPAddress"]
     lab.docker("stop", "-t0", "again")
     lab.assert_agreement()
-    assert not pair[0].pings(first.ip4, wait_s=0.5)
+    assert not pair[0].pings(address, wait_s=0.5)
     for command in ("start", "restart"):
         lab.docker(command, *(["-t0"] if command == "restart" else []), "again")
         again = Container(lab, "again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -223,8 +224,7 @@ def test_a_port_of_another_container_is_refused_and_named(lab: Lab, front: str) 
 
 
 def test_a_port_of_a_process_is_refused_and_the_process_named(lab: Lab, front: str) -> None:
-    program = lab.host.popen("iperf3", "-s", "-p", "8600", stdout=-1)
-    try:
+    with lab.host.popen("iperf3", "-s", "-p", "8600", "--forceflush", stdout=subprocess.PIPE) as program:
         assert program.stdout is not None
         while "listening" not in program.stdout.readline():
             assert program.poll() is None
@@ -233,11 +233,8 @@ def test_a_port_of_a_process_is_refused_and_the_process_named(lab: Lab, front: s
         assert "8600" in done.stderr
         assert "iperf3" in done.stderr
         assert str(program.pid) in done.stderr
-        assert elements(lab) == []
-    finally:
         program.kill()
-        program.wait()
-        program.stdout.close()
+    assert elements(lab) == []
     lab.docker("start", "late")
     assert tcp(Container(lab, "late")).peer(lab.outside, HOST4, 8600) == OUTSIDE4
     lab.remove("late")
