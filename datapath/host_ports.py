@@ -157,7 +157,10 @@ def _owner(protocol: str, address: Address, port: int) -> str:
 
 
 def _sockets_at(protocol: str, address: Address, port: int) -> Iterator[tuple[bool, int]]:
-    """(is listening, inode) of the sockets that stand in the way (proc(5), /proc/net/tcp)."""
+    """(is listening, inode) of the sockets that stand in the way (proc(5), /proc/net/tcp).
+
+    A TCP socket that is bound and neither listens nor is connected is in no list.
+    """
     for table in (Path("/proc/thread-self/net", f"{protocol}{suffix}") for suffix in ("", "6")):
         with suppress(FileNotFoundError):  # no IPv6
             for line in table.read_text().splitlines()[1:]:

@@ -6,7 +6,7 @@ import json
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
 from datapath import netns, nft
+from datapath.host_ports import HostPorts
 from datapath.nft import Publication
 from tests.hosts import Host, wait_for
 from tests.leaks import purge
@@ -206,6 +207,22 @@ def test_the_host_reaches_it_by_each_of_its_addresses(lab: Lab, here: Place, pro
             assert reach(here, (target, 8010), lab.c, (address_of(lab.c, version), 80), protocol), target
         with here.socket(socket.AF_INET6, socket.SOCK_STREAM) as caller, pytest.raises(ConnectionRefusedError):
             caller.connect(("::1", 8010))
+
+
+@with_br_netfilter
+@each_way
+def test_a_port_that_is_held_is_reached_all_the_same(
+    lab: Lab, other: Place, here: Place, protocol: Protocol, version: int
+) -> None:
+    """The socket that keeps others from the port gets nothing."""
+    at = (address_of(lab.a, version), 80)
+    with closing(HostPorts()) as ports:
+        on(lab.host, partial(ports.hold, protocol, None, 8015))
+        with published(lab.host, port_of(lab.a, protocol, version, 8015)):
+            for client in (other, here, lab.b):
+                assert reach(client, (HOST[version], 8015), lab.a, at, protocol), client.name
+        with here.socket(socket.AF_INET6, socket.SOCK_STREAM) as caller, pytest.raises(ConnectionRefusedError):
+            caller.connect(("::1", 8015))
 
 
 @either_way

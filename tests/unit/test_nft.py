@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from datapath import nft
-from datapath.nft import NftError, Policy
+from datapath import conntrack, nft
+from datapath.nft import NftError, Policy, Publication
 
 BOTH = [ip_network("10.1.0.0/24"), ip_network("fd01::/64")]
 
@@ -75,6 +77,7 @@ def test_only_the_first_bridge_of_a_network_routes_but_none_is_masqueraded_withi
     assert found["bridges"] == ['"br0"']
     assert found["hairpin"] == ['"br0" . "br0"']
     assert found["own4"] == [f'10.1.0.0/24 . "{bridge}"' for bridge in ("br0", "s01", "s02")]
+    assert found["shards"] == ['"s01"', '"s02"']
 
 
 def test_a_removal_deletes_what_an_addition_adds(transactions: list[str]) -> None:
@@ -84,13 +87,87 @@ def test_a_removal_deletes_what_an_addition_adds(transactions: list[str]) -> Non
     assert elements(transactions[1], "delete") == elements(transactions[0])
 
 
+def publication(**changes: Any) -> Publication:
+    settings = {"protocol": "tcp", "address": "10.1.0.2", "port": 80, "host_ip": None, "host_port": 8080} | changes
+    for name in ("address", "host_ip"):
+        settings[name] = settings[name] and ip_address(settings[name])
+    return Publication(**settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "expected"),
+    [
+        ({}, "translated4", ["0.0.0.0/0 . tcp . 8080 : 10.1.0.2 . 80"]),
+        ({"port": 8080}, "published4", ["0.0.0.0/0 . tcp . 8080 : 10.1.0.2"]),
+        ({"port": 8080, "count": 11}, "published4", ["0.0.0.0/0 . tcp . 8080-8090 : 10.1.0.2"]),
+        ({"port": 8080, "host_ip": "203.0.113.1"}, "published4", ["203.0.113.1 . tcp . 8080 : 10.1.0.2"]),
+        ({"port": 8080, "host_ip": "0.0.0.0"}, "published4", ["0.0.0.0/0 . tcp . 8080 : 10.1.0.2"]),
+        ({"address": "fd01::2", "port": 8080}, "published6", ["::/0 . tcp . 8080 : fd01::2"]),
+        ({"address": "fd01::2", "host_ip": "::"}, "translated6", ["::/0 . tcp . 8080 : fd01::2 . 80"]),
+        (
+            {"address": "fd01::2", "host_ip": "2001:db8::1", "count": 2},
+            "translated6",
+            ["2001:db8::1 . tcp . 8080 : fd01::2 . 80", "2001:db8::1 . tcp . 8081 : fd01::2 . 81"],
+        ),
+    ],
+)
+def test_a_port_or_a_range_that_keeps_its_ports_is_one_element(
+    transactions: list[str], changes: dict[str, Any], where: str, expected: list[str]
+) -> None:
+    nft.publish([publication(**changes)])
+    assert elements(transactions[0]) == {where: expected}
+    nft.unpublish([publication(**changes)])
+    assert elements(transactions[1], "delete") == {where: expected}
+
+
+def test_udp_flows_are_ended_and_tcp_connections_are_not(
+    transactions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Any] = []
+    monkeypatch.setattr(conntrack, "forget_local_udp", lambda *args: ended.append(args))
+    monkeypatch.setattr(conntrack, "forget_udp_to", lambda *args: ended.append(args))
+    both = [publication(), publication(protocol="udp", count=3)]
+    nft.publish(both)
+    assert ended == [(4, None, range(8080, 8083))]
+    nft.unpublish(both)
+    assert ended[1:] == [(ip_address("10.1.0.2"), range(8080, 8083))]
+    assert len(transactions) == 2
+
+
+def test_for_no_ports_nothing_is_run(transactions: list[str]) -> None:
+    nft.publish([])
+    nft.unpublish([])
+    assert transactions == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"protocol": "sctp"}, "ports of sctp cannot be published"),
+        ({"count": 0}, "0 ports cannot be published"),
+        ({"port": 0}, "1 ports from 0 cannot be published"),
+        ({"port": 65535, "count": 2}, "2 ports from 65535 cannot be published"),
+        ({"host_port": 0}, "1 ports from 0 cannot be published"),
+        ({"host_port": 65536}, "1 ports from 65536 cannot be published"),
+        ({"host_port": 65000, "count": 600}, "600 ports from 65000 cannot be published"),
+        ({"host_ip": "::"}, ":: cannot stand for 10.1.0.2: they are of different families"),
+        ({"address": "fd01::2", "host_ip": "127.0.0.1"}, "127.0.0.1 cannot stand for fd01::2"),
+        ({"address": "fd01::2", "host_ip": "::1"}, "::1 cannot stand for an endpoint"),
+    ],
+)
+def test_what_cannot_be_published_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        publication(**changes)
+
+
 def test_synchronizing_empties_every_set_that_the_rules_declare_and_fills_it_in_one_transaction(
     transactions: list[str],
 ) -> None:
     nft.synchronize([Policy(bridges=["br0"], subnets=BOTH), Policy(bridges=["br1"], subnets=[], internal=True)])
     (transaction,) = transactions
-    declared = {line.split()[4] for line in transaction.splitlines() if line.startswith("add set ")}
-    flushed = {line.split()[4] for line in transaction.splitlines() if line.startswith("flush set ")}
+    lines = transaction.splitlines()
+    declared = {line.split()[4] for line in lines if line.startswith(("add set ", "add map "))}
+    flushed = {line.split()[4] for line in lines if line.startswith(("flush set ", "flush map "))}
     assert declared == flushed
     assert elements(transaction)["bridges"] == ['"br0"', '"br1"']
     assert transaction.index("flush set") < transaction.index("add element")
