@@ -63,9 +63,12 @@ class RemoteNetworks:
             raise InvalidArgument(f"network {network_id[:12]} has no subnet: an endpoint needs an address")
         with self._network_locks.held(network_id):
             known = self._records.network_by_id(network_id)
+            if known is not None and known.owner == OWNER and known.state is not NetworkState.ACTIVE:
+                self._networks.remove(network_id, owner=OWNER)  # what a failure left: nobody else works on it
+                known = None
             if known is None:
                 return self._networks.adopt(spec, network_id, OWNER)
-            if known.owner == OWNER and known.state is NetworkState.ACTIVE and _is_as_asked(known, spec):
+            if known.owner == OWNER and _is_as_asked(known, spec):
                 return known
             raise Conflict(f"network {network_id[:12]} exists already, with other settings: remove it first")
 
@@ -165,13 +168,14 @@ class RemoteNetworks:
 
     def _evict(self, network: Network, rival: Endpoint) -> None:
         """Makes room for an endpoint that was given the address of another, which is a leftover if it has no device."""
-        if self._deps.driver_of(network).remains(rival):
-            raise Forbidden(
-                f"Address already in use: {rival.ipv4 or rival.ipv6} of network {network.name} is held by endpoint "
-                f"{rival.id[:12]}"
-            )
-        LOG.warning("removing endpoint %s: it has no device, and its address went to another", rival.id[:12])
-        self.delete_endpoint(network.id, rival.id)
+        with self._endpoint_locks.held(rival.id):  # it may be joining right now
+            if self._deps.driver_of(network).remains(rival):
+                raise Forbidden(
+                    f"Address already in use: {rival.ipv4 or rival.ipv6} of network {network.name} is held by endpoint "
+                    f"{rival.id[:12]}"
+                )
+            LOG.warning("removing endpoint %s: it has no device, and its address went to another", rival.id[:12])
+            self.delete_endpoint(network.id, rival.id)
 
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Takes the endpoint out of the kernel and the records; harmless for one that is not known."""
@@ -196,6 +200,7 @@ class RemoteNetworks:
         """
         begin = time.monotonic()
         with self._held(network_id, endpoint_id) as (network, endpoint):
+            _require_staying(endpoint)
             driver = self._deps.driver_of(network)
             if endpoint.state is EndpointState.JOINED:
                 if endpoint.sandbox_key != sandbox_key:
@@ -204,6 +209,7 @@ class RemoteNetworks:
                     )
                 if driver.remains(endpoint):
                     return network, endpoint
+            if endpoint.state is not EndpointState.CREATED:
                 endpoint = self.reset(endpoint)
             endpoint = advance(endpoint, EndpointState.JOINING, sandbox_key=sandbox_key)
             self._records.commit(put=[endpoint])
@@ -252,7 +258,15 @@ class RemoteNetworks:
         network is not reached from outside, so there is nothing to publish on it.
         """
         with self._held(network_id, endpoint_id) as (network, endpoint):
-            if endpoint.ports or not wishes or network.internal:
+            _require_staying(endpoint)
+            if endpoint.ports:
+                # Recorded, but perhaps not in the kernel: a failure may have come between the two.
+                self._deps.reapply(
+                    self._deps.driver_of(network).publish_steps(network, endpoint),
+                    f"ports of endpoint {endpoint_id[:12]} could not be published",
+                )
+                return endpoint
+            if not wishes or network.internal:
                 return endpoint
             with self._records.lock:
                 networks = {each.id: each for each in self._records.networks()}
@@ -327,7 +341,8 @@ class RemoteNetworks:
 
 def _is_as_asked(network: Network, spec: NetworkSpec) -> bool:
     asked = [(pool.subnet, pool.gateway, pool.aux_addresses) for pool in spec.pools]
-    return (network.driver, network.options, network.internal, network.enable_ipv6) == (
+    return (network.name, network.driver, network.options, network.internal, network.enable_ipv6) == (
+        spec.name,
         spec.driver,
         spec.options,
         spec.internal,
@@ -339,9 +354,16 @@ def _as_asked(
     known: Endpoint, network: Network, ipv4: IPv4Interface | None, ipv6: IPv6Interface | None, mac: str | None
 ) -> Endpoint:
     """The endpoint that is there, if it is what is asked for; raises Conflict."""
+    _require_staying(known)
     if (known.network_id, known.ipv4, known.ipv6) != (network.id, ipv4, ipv6) or (mac or known.mac) != known.mac:
         raise Conflict(f"endpoint {known.id[:12]} exists already, with other settings: delete it first")
     return known
+
+
+def _require_staying(endpoint: Endpoint) -> None:
+    """Raises Conflict for an endpoint whose removal failed half-way."""
+    if endpoint.state is EndpointState.LEAVING:
+        raise Conflict(f"endpoint {endpoint.id[:12]} is being deleted, which failed: delete it again first")
 
 
 def _shares_address(endpoint: Endpoint, ipv4: IPv4Interface | None, ipv6: IPv6Interface | None) -> bool:

@@ -6,6 +6,8 @@ answer again as far as they can be told from new ones: see docs/adr/0009.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import Final
 
@@ -14,6 +16,7 @@ from control.errors import ControlError, InvalidArgument, NotFound
 from control.ipam.base import Pool
 from control.model import Address, Endpoint, Subnet
 from control.records import Records
+from control.store.base import Change
 
 SPACE: Final = "docker"
 _GATEWAY: Final = "gateway"
@@ -27,6 +30,7 @@ class RemoteIpam:
         self._routed_networks = deps.routed_networks
         self._records = records
         self._unanswered: set[str] = set()
+        self._unstored: list[Change] = []
 
     def start(self) -> None:
         """Takes note of pools from which nothing was taken: whoever asked for them may not have got the answer."""
@@ -45,7 +49,7 @@ class RemoteIpam:
                 SPACE, subnet=subnet, ip_range=ip_range, v6=v6, avoid=avoid, owner="a network of docker"
             )
             try:
-                self._records.commit(changes=changes)
+                self._store(changes)
             except ControlError:
                 self._ipam.release_pool(pool.id)
                 raise
@@ -56,11 +60,9 @@ class RemoteIpam:
         _check_space(pool_id)
         with self._records.lock:
             self._unanswered.discard(pool_id)
-            try:
-                changes = self._ipam.release_pool(pool_id)
-            except NotFound:
-                return
-            self._records.commit(changes=changes)
+            with suppress(NotFound):
+                self._unstored += self._ipam.release_pool(pool_id)
+            self._store()
 
     def request_address(
         self, pool_id: str, address: Address | None, *, gateway: bool, mac: str
@@ -78,7 +80,7 @@ class RemoteIpam:
                 return _in_pool(pool_id, held)
             given, changes = self._ipam.request_address(pool_id, address, owner=owner)
             try:
-                self._records.commit(changes=changes)
+                self._store(changes)
             except ControlError:
                 self._ipam.release_address(pool_id, given)
                 raise
@@ -88,11 +90,15 @@ class RemoteIpam:
         """Harmless for what is not there. Raises InvalidArgument for a pool that is not the engine's."""
         _check_space(pool_id)
         with self._records.lock:
-            try:
-                changes = self._ipam.release_address(pool_id, address)
-            except NotFound:
-                return
-            self._records.commit(changes=changes)
+            with suppress(NotFound):
+                self._unstored += self._ipam.release_address(pool_id, address)
+            self._store()
+
+    def _store(self, changes: Sequence[Change] = ()) -> None:
+        """Stores the changes, after releases that could not be stored when they were made: nobody repeats those."""
+        if self._unstored or changes:
+            self._records.commit(changes=[*self._unstored, *changes])
+            self._unstored.clear()
 
     def _is_unused(self, pool_id: str, address: Address, mac: str) -> bool:
         """Whether nobody can have got the address yet: its network is being made, or no endpoint has it."""
