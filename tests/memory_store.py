@@ -33,6 +33,11 @@ class MemoryStore:
             self._require_open()
             return iter(sorted(self._records.get(kind, {}).items()))
 
+    def dump(self) -> dict[str, dict[str, bytes]]:
+        """All that it holds, by kind and id."""
+        with self._lock:
+            return {kind: dict(records) for kind, records in self._records.items() if records}
+
     def close(self) -> None:
         with self._lock:
             self._is_closed = True

@@ -62,12 +62,12 @@ def build_app(context: Context) -> web.Application:
         *SystemHandlers(context).routes(),
         *NetworkHandlers(context).routes(),
         *SandboxHandlers(context).routes(),
-        Route("*", "/{elsewhere:.*}", _elsewhere),  # last: the first that fits is taken
+        Route("*", "/{elsewhere:(?s:.*)}", _elsewhere),  # last: the first that fits is taken
     ]
     for prefix in ("/v{version:[0-9.]+}", ""):
         for route in routes:
             # As in Docker a reference may hold anything, so that what does not exist is a network not found.
-            path = prefix + route.path.replace("/networks/{ref}", "/networks/{ref:.+}")
+            path = prefix + route.path.replace("/networks/{ref}", "/networks/{ref:(?s:.+)}")
             app.router.add_route(route.method, path, _entry(route, context))
     app.on_response_prepare.append(_add_headers)
     app.on_shutdown.append(lambda _: _end_streams(context))

@@ -289,7 +289,9 @@ def test_endpoint_settings_that_cannot_be_are_refused(
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-@pytest.mark.parametrize("ref", ["nosuch", "x" * 5000, "%FF%FE", "a%00b", "%2e%2e%2fetc", "%F0%9F%90%B3", "a/b", "x/"])
+@pytest.mark.parametrize(
+    "ref", ["nosuch", "x" * 5000, "%FF%FE", "a%00b", "%2e%2e%2fetc", "%F0%9F%90%B3", "a/b", "x/", "a%0Ab"]
+)
 def test_a_network_that_is_not_there_is_not_found(server: ApiServer, method: str, ref: str) -> None:
     reply = server.ask(method, f"/networks/{ref}")
     assert reply.status == 404
@@ -366,6 +368,8 @@ def test_versions_out_of_range_are_refused_in_dockers_words(server: ApiServer, v
         ("GET", "/nowhere"),
         ("GET", "/v1.41"),
         ("GET", "/v1.41/nowhere"),
+        ("GET", "/no%0Awhere"),
+        ("GET", "/linkspan/no%0Awhere/x"),
         ("POST", "/networks/taken"),
         ("PUT", "/networks"),
         ("PATCH", "/networks/taken"),
