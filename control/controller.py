@@ -88,6 +88,7 @@ class NetworkController:
     def stop(self) -> None:
         """Stops working; networks and sandboxes go on. Idempotent."""
         self._endpoints.stop()
+        self.remote.stop()
         self._deps.ports.close()
         self._deps.store.close()
 

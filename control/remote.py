@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final
@@ -41,6 +42,9 @@ from control.records import Records
 LOG = logging.getLogger(__name__)
 
 OWNER: Final = "docker"
+_PATIENCE_S: Final = 0.05
+"""How long the engine waits for devices to be deleted: the kernel takes 20 ms for one, more when many go at once."""
+_CLEANERS: Final = 8
 
 
 class RemoteNetworks:
@@ -54,6 +58,11 @@ class RemoteNetworks:
         self._endpoints = endpoints
         self._network_locks = KeyedLocks()
         self._endpoint_locks = KeyedLocks()
+        self._cleaners = ThreadPoolExecutor(_CLEANERS, thread_name_prefix="cleaner")
+
+    def stop(self) -> None:
+        """Endpoints that are still being deleted are left to the next start. Idempotent."""
+        self._cleaners.shutdown(cancel_futures=True)
 
     # -- networks ------------------------------------------------------------------------------------------------
 
@@ -84,6 +93,7 @@ class RemoteNetworks:
             for endpoint in self._records.on_network(network.id):
                 LOG.warning("removing endpoint %s with its network %s", endpoint.id[:12], network.name)
                 self.delete_endpoint(network_id, endpoint.id)
+                self._finish_deletion(endpoint.id)
             self._networks.remove(network_id, owner=OWNER)
 
     # -- endpoints -----------------------------------------------------------------------------------------------
@@ -107,11 +117,12 @@ class RemoteNetworks:
                 with self._records.lock:
                     network = self._network(network_id)
                     known = self._records.endpoint(endpoint_id)
-                    if known is not None:
+                    if known is not None and known.state is not EndpointState.LEAVING:
                         return _as_asked(known, network, ipv4, ipv6, mac)
                     rivals = [e for e in self._records.on_network(network.id) if _shares_address(e, ipv4, ipv6)]
-                    if not rivals:
+                    if known is None and not rivals:
                         return self._record(network, endpoint_id, ipv4, ipv6, mac, options)
+                self._finish_deletion(endpoint_id)
                 for rival in rivals:
                     self._evict(network, rival)
 
@@ -169,29 +180,38 @@ class RemoteNetworks:
     def _evict(self, network: Network, rival: Endpoint) -> None:
         """Makes room for an endpoint that was given the address of another, which is a leftover if it has no device."""
         with self._endpoint_locks.held(rival.id):  # it may be joining right now
-            if self._deps.driver_of(network).remains(rival):
+            if rival.state is not EndpointState.LEAVING and self._deps.driver_of(network).remains(rival):
                 raise Forbidden(
                     f"Address already in use: {rival.ipv4 or rival.ipv6} of network {network.name} is held by endpoint "
                     f"{rival.id[:12]}"
                 )
             LOG.warning("removing endpoint %s: it has no device, and its address went to another", rival.id[:12])
             self.delete_endpoint(network.id, rival.id)
+        self._finish_deletion(rival.id)
 
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
-        """Takes the endpoint out of the kernel and the records; harmless for one that is not known."""
+        """Takes the endpoint out of the kernel and the records; harmless for one that is not known.
+
+        Returns before all is done when that takes long: what is left to do is in the records, and will be done.
+        """
         with self._endpoint_locks.held(endpoint_id):
             endpoint = self._records.endpoint(endpoint_id)
             if endpoint is None or endpoint.network_id != network_id or not endpoint.is_remote:
                 return
-            self._discard(self._records.network_by_id(network_id), endpoint)
+            if endpoint.ports:
+                endpoint = self._unpublish(self._records.network(network_id), endpoint)
+            if endpoint.state is not EndpointState.LEAVING:
+                self._records.commit(put=[advance(endpoint, EndpointState.LEAVING)])
+        deletion = self._cleaners.submit(self._finish_deletion, endpoint_id)
+        with suppress(TimeoutError):
+            deletion.result(_PATIENCE_S)
 
-    def _discard(self, network: Network | None, endpoint: Endpoint) -> None:
-        if network is not None and endpoint.ports:
-            endpoint = self._unpublish(network, endpoint)
-        if endpoint.state is not EndpointState.LEAVING:
-            endpoint = advance(endpoint, EndpointState.LEAVING)
-            self._records.commit(put=[endpoint])
-        self._endpoints.discard(network, None, endpoint)
+    def _finish_deletion(self, endpoint_id: EndpointId) -> None:
+        """Harmless for an endpoint that is not being deleted."""
+        with self._endpoint_locks.held(endpoint_id):
+            endpoint = self._records.endpoint(endpoint_id)
+            if endpoint is not None and endpoint.state is EndpointState.LEAVING and endpoint.is_remote:
+                self._endpoints.discard(self._records.network_by_id(endpoint.network_id), None, endpoint)
 
     def join(self, network_id: NetworkId, endpoint_id: EndpointId, sandbox_key: str) -> tuple[Network, Endpoint]:
         """Makes the endpoint's devices; its peer waits in this namespace, under the endpoint's `ifname`.
@@ -323,7 +343,7 @@ class RemoteNetworks:
 
     def _endpoint(self, network: Network, endpoint_id: str) -> Endpoint:
         endpoint = self._records.endpoint(endpoint_id)
-        if endpoint is None or endpoint.network_id != network.id:
+        if endpoint is None or endpoint.network_id != network.id or endpoint.state is EndpointState.LEAVING:
             raise NotFound(f"endpoint {endpoint_id[:12]} is not known on network {network.name}")
         return endpoint
 

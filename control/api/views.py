@@ -157,7 +157,7 @@ def _containers(endpoints: Iterable[Endpoint], names: Mapping[str, str]) -> dict
             "IPv6Address": str(endpoint.ipv6 or ""),
         }
         for endpoint in endpoints
-        if endpoint.state is not EndpointState.CREATED
+        if not endpoint.is_remote or endpoint.state is EndpointState.JOINED
     }
 
 
