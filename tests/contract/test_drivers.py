@@ -38,6 +38,7 @@ from control.model import (
     NetworkState,
     PoolConfig,
     PoolSpec,
+    PublishedPort,
     Sandbox,
     SandboxId,
     SandboxState,
@@ -162,6 +163,16 @@ class Bench:
             sandbox=box,
             netns_path=path,
         )
+
+    def engine_join(self, network: Network, number: int = 0) -> Join:
+        """A join of an endpoint that a container engine owns, with two published ports."""
+        join = self.join(network, number)
+        ports = (
+            PublishedPort(protocol="tcp", host_port=8080, port=80, count=2),
+            PublishedPort(protocol="udp", host_ip=IPv4Address("127.0.0.1"), host_port=53, port=53),
+        )
+        endpoint = msgspec.structs.replace(join.endpoint, sandbox_id=SandboxId(""), ifname="lp0", ports=ports)
+        return Join(network=network, endpoint=endpoint, sandbox=None, netns_path=None)
 
     def dump(self, *joins: Join) -> str:
         """All that a driver may change, as text, of the host and of the joins' sandboxes."""
@@ -294,6 +305,46 @@ def test_cut_off_after_any_step_the_rest_is_undone(bench: Bench) -> None:
         execute(bench.driver.network_steps(network)[:taken])
         undo(bench.driver.network_steps(network))
         assert bench.dump() == before, taken
+
+
+@on_host
+def test_an_engines_endpoint_waits_in_the_hosts_namespace(bench: Bench) -> None:
+    """Its device is the host's until the engine takes it away; published ports come and go apart from it."""
+    if not bench.driver.capabilities.addresses:
+        return
+    network = bench.network()
+    execute(bench.driver.network_steps(network))
+    before = bench.dump()
+    join = bench.engine_join(network)
+    endpoint, steps = join.endpoint, bench.driver.endpoint_steps(join)
+    assert not bench.driver.remains(endpoint)
+    for taken in range(len(steps) + 1):
+        execute(steps[:taken])
+        undo(steps)
+        assert bench.dump() == before, taken
+    execute(steps)
+    assert bench.driver.remains(endpoint)
+    joined = bench.dump()
+    for step in steps:
+        step.apply()
+        assert bench.dump() == joined, step.name
+    (peer,) = json.loads(shell("ip -json link show lp0"))
+    assert (peer["address"], "UP" in peer["flags"]) == (endpoint.mac, False)
+    publishing = bench.driver.publish_steps(network, endpoint)
+    for _ in range(2):
+        execute(publishing)
+    published = bench.dump()
+    assert {"8080", "8081", "53"} <= set(published.split())
+    bench.driver.start([network], [endpoint])
+    assert bench.dump() == published
+    for _ in range(2):
+        undo(publishing)
+    assert bench.dump() == joined
+    shell("ip link del lp0")
+    assert not bench.driver.remains(endpoint)
+    undo(steps)
+    assert bench.dump() == before
+    undo(bench.driver.network_steps(network))
 
 
 @on_host
