@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
@@ -19,27 +20,38 @@ from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
-def forget_local_udp(version: int, host_ip: IPv4Address | IPv6Address | None, ports: range) -> None:
-    """Ends UDP flows to ports of the host that the host's own sockets have.
+def forget_udp_past(
+    address: IPv4Address | IPv6Address, host_ip: IPv4Address | IPv6Address | None, host_ports: range
+) -> None:
+    """Ends UDP flows to `host_ports` of the host that go elsewhere than to `address`: to its own sockets, for example.
 
     `host_ip` is the address that they were sent to; None or the unspecified one means every address of this host.
     Flows that are only passing through the host are left alone. Raises OSError.
     """
     anywhere = host_ip is None or host_ip.is_unspecified
-    with NFCTSocket(_FAMILIES[version]) as tracker:
-        for original, reply in list(_udp_flows(tracker, version, ports)):
-            goes_to = ip_address(original.daddr)
-            is_translated = (reply.saddr, reply.sport) != (original.daddr, original.dport)
-            if not is_translated and (_is_local(goes_to) if anywhere else goes_to == host_ip):
+    with _tracker(address.version) as tracker:
+        for original, reply in list(_udp_flows(tracker, address.version, host_ports)):
+            sent_to = ip_address(original.daddr)
+            is_ours = _is_local(sent_to) if anywhere else sent_to == host_ip
+            if is_ours and ip_address(reply.saddr) != address:
                 _forget(tracker, original)
 
 
 def forget_udp_to(address: IPv4Address | IPv6Address, host_ports: range) -> None:
     """Ends UDP flows to `host_ports` of the host that were handed on to `address`. Raises OSError."""
-    with NFCTSocket(_FAMILIES[address.version]) as tracker:
+    with _tracker(address.version) as tracker:
         for original, reply in list(_udp_flows(tracker, address.version, host_ports)):
             if original.daddr != reply.saddr and ip_address(reply.saddr) == address:
                 _forget(tracker, original)
+
+
+@contextmanager
+def _tracker(version: int) -> Iterator[Any]:
+    try:
+        with NFCTSocket(_FAMILIES[version]) as tracker:
+            yield tracker
+    except Pyroute2Error as error:
+        raise OSError(error.code, f"cannot end the UDP flows of a published port: {error.args[1]}") from error
 
 
 def _udp_flows(tracker: Any, version: int, ports: range) -> Iterator[tuple[NFCTAttrTuple, NFCTAttrTuple]]:
@@ -60,7 +72,7 @@ def _forget(tracker: Any, flow: NFCTAttrTuple) -> None:
         tracker.entry("del", tuple_orig=flow)
     except Pyroute2Error as error:
         if error.code != errno.ENOENT:  # it may have ended by itself
-            raise OSError(error.code, f"cannot end the UDP flow to {flow.daddr} port {flow.dport}") from error
+            raise
 
 
 def _is_local(address: IPv4Address | IPv6Address) -> bool:

@@ -193,15 +193,15 @@ def remove(policy: Policy) -> None:
 def publish(publications: Sequence[Publication]) -> None:
     """Publishes ports, all or none; creates the table if it is not there. May be repeated. Raises NftError.
 
-    New connections go to the endpoints. So do UDP flows that a socket of the host had: they have no end that could be
-    waited for. A port that lies within one published before is refused (EEXIST), but the kernel does not refuse a range
+    New connections go to the endpoints. So do UDP flows that go elsewhere, to a socket of the host for example: they
+    have no end that could be waited for. A port that lies within one published before is refused (EEXIST), but the kernel does not refuse a range
     or "every address" around others: `datapath.host_ports` keeps all that from happening.
     """
     if publications:
         _add(_port_changes("add", publications))
         for publication in publications:
             if publication.protocol == "udp":
-                conntrack.forget_local_udp(publication.address.version, publication.host_ip, publication.host_ports)
+                conntrack.forget_udp_past(publication.address, publication.host_ip, publication.host_ports)
 
 
 def unpublish(publications: Sequence[Publication]) -> None:

@@ -388,6 +388,15 @@ def test_a_udp_client_that_never_stops_is_handed_over(
                 assert caller.recvfrom(100)[0] == b"hello"
         caller.sendto(b"to nobody", (HOST[version], 8160))
         assert held.recv(100) == b"to nobody"
+        # A port that was taken away without a word, as by somebody who empties the map.
+        with published(lab.host, port_of(lab.a, "udp", version, 8160, port, count=count)):
+            caller.sendto(b"once more", (HOST[version], 8160))
+            assert a.recv(100) == b"once more"
+            lab.host.run("nft", "flush", "map", "inet", "linkspan", f"published{version}")
+            lab.host.run("nft", "flush", "map", "inet", "linkspan", f"translated{version}")
+            with published(lab.host, port_of(lab.b, "udp", version, 8160, port, count=count)):
+                caller.sendto(b"not to a", (HOST[version], 8160))
+                assert b.recv(100) == b"not to a"
 
 
 @with_br_netfilter

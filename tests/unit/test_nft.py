@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 from ipaddress import ip_address, ip_network
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2.netlink.exceptions import NetlinkError
 
 from datapath import conntrack, nft
 from datapath.nft import NftError, Policy, Publication
@@ -125,14 +127,27 @@ def test_udp_flows_are_ended_and_tcp_connections_are_not(
     transactions: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[Any] = []
-    monkeypatch.setattr(conntrack, "forget_local_udp", lambda *args: ended.append(args))
+    monkeypatch.setattr(conntrack, "forget_udp_past", lambda *args: ended.append(args))
     monkeypatch.setattr(conntrack, "forget_udp_to", lambda *args: ended.append(args))
     both = [publication(), publication(protocol="udp", count=3)]
     nft.publish(both)
-    assert ended == [(4, None, range(8080, 8083))]
+    assert ended == [(ip_address("10.1.0.2"), None, range(8080, 8083))]
     nft.unpublish(both)
     assert ended[1:] == [(ip_address("10.1.0.2"), range(8080, 8083))]
     assert len(transactions) == 2
+
+
+def test_flows_that_the_kernel_does_not_let_go_are_told(
+    transactions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dump(self: object, **options: object) -> None:
+        raise NetlinkError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(conntrack.NFCTSocket, "dump", dump)
+    for change in (nft.publish, nft.unpublish):
+        with pytest.raises(OSError, match="cannot end the UDP flows of a published port: Operation not") as caught:
+            change([publication(protocol="udp")])
+        assert caught.value.errno == errno.EPERM
 
 
 def test_for_no_ports_nothing_is_run(transactions: list[str]) -> None:
