@@ -92,7 +92,7 @@ class RemoteNetworks:
                 return
             for endpoint in self._records.on_network(network.id):
                 LOG.warning("removing endpoint %s with its network %s", endpoint.id[:12], network.name)
-                self.delete_endpoint(network_id, endpoint.id)
+                self._begin_deletion(network_id, endpoint.id)
                 self._finish_deletion(endpoint.id)
             self._networks.remove(network_id, owner=OWNER)
 
@@ -117,7 +117,7 @@ class RemoteNetworks:
                 with self._records.lock:
                     network = self._network(network_id)
                     known = self._records.endpoint(endpoint_id)
-                    if known is not None and known.state is not EndpointState.LEAVING:
+                    if known is not None and not (known.is_remote and known.state is EndpointState.LEAVING):
                         return _as_asked(known, network, ipv4, ipv6, mac)
                     rivals = [e for e in self._records.on_network(network.id) if _shares_address(e, ipv4, ipv6)]
                     if known is None and not rivals:
@@ -186,25 +186,32 @@ class RemoteNetworks:
                     f"{rival.id[:12]}"
                 )
             LOG.warning("removing endpoint %s: it has no device, and its address went to another", rival.id[:12])
-            self.delete_endpoint(network.id, rival.id)
-        self._finish_deletion(rival.id)
+            self._begin_deletion(network.id, rival.id)
+            self._finish_deletion(rival.id)
 
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Takes the endpoint out of the kernel and the records; harmless for one that is not known.
 
         Returns before all is done when that takes long: what is left to do is in the records, and will be done.
         """
+        self._begin_deletion(network_id, endpoint_id)
+        deletion = self._cleaners.submit(self._finish_deletion, endpoint_id)
+        with suppress(TimeoutError):
+            deletion.result(_PATIENCE_S)
+
+    def _begin_deletion(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
+        """Takes its ports away, and takes note that the rest is to go."""
         with self._endpoint_locks.held(endpoint_id):
             endpoint = self._records.endpoint(endpoint_id)
             if endpoint is None or endpoint.network_id != network_id or not endpoint.is_remote:
                 return
+            network = self._records.network(network_id)
             if endpoint.ports:
-                endpoint = self._unpublish(self._records.network(network_id), endpoint)
+                endpoint = self._unpublish(network, endpoint)
             if endpoint.state is not EndpointState.LEAVING:
                 self._records.commit(put=[advance(endpoint, EndpointState.LEAVING)])
-        deletion = self._cleaners.submit(self._finish_deletion, endpoint_id)
-        with suppress(TimeoutError):
-            deletion.result(_PATIENCE_S)
+            if endpoint.state is EndpointState.JOINED:
+                self._emit("disconnect", network, endpoint)
 
     def _finish_deletion(self, endpoint_id: EndpointId) -> None:
         """Harmless for an endpoint that is not being deleted."""
@@ -220,7 +227,6 @@ class RemoteNetworks:
         """
         begin = time.monotonic()
         with self._held(network_id, endpoint_id) as (network, endpoint):
-            _require_staying(endpoint)
             driver = self._deps.driver_of(network)
             if endpoint.state is EndpointState.JOINED:
                 if endpoint.sandbox_key != sandbox_key:
@@ -278,7 +284,6 @@ class RemoteNetworks:
         network is not reached from outside, so there is nothing to publish on it.
         """
         with self._held(network_id, endpoint_id) as (network, endpoint):
-            _require_staying(endpoint)
             if endpoint.ports:
                 # Recorded, but perhaps not in the kernel: a failure may have come between the two.
                 self._deps.reapply(
@@ -374,16 +379,10 @@ def _as_asked(
     known: Endpoint, network: Network, ipv4: IPv4Interface | None, ipv6: IPv6Interface | None, mac: str | None
 ) -> Endpoint:
     """The endpoint that is there, if it is what is asked for; raises Conflict."""
-    _require_staying(known)
-    if (known.network_id, known.ipv4, known.ipv6) != (network.id, ipv4, ipv6) or (mac or known.mac) != known.mac:
+    given = addressing.check_mac(mac, network, ()) if mac else known.mac
+    if (known.network_id, known.ipv4, known.ipv6, known.mac) != (network.id, ipv4, ipv6, given):
         raise Conflict(f"endpoint {known.id[:12]} exists already, with other settings: delete it first")
     return known
-
-
-def _require_staying(endpoint: Endpoint) -> None:
-    """Raises Conflict for an endpoint whose removal failed half-way."""
-    if endpoint.state is EndpointState.LEAVING:
-        raise Conflict(f"endpoint {endpoint.id[:12]} is being deleted, which failed: delete it again first")
 
 
 def _shares_address(endpoint: Endpoint, ipv4: IPv4Interface | None, ipv6: IPv6Interface | None) -> bool:
