@@ -194,8 +194,9 @@ def publish(publications: Sequence[Publication]) -> None:
     """Publishes ports, all or none; creates the table if it is not there. May be repeated. Raises NftError.
 
     New connections go to the endpoints. So do UDP flows that go elsewhere, to a socket of the host for example: they
-    have no end that could be waited for. A port that lies within one published before is refused (EEXIST), but the kernel does not refuse a range
-    or "every address" around others: `datapath.host_ports` keeps all that from happening.
+    have no end that could be waited for. A port that lies within one published before is refused (EEXIST), but the
+    kernel does not refuse a range or "every address" around others: `datapath.host_ports` keeps all that from
+    happening.
     """
     if publications:
         _add(_port_changes("add", publications))
