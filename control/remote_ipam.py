@@ -33,8 +33,12 @@ class RemoteIpam:
         self._unstored: list[Change] = []
 
     def start(self) -> None:
-        """Takes note of pools from which nothing was taken: whoever asked for them may not have got the answer."""
-        self._unanswered = self._ipam.untouched(SPACE)
+        """Takes note of pools from which nothing was taken, and that no network has: whoever asked for them may not have
+        got the answer."""
+        in_use = {
+            str(pool.subnet) for network in self._records.networks() for pool in network.pools if not pool.pool_id
+        }
+        self._unanswered = {id_ for id_ in self._ipam.untouched(SPACE) if _subnet_of(id_) not in in_use}
 
     def request_pool(self, subnet: Subnet | None, ip_range: Subnet | None, *, v6: bool) -> Pool:
         """Raises InvalidArgument, Forbidden ("Pool overlaps…"), Exhausted."""
