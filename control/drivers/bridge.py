@@ -362,8 +362,9 @@ class BridgeDriver(Driver):
         )
 
     def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:
-        publications = _publications(endpoint)
+        publications, host = _publications(endpoint), endpoint.host_ifname
         return [
+            Step(f"let {host} reach itself", partial(nft.allow_hairpin, host), lambda: None),  # goes with the port
             Step(
                 f"publish {', '.join(map(str, endpoint.ports))}",
                 partial(nft.publish, publications),
