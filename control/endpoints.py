@@ -84,6 +84,7 @@ class Endpoints:
                     ipv4=ipv4,
                     ipv6=ipv6,
                     aliases=spec.aliases,
+                    links=spec.links,
                     driver_options=spec.driver_options,
                     gateway_priority=spec.gateway_priority,
                 )

@@ -25,17 +25,24 @@ class HostsTable:
         self._lock = threading.Lock()
         self._lines: dict[str, dict[str, str]] = {}
         self._texts: dict[str, str] = {}
+        self._named: dict[tuple[str, str], Endpoint] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
 
     def add(self, endpoint: Endpoint, sandbox: Sandbox) -> None:
         """Makes the endpoint's addresses known under its sandbox's name and its own aliases."""
         lines = _lines(endpoint, (sandbox.name, *endpoint.aliases))
         with self._lock:
             self._lines.setdefault(endpoint.network_id, {})[endpoint.id] = lines
+            self._names[endpoint.id] = (sandbox.name, sandbox.id, sandbox.id[:12])
+            for name in self._names[endpoint.id]:
+                self._named[endpoint.network_id, name] = endpoint
             self._texts.pop(endpoint.network_id, None)
 
     def remove(self, endpoint: Endpoint) -> None:
         """Harmless for an endpoint that is not known."""
         with self._lock:
+            for name in self._names.pop(endpoint.id, ()):
+                self._named.pop((endpoint.network_id, name), None)
             lines = self._lines.get(endpoint.network_id, {})
             if lines.pop(endpoint.id, None) is not None:
                 self._texts.pop(endpoint.network_id, None)
@@ -43,9 +50,15 @@ class HostsTable:
                 self._lines.pop(endpoint.network_id, None)
 
     def text(self, sandbox: Sandbox, endpoints: Sequence[Endpoint]) -> str:
-        """The whole file: loopback, the sandbox's own addresses, then everybody on its networks."""
+        """The whole file: loopback, the sandbox's own addresses, its links, then everybody on its networks."""
         own = "".join(_lines(endpoint, (sandbox.name, sandbox.id[:12])) for endpoint in endpoints)
+        own += "".join(self._linked(endpoint) for endpoint in endpoints)
         return LOCALHOST + own + "".join(self._network_text(endpoint.network_id) for endpoint in endpoints)
+
+    def _linked(self, endpoint: Endpoint) -> str:
+        with self._lock:
+            found = [(self._named.get((endpoint.network_id, name)), alias) for name, alias in endpoint.links]
+        return "".join(_lines(other, (alias,)) for other, alias in found if other is not None)
 
     def _network_text(self, network_id: str) -> str:
         with self._lock:

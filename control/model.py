@@ -155,7 +155,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     `host_ifname` is empty for drivers that make no device. `mac` is six lower-case hex pairs with colons. The sandbox's
     default route goes through the endpoint of the highest `gateway_priority`, the oldest among equals. An endpoint that
     a container engine owns has no `sandbox_id`; `sandbox_key` is the path of the engine's namespace while it is joined,
-    and `ifname` the peer's name until the engine moves it there.
+    and `ifname` the peer's name until the engine moves it there. `links` are (sandbox, alias): names that this sandbox
+    alone has for others on the network.
     """
 
     id: EndpointId
@@ -171,6 +172,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     ipv4: IPv4Interface | None = None
     ipv6: IPv6Interface | None = None
     aliases: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
     driver_options: dict[str, str] = {}
     gateway_priority: int = 0
     sandbox_key: str = ""
@@ -238,6 +240,7 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True):
     ipv6: IPv6Address | None = None
     mac: str | None = None
     aliases: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
     driver_options: dict[str, str] = {}
     gateway_priority: int = 0
 

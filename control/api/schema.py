@@ -247,12 +247,10 @@ def endpoint_spec(body: EndpointSettings | None, version: Version = NEWEST) -> E
     if body is None:
         return EndpointSpec()
     body = _as_of(version, body, _ENDPOINT_SINCE)
-    for wanted, field, instead in (
-        (body.links, "Links", "names resolve on every network; give Aliases for other names"),
-        (body.ipam_config and body.ipam_config.link_local_ips, "LinkLocalIPs", "give IPv4Address or IPv6Address"),
-    ):
-        if wanted:
-            raise InvalidArgument(f"invalid endpoint settings: linkspan does not support {field}: {instead}")
+    if body.ipam_config and body.ipam_config.link_local_ips:
+        raise InvalidArgument(
+            "invalid endpoint settings: linkspan does not support LinkLocalIPs: give IPv4Address or IPv6Address"
+        )
     faults: list[str] = []
     ipam = body.ipam_config or EndpointIPAMConfig()
     ipv4 = _address(ipam.ipv4_address, "IPv4 address", faults)
@@ -261,7 +259,8 @@ def endpoint_spec(body: EndpointSettings | None, version: Version = NEWEST) -> E
         faults.append(f"invalid IPv4 address: {ipv4}")
     if ipv6 is not None and not isinstance(ipv6, ipaddress.IPv6Address):
         faults.append(f"invalid IPv6 address: {ipv6}")
-    for alias in body.aliases or ():
+    links = [link for text in body.links or () if (link := _link(text, faults)) is not None]
+    for alias in (*(body.aliases or ()), *(alias for _, alias in links)):
         if len(alias) > ALIAS_MAX_CHARS or not _ALIAS.fullmatch(alias):
             faults.append(
                 f"invalid alias {alias[:32]!r}: only [a-zA-Z0-9][a-zA-Z0-9_.-], at most {ALIAS_MAX_CHARS} characters"
@@ -275,6 +274,7 @@ def endpoint_spec(body: EndpointSettings | None, version: Version = NEWEST) -> E
         ipv6=ipv6,
         mac=body.mac_address or None,
         aliases=tuple(dict.fromkeys(body.aliases or ())),
+        links=tuple(dict.fromkeys(links)),
         driver_options=body.driver_opts or {},
         gateway_priority=body.gw_priority or 0,
     )
@@ -329,6 +329,15 @@ def _outside(pool: PoolSpec, subnet: Subnet) -> Iterator[str]:
             yield f"invalid {what} {address}: parent subnet is an IPv{subnet.version} block"
         elif address not in subnet:
             yield f"invalid {what} {address}: parent subnet {subnet} doesn't contain this address"
+
+
+def _link(text: str, faults: list[str]) -> tuple[str, str] | None:
+    """(container, alias) of "container:alias"; of a container alone the name is the alias, as in Docker."""
+    name, separator, alias = text.partition(":")
+    if not name or (separator and not alias) or ":" in alias:
+        faults.append(f"invalid format for links: {text[:64]}")
+        return None
+    return name, alias or name
 
 
 def _subnet(text: str, what: str, faults: list[str]) -> Subnet | None:

@@ -209,6 +209,25 @@ def test_connect_takes_addresses_and_aliases(docker: Docker, server: ApiServer) 
     assert [e.gateway_priority for e in stored] == [5 if priority else 0]
 
 
+def test_connect_links_give_names_that_nobody_else_sees(docker: Docker, server: ApiServer) -> None:
+    docker("network", "create", "--subnet", "10.9.0.0/24", "blue")
+    for name in ("web", "db", "other"):
+        server.ask("POST", "/linkspan/sandboxes", {"Name": name})
+    docker("network", "connect", "--link", "db:store", "--link", "nobody:ghost", "blue", "web")
+    docker("network", "connect", "--ip", "10.9.0.9", "blue", "db")
+    docker("network", "connect", "blue", "other")
+
+    def hosts(name: str) -> list[str]:
+        path = server.ask("GET", f"/linkspan/sandboxes/{name}").json["HostsPath"]
+        return Path(path).read_text().splitlines()
+
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while "10.9.0.9\tstore" not in hosts("web"):
+        assert time.monotonic() < deadline, hosts("web")
+        time.sleep(0.005)
+    assert not any("store" in line or "ghost" in line for line in hosts("other") + hosts("db"))
+
+
 def test_rm_removes_what_it_can_and_fails_for_the_rest(docker: Docker) -> None:
     docker("network", "create", "blue")
     network_id = docker("network", "create", "green").stdout.strip()
@@ -265,7 +284,7 @@ def test_prune_keeps_the_defaults_and_what_its_filters_keep(docker: Docker) -> N
         (("connect", "host", "web"), "cannot be connected to any other network"),
         (("connect", "--ip", "10.51.0.9", "taken", "db"), "no configured subnet contains"),
         (("connect", "--ip", "10.50.0.2", "taken", "db"), "10.50.0.2"),
-        (("connect", "--link", "web:www", "taken", "db"), "linkspan does not support Links"),
+        (("connect", "--link", "web:a b", "taken", "db"), "invalid alias 'a b'"),
         (("connect", "--link-local-ip", "169.254.1.1", "taken", "db"), "linkspan does not support LinkLocalIPs"),
         (("connect", "--driver-opt", "nosuch=1", "taken", "db"), "unknown option 'nosuch'"),
         (("disconnect", "nosuch", "web"), "network nosuch not found"),

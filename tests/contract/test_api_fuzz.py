@@ -78,11 +78,12 @@ MEANINGS: Final[dict[str, st.SearchStrategy[str]]] = {
     "LinkLocalIPs": addresses,
     "MacAddress": macs,
     "Aliases": words,
+    "Links": st.builds("{}:{}".format, words, words) | words,
     "Network": networks,
     "Container": sandboxes,
 }
 NEEDED: Final = frozenset({"Name", "Container", "Network"})
-RARE: Final = frozenset({"Ingress", "ConfigOnly", "ConfigFrom", "Links", "LinkLocalIPs", "DriverOpts"})
+RARE: Final = frozenset({"Ingress", "ConfigOnly", "ConfigFrom", "LinkLocalIPs", "DriverOpts"})
 """Most values of these lead to the same refusal, before anything else is looked at."""
 OPTION_NAMES: Final = st.sampled_from(["fake.option", "fake.option", "x"])
 

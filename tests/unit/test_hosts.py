@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from ipaddress import IPv4Interface, IPv6Interface
 
+import msgspec
 import pytest
 
 from control.hosts import LOCALHOST, HostsTable, HostsWriter
@@ -59,6 +60,21 @@ def test_a_sandbox_finds_itself_and_everybody_on_its_networks() -> None:
     assert found["db"] == ["10.0.0.3"]
     assert set(names(table.text(DB, [db, elsewhere]))["db"]) == {"10.0.0.3", "10.9.0.3"}
     assert names(table.text(DB, [elsewhere])).keys() & {"web", "www"} == set()
+
+
+def test_links_are_names_for_the_one_that_has_them() -> None:
+    table = HostsTable()
+    links = (("db", "store"), (DB.id[:12], "base"), ("nobody", "ghost"))
+    web = msgspec.structs.replace(endpoint(WEB, "red", "10.0.0.2/24"), links=links)
+    db, elsewhere = endpoint(DB, "red", "10.0.0.3/24", "fd00::3/64"), endpoint(DB, "blue", "10.9.0.3/24")
+    for each, owner in ((web, WEB), (db, DB), (elsewhere, DB)):
+        table.add(each, owner)
+    found = names(table.text(WEB, [web]))
+    assert found["store"] == found["base"] == ["10.0.0.3", "fd00::3"]
+    assert "ghost" not in found
+    assert names(table.text(DB, [db, elsewhere])).keys() & {"store", "base"} == set()
+    table.remove(db)
+    assert "store" not in names(table.text(WEB, [web]))
 
 
 def test_who_leaves_is_found_no_more() -> None:
