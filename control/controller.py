@@ -212,7 +212,6 @@ class NetworkController:
         with self._exclusive(self._records.sandbox(sandbox_ref)) as sandbox:
             if sandbox.state not in (SandboxState.CREATED, SandboxState.RUNNING):
                 raise Forbidden(f"container {sandbox.name} is not running: it is {sandbox.state}")
-            self._networks.require_own(self._records.network(network_ref), "run containers on it with docker")
             return self._endpoints.join(network_ref, sandbox, spec or EndpointSpec())
 
     def disconnect(self, network_ref: str, sandbox_ref: str, force: bool = False) -> None:

@@ -119,6 +119,10 @@ class Endpoints:
     def _check_join(self, network: Network, sandbox: Sandbox, driver: Driver) -> None:
         if network.state is not NetworkState.ACTIVE:
             raise Forbidden(f"network {network.name} is {network.state}: it cannot be joined")
+        if network.owner:
+            raise Forbidden(
+                f"network {network.name} belongs to {network.owner}: run containers on it with {network.owner}"
+            )
         if network.config_only:
             raise Forbidden(
                 f"cannot create endpoint on configuration-only network {network.name}: join one that was made from it"

@@ -1,0 +1,638 @@
+"""Docker's remote network driver protocol: whole lives, and what each call answers.
+
+Expectations are libnetwork's docs/remote.md and drivers/remote/driver.go, and what a real engine was seen to send.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control.plugin.network import NetworkDriver
+from control.plugin.schema import decode
+from tests.api_server import ApiServer
+from tests.plugin_server import (
+    ENDPOINT_MAC,
+    EP,
+    GATEWAY,
+    GENERIC,
+    KEY,
+    NET,
+    PORT_MAP,
+    Host,
+    PluginServer,
+    endpoint,
+    ident,
+    ids,
+    join,
+    network,
+    port,
+    publish,
+)
+
+POOL = "docker/10.9.0.0/16"
+SRC, HOST_END = f"lp{EP[:12]}", f"ls{EP[:12]}"
+UNUSED = {"AddressSpace": "docker", "Pool": "10.9.0.0/16", "SubPool": "", "Options": None, "V6": False}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+@pytest.fixture
+def plugin(host: Host) -> Iterator[PluginServer]:
+    with PluginServer(host) as running:
+        yield running
+
+
+def joined(plugin: PluginServer, *bindings: Any) -> None:
+    plugin.call("NetworkDriver.CreateNetwork", network())
+    plugin.call("NetworkDriver.CreateEndpoint", endpoint())
+    plugin.call("NetworkDriver.Join", join())
+    if bindings:
+        plugin.call("NetworkDriver.ProgramExternalConnectivity", publish(*bindings))
+
+
+# -- whole lives -----------------------------------------------------------------------------------------------------
+
+MAC = "02:42:0a:09:00:02"
+GATEWAY_V4 = {"PoolID": POOL, "Address": "10.9.0.1"}
+AUX = {"PoolID": POOL, "Address": "10.9.0.9"}
+LIFE: list[tuple[str, Any, Any]] = [
+    ("IpamDriver.RequestPool", UNUSED, {"PoolID": POOL, "Pool": "10.9.0.0/16", "Data": {}}),
+    ("IpamDriver.RequestAddress", {**GATEWAY_V4, "Options": GATEWAY}, {"Address": "10.9.0.1/16", "Data": {}}),
+    ("IpamDriver.RequestAddress", {**AUX, "Options": None}, {"Address": "10.9.0.9/16", "Data": {}}),
+    ("NetworkDriver.CreateNetwork", network(), {}),
+    (
+        "IpamDriver.RequestAddress",
+        {"PoolID": POOL, "Address": "", "Options": {ENDPOINT_MAC: MAC}},
+        {"Address": "10.9.0.2/16", "Data": {}},
+    ),
+    ("NetworkDriver.CreateEndpoint", endpoint(mac=MAC), {}),
+    (
+        "NetworkDriver.Join",
+        join(),
+        {
+            "InterfaceName": {"SrcName": SRC, "DstPrefix": "eth"},
+            "Gateway": "10.9.0.1",
+            "DisableGatewayService": False,
+        },
+    ),
+    ("NetworkDriver.ProgramExternalConnectivity", publish(port(80, 8080)), {}),
+    (
+        "NetworkDriver.EndpointOperInfo",
+        ids(),
+        {"Value": {"linkspan.device": HOST_END, "linkspan.ports": ["*:8080->80/tcp"]}},
+    ),
+    ("NetworkDriver.RevokeExternalConnectivity", ids(), {}),
+    ("NetworkDriver.Leave", ids(), {}),
+    ("NetworkDriver.DeleteEndpoint", ids(), {}),
+    ("IpamDriver.ReleaseAddress", {"PoolID": POOL, "Address": "10.9.0.2"}, {}),
+    ("IpamDriver.ReleaseAddress", GATEWAY_V4, {}),
+    ("IpamDriver.ReleaseAddress", AUX, {}),
+    ("IpamDriver.ReleasePool", {"PoolID": POOL}, {}),
+    ("NetworkDriver.DeleteNetwork", {"NetworkID": NET}, {}),
+]
+CANNOT_BE_TOLD_FROM_A_NEW_ONE = ("IpamDriver.RequestPool", "IpamDriver.RequestAddress")
+"""A second pool or auxiliary address of the same kind is refused in Docker's words; see docs/adr/0009."""
+
+
+def test_a_whole_life_answers_by_the_book_and_leaves_nothing(plugin: PluginServer, host: Host) -> None:
+    before = host.state()
+    for method, body, answer in LIFE:
+        assert plugin.call(method, body) == answer, method
+    assert host.state() == before
+
+
+def test_a_whole_life_with_every_call_repeated_is_the_same(plugin: PluginServer, host: Host) -> None:
+    before = host.state()
+    for number, (method, body, answer) in enumerate(LIFE):
+        assert plugin.call(method, body) == answer
+        if number in (0, 2):
+            assert method in CANNOT_BE_TOLD_FROM_A_NEW_ONE
+            continue
+        once = host.state()
+        for _ in range(2):
+            assert plugin.call(method, body) == answer, method
+            assert host.state() == once, method
+    assert host.state() == before
+
+
+def test_every_earlier_taking_down_can_be_repeated_at_every_later_point(plugin: PluginServer, host: Host) -> None:
+    """The engine's retries may come late. What was taken down stays so, and nothing else is touched."""
+    before = host.state()
+    played: list[tuple[str, Any, Any]] = []
+    for call in LIFE:
+        plugin.call(call[0], call[1])
+        played.append(call)
+        once = host.state()
+        begin = next((i for i, each in enumerate(played) if "Revoke" in each[0]), len(played))
+        for method, body, answer in played[begin:]:
+            assert plugin.call(method, body) == answer
+        assert host.state() == once, call[0]
+    assert host.state() == before
+
+
+@pytest.mark.parametrize("stop", range(1, len(LIFE)))
+def test_an_engine_that_breaks_off_anywhere_leaves_nothing(tmp_path: Path, stop: int) -> None:
+    """The taking down is played whole, whatever was made before: it is harmless for what is not there."""
+    host = Host(tmp_path)
+    with PluginServer(host) as plugin:
+        before = host.state()
+        for method, body, _ in LIFE[:stop]:
+            plugin.call(method, body)
+        for method, body, _ in LIFE[9:]:
+            plugin.call(method, body)
+        assert host.state() == before
+
+
+def test_a_restarted_container_is_an_endpoint_with_a_new_id_and_the_same_address(
+    plugin: PluginServer, host: Host
+) -> None:
+    joined(plugin, port(80, 8080))
+    once = host.state()
+    for number in range(3):
+        old, new = (ident(number - 1), ident(number)) if number else (EP, ident(0))
+        plugin.call("NetworkDriver.RevokeExternalConnectivity", ids(old))
+        plugin.call("NetworkDriver.Leave", ids(old))
+        plugin.call("NetworkDriver.DeleteEndpoint", ids(old))
+        plugin.call("NetworkDriver.CreateEndpoint", endpoint(new))
+        assert plugin.call("NetworkDriver.Join", join(new))["InterfaceName"]["SrcName"] == f"lp{new[:12]}"
+        plugin.call("NetworkDriver.ProgramExternalConnectivity", publish(port(80, 8080), endpoint_id=new))
+        assert set(host.driver.endpoints) == {new}
+    assert host.state()["ports"] == once["ports"]
+    assert host.state()["kernel"][2] == once["kernel"][2]
+
+
+def test_a_join_that_failed_is_followed_by_a_delete_alone(plugin: PluginServer, host: Host) -> None:
+    plugin.call("NetworkDriver.CreateNetwork", network())
+    before = host.state()
+    plugin.call("NetworkDriver.CreateEndpoint", endpoint())
+    host.failing.add(("apply", "fake endpoint"))
+    assert "Device or resource busy" in plugin.refusal("NetworkDriver.Join", join())
+    plugin.call("NetworkDriver.DeleteEndpoint", ids())
+    assert host.state() == before
+
+
+# -- networks --------------------------------------------------------------------------------------------------------
+
+
+def refused(plugin: PluginServer, method: str, body: Any, says: str) -> None:
+    before = plugin.host.state()
+    assert says in plugin.refusal(method, body)
+    assert plugin.host.state() == before
+
+
+@pytest.mark.parametrize("driver", ["macvlan", "overlay", "ipvlan", "host", "null", "none", "nonsense", "", "Bridge"])
+def test_a_driver_that_linkspan_has_not_is_not_available(plugin: PluginServer, driver: str) -> None:
+    body = network(linkspan_driver=driver)
+    refused(plugin, "NetworkDriver.CreateNetwork", body, f"linkspan.driver={driver} is not available: drivers here are")
+
+
+def test_the_driver_bridge_may_be_named(plugin: PluginServer, host: Host) -> None:
+    plugin.call("NetworkDriver.CreateNetwork", network(linkspan_driver="bridge"))
+    assert host.controller.network(NET).driver == "bridge"
+    assert plugin.call("NetworkDriver.CreateNetwork", network()) == {}  # which is what nothing stands for
+
+
+def test_a_network_is_called_by_its_id_or_as_it_is_asked_to(plugin: PluginServer, host: Host) -> None:
+    plugin.call("NetworkDriver.CreateNetwork", network())
+    assert host.controller.network(NET).name == f"docker-{NET[:12]}"
+    other = ident("other")
+    plugin.call("NetworkDriver.CreateNetwork", network(other, "10.10.0.0/16", linkspan_name="fast"))
+    assert host.controller.network("fast").id == other
+
+
+@pytest.mark.parametrize("name", ["fast", "bridge", "none", "host"])
+def test_a_name_that_is_taken_is_refused(plugin: PluginServer, name: str) -> None:
+    plugin.call("NetworkDriver.CreateNetwork", network(linkspan_name="fast"))
+    body = network(ident("other"), "10.10.0.0/16", linkspan_name=name)
+    refused(plugin, "NetworkDriver.CreateNetwork", body, f"network with name {name} already exists")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-x", "é", "x" * 129, "a/b"])
+def test_a_name_that_is_none_is_refused(plugin: PluginServer, name: str) -> None:
+    refused(plugin, "NetworkDriver.CreateNetwork", network(linkspan_name=name), "name")
+
+
+@pytest.mark.parametrize("option", ["nonsense", "linkspan.nonsense", "com.docker.network.bridge.nonsense", ""])
+def test_an_unknown_option_is_refused(plugin: PluginServer, option: str) -> None:
+    body = network()
+    body["Options"][GENERIC] = {option: "1"}
+    refused(plugin, "NetworkDriver.CreateNetwork", body, f"unknown option {option!r}")
+
+
+def test_known_options_are_kept(plugin: PluginServer, host: Host) -> None:
+    plugin.call("NetworkDriver.CreateNetwork", network(fake_option="7"))
+    assert host.controller.network(NET).options == {"fake.option": "7"}
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"IPv4Data": []}, "has no subnet"),
+        ({"IPv4Data": None, "IPv6Data": None}, "has no subnet"),
+        ({"IPv4Data": [{}]}, "has no subnet"),
+        ({"IPv4Data": [{"Pool": "0.0.0.0/0"}]}, "use an IPAM driver that gives addresses"),
+        ({"IPv4Data": [{"Pool": "10.9.0.1/16"}]}, "invalid pool '10.9.0.1/16'"),
+        ({"IPv4Data": [{"Pool": "10.9.0.0"}]}, "invalid pool"),
+        ({"IPv4Data": [{"Pool": "10.9.0.0/255.255.0.0"}]}, "invalid pool"),
+        ({"IPv4Data": [{"Pool": "nonsense"}]}, "invalid pool"),
+        ({"IPv4Data": [{"Pool": "fd00::/64"}]}, "it is not an IPv4 subnet"),
+        ({"IPv6Data": [{"Pool": "10.10.0.0/16"}]}, "it is not an IPv6 subnet"),
+        ({"IPv4Data": [{"Pool": "10.9.0.0/16", "Gateway": "10.10.0.1/16"}]}, "it is not in subnet 10.9.0.0/16"),
+        ({"IPv4Data": [{"Pool": "10.9.0.0/16", "Gateway": "10.9.0.1"}]}, "invalid address"),
+        ({"IPv4Data": [{"Pool": "10.9.0.0/16", "Gateway": "fd00::1/64"}]}, "invalid address"),
+        (
+            {"IPv4Data": [{"Pool": "10.9.0.0/16", "AuxAddresses": {"router": "10.10.0.9/16"}}]},
+            "invalid address 10.10.0.9 (router)",
+        ),
+        ({"IPv4Data": [{"Pool": "10.9.0.0/16", "AuxAddresses": {"router": "x"}}]}, "invalid address 'x'"),
+    ],
+    ids=str,
+)
+def test_subnets_that_do_not_work_are_refused(plugin: PluginServer, data: dict[str, Any], says: str) -> None:
+    refused(plugin, "NetworkDriver.CreateNetwork", {**network(), **data}, says)
+
+
+def test_subnets_gateways_and_auxiliary_addresses_are_recorded(plugin: PluginServer, host: Host) -> None:
+    body = network(NET, "10.9.0.0/16", "10.10.0.0/24", "fd00:9::/64")
+    body["IPv4Data"][0]["AuxAddresses"] = {"router": "10.9.0.9/16", "nas": "10.9.0.10/16"}
+    plugin.call("NetworkDriver.CreateNetwork", body)
+    made = host.controller.network(NET)
+    assert [(str(p.subnet), str(p.gateway), {n: str(a) for n, a in p.aux_addresses.items()}) for p in made.pools] == [
+        ("10.9.0.0/16", "10.9.0.1", {"router": "10.9.0.9", "nas": "10.9.0.10"}),
+        ("10.10.0.0/24", "10.10.0.1", {}),
+        ("fd00:9::/64", "fd00:9::1", {}),
+    ]
+    assert (made.enable_ipv4, made.enable_ipv6, made.internal, made.owner) == (True, True, False, "docker")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        network(NET, "10.10.0.0/16"),
+        network(NET, "10.9.0.0/16", "fd00:9::/64"),
+        network(internal=True),
+        network(fake_option="1"),
+        network(linkspan_name="other"),
+        {**network(), "IPv4Data": [{"Pool": "10.9.0.0/16"}]},
+    ],
+    ids=["subnet", "family", "internal", "option", "name", "gateway"],
+)
+def test_the_same_network_id_with_other_values_is_refused(plugin: PluginServer, changed: Any) -> None:
+    plugin.call("NetworkDriver.CreateNetwork", network())
+    refused(plugin, "NetworkDriver.CreateNetwork", changed, "exists already, with other settings")
+
+
+def test_a_deleted_network_leaves_nothing_for_its_endpoints(plugin: PluginServer, host: Host) -> None:
+    plugin.call("Plugin.Activate")
+    before = host.state()
+    joined(plugin, port(80, 8080))
+    plugin.call("NetworkDriver.DeleteNetwork", {"NetworkID": NET})
+    assert host.state() == before
+    for method in ("Leave", "DeleteEndpoint", "RevokeExternalConnectivity"):
+        assert plugin.call(f"NetworkDriver.{method}", ids()) == {}
+    for method, body in (
+        ("CreateEndpoint", endpoint()),
+        ("Join", join()),
+        ("ProgramExternalConnectivity", publish(port(80, 8080))),
+        ("EndpointOperInfo", ids()),
+    ):
+        refused(plugin, f"NetworkDriver.{method}", body, f"network {NET[:12]} is not known to linkspan")
+
+
+# -- endpoints -------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_was_empty_is_answered(plugin: PluginServer) -> None:
+    """An answer to a field that was set makes the engine delete the endpoint again (drivers/remote/driver.go)."""
+    plugin.call("NetworkDriver.CreateNetwork", network(NET, "10.9.0.0/16", "fd00:9::/64"))
+    assert plugin.call("NetworkDriver.CreateEndpoint", endpoint(mac="02:42:0a:09:00:77")) == {}
+    answer = plugin.call("NetworkDriver.CreateEndpoint", endpoint(ident(1), v4="10.9.0.3/16", v6="fd00:9::3/64"))
+    assert answer == {"Interface": {"MacAddress": "02:42:0a:09:00:03"}}
+    only_v6 = plugin.call("NetworkDriver.CreateEndpoint", endpoint(ident(2), v4="", v6="fd00:9::4/64"))
+    assert only_v6.keys() == {"Interface"}
+    assert only_v6["Interface"].keys() == {"MacAddress"}
+    again = plugin.call("NetworkDriver.CreateEndpoint", endpoint(ident(2), v4="", v6="fd00:9::4/64"))
+    assert again == only_v6
+
+
+@pytest.mark.parametrize(
+    ("interface", "says"),
+    [
+        (None, "has no address"),
+        ({}, "has no address"),
+        ({"Address": "10.9.0.2"}, "invalid address '10.9.0.2'"),
+        ({"Address": "10.9.0.2/33"}, "invalid address"),
+        ({"Address": "10.9.0.2/255.255.0.0"}, "invalid address"),
+        ({"Address": "fd00:9::2/64"}, "it is not an IPv4 address with its prefix"),
+        ({"AddressIPv6": "10.9.0.2/16"}, "it is not an IPv6 address with its prefix"),
+        ({"AddressIPv6": "fd00:9::2%eth0/64"}, "invalid address"),
+        ({"Address": "10.10.0.2/16"}, "is in no subnet of network"),
+        ({"Address": "10.9.0.2/16", "MacAddress": "nonsense"}, "invalid MAC address"),
+        ({"Address": "10.9.0.2/16", "MacAddress": "01:00:5e:00:00:01"}, "unicast"),
+    ],
+    ids=str,
+)
+def test_interfaces_that_do_not_work_are_refused(plugin: PluginServer, interface: Any, says: str) -> None:
+    plugin.call("NetworkDriver.CreateNetwork", network(NET, "10.9.0.0/16", "fd00:9::/64"))
+    refused(plugin, "NetworkDriver.CreateEndpoint", {**endpoint(), "Interface": interface}, says)
+
+
+def test_driver_options_of_an_endpoint_are_checked_and_the_engines_own_passed_over(plugin: PluginServer) -> None:
+    plugin.call("NetworkDriver.CreateNetwork", network())
+    body = endpoint()
+    body["Options"] |= {ENDPOINT_MAC: "AgAAAKoB", "com.docker.network.endpoint.dnsservers": ["192.0.2.53"]}
+    plugin.call("NetworkDriver.CreateEndpoint", body)
+    unknown = {**endpoint(ident(1), v4="10.9.0.3/16"), "Options": {"nonsense": "1"}}
+    refused(plugin, "NetworkDriver.CreateEndpoint", unknown, "unknown option 'nonsense'")
+
+
+def gateways(plugin: PluginServer, body: Any, **addresses: str) -> dict[str, Any]:
+    """What Join answers on the network, without the interface's name."""
+    plugin.call("NetworkDriver.CreateNetwork", body)
+    plugin.call("NetworkDriver.CreateEndpoint", endpoint(**addresses))
+    answer = plugin.call("NetworkDriver.Join", join())
+    assert answer.pop("InterfaceName") == {"SrcName": SRC, "DstPrefix": "eth"}
+    return dict(answer)
+
+
+def without_gateway(body: dict[str, Any], *families: str) -> dict[str, Any]:
+    for family in families:
+        for data in body[family]:
+            del data["Gateway"]
+    return body
+
+
+DUAL = ("10.9.0.0/16", "fd00:9::/64")
+V6 = {"v4": "", "v6": "fd00:9::2/64"}
+BOTH = {"v6": "fd00:9::2/64"}
+
+
+@pytest.mark.parametrize(
+    ("body", "addresses", "answer"),
+    [
+        (network(), {}, {"Gateway": "10.9.0.1", "DisableGatewayService": False}),
+        (network(NET, "fd00:9::/64"), V6, {"GatewayIPv6": "fd00:9::1", "DisableGatewayService": False}),
+        (
+            network(NET, *DUAL),
+            BOTH,
+            {"Gateway": "10.9.0.1", "GatewayIPv6": "fd00:9::1", "DisableGatewayService": False},
+        ),
+        (network(NET, *DUAL), {}, {"Gateway": "10.9.0.1", "DisableGatewayService": False}),
+        (network(NET, *DUAL), V6, {"GatewayIPv6": "fd00:9::1", "DisableGatewayService": False}),
+        (
+            without_gateway(network(NET, *DUAL), "IPv6Data"),
+            BOTH,
+            {"Gateway": "10.9.0.1", "DisableGatewayService": False},
+        ),
+        (
+            without_gateway(network(NET, *DUAL), "IPv4Data"),
+            BOTH,
+            {"GatewayIPv6": "fd00:9::1", "DisableGatewayService": False},
+        ),
+        (without_gateway(network(NET, *DUAL), "IPv4Data", "IPv6Data"), BOTH, {"DisableGatewayService": True}),
+        (network(internal=True), {}, {"DisableGatewayService": True}),
+        (network(NET, *DUAL, internal=True), BOTH, {"DisableGatewayService": True}),
+        (
+            network(NET, "10.8.0.0/16", "10.9.0.0/16"),
+            {},
+            {"Gateway": "10.9.0.1", "DisableGatewayService": False},
+        ),
+    ],
+    ids=[
+        "v4",
+        "v6",
+        "dual",
+        "dual, endpoint v4",
+        "dual, endpoint v6",
+        "v4 gateway only",
+        "v6 gateway only",
+        "no gateway",
+        "internal",
+        "internal dual",
+        "second subnet",
+    ],
+)
+def test_a_join_answers_the_gateways_of_the_endpoints_families(
+    plugin: PluginServer, body: dict[str, Any], addresses: dict[str, str], answer: dict[str, Any]
+) -> None:
+    """With no gateway and the gateway service left on, the engine would add an interface on docker_gwbridge."""
+    assert gateways(plugin, body, **addresses) == answer
+
+
+def test_a_join_names_a_device_that_is_there_and_fits_ifnamsiz(plugin: PluginServer, host: Host) -> None:
+    joined(plugin)
+    (made,) = host.driver.endpoints.values()
+    assert made.netns_path is None  # the engine moves it
+    assert (made.endpoint.ifname, made.endpoint.host_ifname) == (SRC, HOST_END)
+    assert max(map(len, (SRC, HOST_END))) <= 15
+
+
+class Prefixed(Host):
+    """A host whose driver knows the option of Docker's bridge for interface names."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.driver.validate = lambda spec, others: None  # type: ignore[method-assign]
+
+
+def test_the_interface_prefix_is_as_asked_for(tmp_path: Path) -> None:
+    with PluginServer(Prefixed(tmp_path)) as plugin:
+        body = network()
+        body["Options"][GENERIC] = {"com.docker.network.container_iface_prefix": "lan"}
+        plugin.call("NetworkDriver.CreateNetwork", body)
+        plugin.call("NetworkDriver.CreateEndpoint", endpoint())
+        assert plugin.call("NetworkDriver.Join", join())["InterfaceName"] == {"SrcName": SRC, "DstPrefix": "lan"}
+
+
+def test_a_second_sandbox_is_refused(plugin: PluginServer) -> None:
+    joined(plugin)
+    refused(plugin, "NetworkDriver.Join", join(key="/var/run/docker/netns/other"), f"is in sandbox {KEY}")
+
+
+# -- ports -----------------------------------------------------------------------------------------------------------
+
+
+def ports_of(plugin: PluginServer, endpoint_id: str = EP) -> list[str]:
+    return list(plugin.call("NetworkDriver.EndpointOperInfo", ids(endpoint_id))["Value"]["linkspan.ports"])
+
+
+@pytest.mark.parametrize(
+    ("bindings", "shown"),
+    [
+        ([port(80, 8080)], ["*:8080->80/tcp"]),
+        ([port(53, 5353, proto=17)], ["*:5353->53/udp"]),
+        ([port(n, n) for n in (82, 80, 81)], ["*:80-82->80-82/tcp"]),
+        ([port(n, 8000 + n) for n in (80, 81)], ["*:8080-8081->80-81/tcp"]),
+        ([port(80, 8080), port(80, 8081)], ["*:8080->80/tcp", "*:8081->80/tcp"]),
+        ([port(80, 8080), port(80, 8080)], ["*:8080->80/tcp"]),
+        ([port(80, 8080, host_ip="192.0.2.1")], ["192.0.2.1:8080->80/tcp"]),
+        ([port(80, 8080, host_ip="127.0.0.1"), port(80, 8080, host_ip="192.0.2.1")], None),
+        ([port(80, 8080, 8090)], ["*:8080->80/tcp"]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_ports_are_published_as_asked(
+    plugin: PluginServer, host: Host, bindings: list[Any], shown: list[str] | None
+) -> None:
+    joined(plugin)
+    before = host.state()
+    plugin.call("NetworkDriver.ProgramExternalConnectivity", publish(*bindings))
+    shown = shown if shown is not None else ["127.0.0.1:8080->80/tcp", "192.0.2.1:8080->80/tcp"]
+    assert sorted(ports_of(plugin)) == shown
+    assert host.driver.published == set(shown)  # one element a port or range
+    plugin.call("NetworkDriver.RevokeExternalConnectivity", ids())
+    assert host.state() == before
+
+
+def test_a_call_without_a_port_map_publishes_nothing(plugin: PluginServer, host: Host) -> None:
+    joined(plugin)
+    before = host.state()
+    for options in (None, {}, {PORT_MAP: None}, {PORT_MAP: []}):
+        assert plugin.call("NetworkDriver.ProgramExternalConnectivity", ids(Options=options)) == {}
+    assert host.state() == before
+
+
+@pytest.mark.parametrize(
+    ("binding", "says"),
+    [
+        (port(80, 8080, proto=132), "80/sctp cannot be published: only tcp and udp can"),
+        (port(80, 8080, proto=1), "cannot be published"),
+        (port(80, 8080, proto=-6), "cannot be published"),
+        (port(0, 8080), "ports are 1 to 65535"),
+        (port(80, 70000), "ports are 1 to 65535"),
+        (port(80, 9000, 8000), "ports are 1 to 65535"),
+        (port(80, 8080, host_ip="::1"), "cannot be published at ::1"),
+        (port(80, 8080, host_ip="fd00:1::1"), "the endpoint has no IPv6 address"),
+        (port(80, 8080, host_ip="nonsense"), "invalid HostIP"),
+        (port(80, 8080, host_ip="fe80::1%eth0"), "with a zone"),
+    ],
+    ids=str,
+)
+def test_ports_that_do_not_work_are_refused_with_all_others(plugin: PluginServer, binding: Any, says: str) -> None:
+    joined(plugin)
+    for bindings in ([binding], [port(90, 9090), binding], [binding, port(91)]):
+        refused(plugin, "NetworkDriver.ProgramExternalConnectivity", publish(*bindings), says)
+
+
+def test_a_port_in_use_is_an_error_that_names_its_owner(plugin: PluginServer, host: Host) -> None:
+    joined(plugin, port(80, 8080))
+    other = ident("other")
+    plugin.call("NetworkDriver.CreateEndpoint", endpoint(other, v4="10.9.0.3/16"))
+    plugin.call("NetworkDriver.Join", join(other, key="/var/run/docker/netns/fedcba"))
+    host.ports.taken.add(("tcp", 9090))
+    for number, owner in (
+        (8080, f"is published by sandbox 1a2b3c4d5e6f on network docker-{NET[:12]}"),
+        (9090, "nginx"),
+    ):
+        body = publish(port(79, 79), port(80, number), endpoint_id=other)
+        refused(plugin, "NetworkDriver.ProgramExternalConnectivity", body, owner)
+    assert ports_of(plugin, other) == []
+
+
+def test_a_port_of_no_number_is_found(plugin: PluginServer, host: Host) -> None:
+    joined(plugin)
+    host.ports.taken |= {("tcp", 40000), ("tcp", 40001), ("tcp", 40003)}
+    plugin.call("NetworkDriver.ProgramExternalConnectivity", publish(port(80)))
+    assert ports_of(plugin) == ["*:40002->80/tcp"]
+    plugin.call("NetworkDriver.ProgramExternalConnectivity", publish(port(80)))
+    assert ports_of(plugin) == ["*:40002->80/tcp"]
+
+
+def test_ports_of_an_internal_network_are_passed_over(plugin: PluginServer, host: Host) -> None:
+    plugin.call("NetworkDriver.CreateNetwork", network(internal=True))
+    plugin.call("NetworkDriver.CreateEndpoint", endpoint())
+    plugin.call("NetworkDriver.Join", join())
+    before = host.state()
+    assert plugin.call("NetworkDriver.ProgramExternalConnectivity", publish(port(80, 8080))) == {}
+    assert host.state() == before
+
+
+# -- the Engine API's view -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def api(host: Host, tmp_path: Path) -> Iterator[ApiServer]:
+    """The Engine API of a linkspand on which Docker has a network with one endpoint that joined and one that did not."""
+    with ApiServer(host.controller, tmp_path / "api.sock") as running:
+        idle = endpoint(ident("idle"), v4="10.9.0.3/16")
+        calls = [("CreateNetwork", network(linkspan_name="fast")), ("CreateEndpoint", endpoint()), ("Join", join())]
+        for name, body in [*calls, ("CreateEndpoint", idle)]:
+            _direct(host, name, body)
+        yield running
+
+
+def _direct(host: Host, name: str, body: Any) -> None:
+    import json
+
+    routes = {route.name: route for route in NetworkDriver(host.controller).routes()}
+    route = routes[f"NetworkDriver.{name}"]
+    route.handler(decode(json.dumps(body).encode(), route.message))
+
+
+def test_a_network_of_dockers_is_listed_and_inspected(api: ApiServer) -> None:
+    (listed,) = [each for each in api.ask("GET", "/networks").json if each["Id"] == NET]
+    assert (listed["Name"], listed["Driver"], listed["Scope"]) == ("fast", "bridge", "local")
+    shown = api.ask("GET", "/networks/fast").json
+    assert shown["IPAM"]["Config"] == [{"Subnet": "10.9.0.0/16", "Gateway": "10.9.0.1"}]
+    assert shown["Containers"] == {
+        f"ep-{EP}": {
+            "Name": "1a2b3c4d5e6f",
+            "EndpointID": EP,
+            "MacAddress": "02:42:0a:09:00:02",
+            "IPv4Address": "10.9.0.2/16",
+            "IPv6Address": "",
+        }
+    }
+
+
+def test_published_ports_are_shown_with_the_network(api: ApiServer, host: Host) -> None:
+    _direct(host, "ProgramExternalConnectivity", publish(port(80, 8080)))
+    facts = api.ask("GET", "/networks/fast").json["Status"]["Linkspan"]
+    assert facts["linkspan.ports"] == f"*:8080->80/tcp ({EP[:12]})"
+
+
+def test_a_network_of_dockers_is_not_linkspans_to_change(api: ApiServer, host: Host) -> None:
+    api.ask("POST", "/linkspan/sandboxes", {"Name": "box", "Networks": [{"Network": "bridge"}]})
+    before = host.state()
+    reply = api.ask("DELETE", "/networks/fast")
+    assert reply.status == 403
+    assert "belongs to docker" in reply.message
+    assert "docker network rm" in reply.message
+    reply = api.ask("POST", "/networks/fast/connect", {"Container": "box"})
+    assert reply.status == 403
+    assert "belongs to docker: run containers on it with docker" in reply.message
+    assert host.state() == before
+
+
+def test_an_empty_network_of_dockers_is_left_by_prune_and_rm(api: ApiServer, host: Host) -> None:
+    for name in (EP, ident("idle")):
+        _direct(host, "DeleteEndpoint", ids(name))
+    before = host.state()
+    assert NET in {network["Id"] for network in api.ask("GET", "/networks").json}
+    assert "fast" not in (api.ask("POST", "/networks/prune").json["NetworksDeleted"] or [])
+    assert api.ask("DELETE", "/networks/fast").status == 403
+    assert host.state() == before
+
+
+def test_a_sandbox_of_linkspans_cannot_be_made_on_a_network_of_dockers(api: ApiServer, host: Host) -> None:
+    before = host.state()
+    reply = api.ask("POST", "/linkspan/sandboxes", {"Name": "box", "Networks": [{"Network": "fast"}]})
+    assert reply.status == 403
+    assert "belongs to docker" in reply.message
+    assert host.state() == before
+
+
+def test_by_force_a_network_of_dockers_goes_with_its_endpoints(api: ApiServer, host: Host) -> None:
+    _direct(host, "ProgramExternalConnectivity", publish(port(80, 8080)))
+    host.controller.remove_network("fast", force=True)
+    assert api.ask("GET", "/networks/fast").status == 404
+    state = host.state()
+    assert (state["endpoints"], state["kernel"][1], state["kernel"][2], state["ports"]) == ([], set(), set(), set())
