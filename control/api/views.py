@@ -97,7 +97,7 @@ def sandbox(
         "HostnamePath": paths.hostname,
         "ExitStatusPath": paths.exit_status,
         "Networks": {
-            networks[endpoint.network_id].name: _endpoint(endpoint, networks[endpoint.network_id])
+            networks[endpoint.network_id].name: _endpoint(endpoint, networks[endpoint.network_id], record)
             for endpoint in endpoints
             if endpoint.network_id in networks
         },
@@ -161,7 +161,8 @@ def _containers(endpoints: Iterable[Endpoint], names: Mapping[str, str]) -> dict
     }
 
 
-def _endpoint(endpoint: Endpoint, network: Network) -> dict[str, Any]:
+def _endpoint(endpoint: Endpoint, network: Network, record: Sandbox) -> dict[str, Any]:
+    """Docker's EndpointSettings, and the name of the interface."""
     ipv4, ipv6 = endpoint.ipv4, endpoint.ipv6
     return {
         "NetworkID": network.id,
@@ -174,6 +175,10 @@ def _endpoint(endpoint: Endpoint, network: Network) -> dict[str, Any]:
         "GlobalIPv6PrefixLen": ipv6.network.prefixlen if ipv6 else 0,
         "MacAddress": endpoint.mac,
         "Aliases": list(endpoint.aliases),
+        "DNSNames": list(dict.fromkeys((record.name, *endpoint.aliases))),
+        "Links": [f"{name}:{alias}" for name, alias in endpoint.links],
+        "DriverOpts": endpoint.driver_options,
+        "GwPriority": endpoint.gateway_priority,
         "InterfaceName": endpoint.ifname,
     }
 

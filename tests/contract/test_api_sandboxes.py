@@ -51,6 +51,7 @@ def test_a_sandbox_has_all_that_was_asked_for(server: ApiServer) -> None:
     )
     network = {"Network": "blue", "Aliases": ["www", "www"], "MacAddress": "02:00:00:00:00:05"}
     network |= {"IPAMConfig": {"IPv4Address": "10.9.0.5", "IPv6Address": "fd00:9::5"}}
+    network |= {"Links": ["db:store", "other"], "GwPriority": 7}
     made = make(server, Name="web", Networks=[network], Command=["sleep", "1"], Labels={"a": "b"})
     endpoint = made["Networks"]["blue"]
     assert endpoint.pop("NetworkID") == server.ask("GET", "/networks/blue").json["Id"]
@@ -64,6 +65,10 @@ def test_a_sandbox_has_all_that_was_asked_for(server: ApiServer) -> None:
         "GlobalIPv6PrefixLen": 64,
         "MacAddress": "02:00:00:00:00:05",
         "Aliases": ["www"],
+        "DNSNames": ["web", "www"],
+        "Links": ["db:store", "other:other"],
+        "DriverOpts": {},
+        "GwPriority": 7,
         "InterfaceName": "eth0",
     }
     assert (made["Name"], made["State"], made["OwnsNetns"]) == ("web", "created", True)

@@ -148,8 +148,7 @@ def test_an_endpoint_setting_of_a_later_version_is_ignored(
 def test_a_gateway_priority_counts_from_1_48_on(server: ApiServer, loose: str, version: str, expected: int) -> None:
     body = {"Container": loose, "EndpointConfig": {"GwPriority": 7}}
     assert server.ask("POST", f"/v{version}/networks/blue/connect", body).status == 200
-    [endpoint] = server.controller.sandbox_endpoints(server.controller.sandbox(loose).id)
-    assert endpoint.gateway_priority == expected
+    assert server.ask("GET", f"/linkspan/sandboxes/{loose}").json["Networks"]["blue"]["GwPriority"] == expected
 
 
 def test_prune_came_with_1_25_and_its_event_with_1_41(server: ApiServer) -> None:
