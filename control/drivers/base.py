@@ -122,6 +122,9 @@ class Driver:
         """What makes the endpoint's `ports` reachable at the host's."""
         raise NotImplementedByDriver(f"the driver {self.name} publishes no ports: leave them out")
 
+    def engine_started(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        """A container engine has started on this host, and may have changed the firewall. May be repeated."""
+
     def remains(self, endpoint: Endpoint) -> bool:
         """Whether the endpoint's device is on this host, in whatever condition."""
         return True

@@ -19,7 +19,7 @@ import msgspec
 from control.addressing import gateway_for
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
 from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument
-from control.model import Endpoint, EndpointSpec, Network, NetworkSpec
+from control.model import Endpoint, EndpointSpec, Network, NetworkId, NetworkSpec
 from control.plan import Step
 from control.ports import published_at
 from datapath import accel, devices, docker_firewall, links, netns, nft, rtnl
@@ -44,6 +44,8 @@ _OUR_BRIDGE: Final = re.compile(r"(br-|s\d\d)[0-9a-f]{12}")
 _BRIDGE_MACS: Final = (b"\x02\x4c", b"\x02\x4d")
 """How the addresses of our bridges begin: those with the gateway's addresses, and further shards."""
 _IFNAME: Final = re.compile(r"[^\s/:]{1,15}")
+_NOT_IN_RULES: Final = re.compile(r"[\"'\\]|\+$")
+"""What nft(8) and iptables(8) would not take for a part of a device's name."""
 _NO_IFNAMES: Final = (".", "..", "all", "default")
 """Names that stand for something else in /proc/sys/net."""
 
@@ -63,6 +65,8 @@ def _check_ifname(option: str, value: str) -> None:
         raise InvalidArgument(
             f"invalid device name {value!r} for option {option}: at most 15 characters, no / : or blank"
         )
+    if _NOT_IN_RULES.search(value):
+        raise InvalidArgument(f"invalid device name {value!r} for option {option}: no quotes, no \\, no + at its end")
     if devices.ifindex(value) is not None:
         raise Conflict(f"device {value} exists on this host: choose another name for option {option}")
 
@@ -369,7 +373,7 @@ class BridgeDriver(Driver):
                 f"publish {', '.join(map(str, endpoint.ports))}",
                 partial(nft.publish, publications),
                 partial(nft.unpublish, publications),
-            )
+            ),
         ]
 
     def _is_accelerated(self, network: Network) -> bool:
@@ -385,9 +389,7 @@ class BridgeDriver(Driver):
         self._accel.start([self._port(by_id[e.network_id], e) for e in accelerated if e.host_ifname in present])
         for network in networks:
             self._add_gateways(network)
-        shards = {network.id: {0} for network in networks}
-        for endpoint in endpoints:
-            shards[endpoint.network_id].add(endpoint.shard)
+        shards = _shards(networks, endpoints)
         policies = [self._policy(network, sorted(shards[network.id])) for network in networks]
         if policies or nft.exists():
             nft.synchronize(policies, [each for endpoint in endpoints for each in _publications(endpoint)])
@@ -397,6 +399,13 @@ class BridgeDriver(Driver):
             for shard in numbers:
                 known |= {bridge_name(by_id[id_], shard), *_trunk_names(by_id[id_], shard)}
         devices.delete_links([name for name, link in present.items() if _is_ours(link) and name not in known])
+
+    def engine_started(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        """Docker's FORWARD policy is new with each of its starts, and DOCKER-USER with its first."""
+        by_id = {network.id: network for network in networks}
+        docker_firewall.admit(
+            [bridge_name(by_id[id_], n) for id_, ns in _shards(networks, endpoints).items() for n in sorted(ns)]
+        )
 
     def remains(self, endpoint: Endpoint) -> bool:
         return devices.ifindex(endpoint.host_ifname) is not None
@@ -447,6 +456,14 @@ class BridgeDriver(Driver):
         return DriverStatus(
             {"path": "eBPF", "attachment": self._accel.attachment, **self._accel.facts()}, self._accel.fallbacks
         )
+
+
+def _shards(networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> dict[NetworkId, set[int]]:
+    """The shards that each network has."""
+    shards = {network.id: {0} for network in networks}
+    for endpoint in endpoints:
+        shards[endpoint.network_id].add(endpoint.shard)
+    return shards
 
 
 def _is_ours(link: links.LinkInfo) -> bool:

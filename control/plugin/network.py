@@ -28,6 +28,7 @@ class NetworkDriver:
 
     def routes(self) -> list[Route[Any]]:
         return [
+            Route("Plugin.Activate", Nothing, self.activate),
             Route("NetworkDriver.GetCapabilities", Nothing, self.capabilities),
             Route("NetworkDriver.CreateNetwork", NetworkMessage, self.create_network),
             Route("NetworkDriver.DeleteNetwork", NetworkMessage, self.delete_network),
@@ -41,6 +42,11 @@ class NetworkDriver:
             Route("NetworkDriver.DiscoverNew", Nothing, self.ignore),
             Route("NetworkDriver.DiscoverDelete", Nothing, self.ignore),
         ]
+
+    def activate(self, _: Nothing) -> dict[str, Any]:
+        """The engine's first call, and the first after each of its starts."""
+        self._remote.engine_started()
+        return {"Implements": ["NetworkDriver", "IpamDriver"]}
 
     def capabilities(self, _: Nothing) -> dict[str, Any]:
         """Local: a network is known to this engine alone, and is made without a swarm's manager."""

@@ -27,7 +27,6 @@ from control.workers import Workers
 LOG = logging.getLogger(__name__)
 
 _CONTENT_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
-_IMPLEMENTS: Final = {"Implements": ["NetworkDriver", "IpamDriver"]}
 
 M = TypeVar("M")
 
@@ -50,15 +49,10 @@ def build_plugin_app(
 ) -> web.Application:
     """Returns the application that serves the calls in `workers`."""
     app = web.Application(client_max_size=limits.max_body_bytes)
-    app.router.add_post("/Plugin.Activate", _activate)
     for route in routes:
         app.router.add_post(f"/{route.name}", _entry(route, workers, limits, metrics))
     app.router.add_route("*", "/{elsewhere:.*}", _elsewhere)
     return app
-
-
-async def _activate(request: web.Request) -> web.Response:
-    return _answer(_IMPLEMENTS)
 
 
 async def _elsewhere(request: web.Request) -> web.Response:

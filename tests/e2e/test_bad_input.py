@@ -67,6 +67,10 @@ COMMANDS: list[tuple[tuple[str, ...], str]] = [
     ((*CREATE, "-o", "linkspan.accel=perhaps", "new"), "use true or false"),
     ((*CREATE, "-o", "com.docker.network.driver.mtu=9", "new"), "from 68 to 65535"),
     ((*CREATE, "-o", "com.docker.network.bridge.name=uplink", "new"), "device uplink exists on this host"),
+    *(
+        ((*CREATE, "-o", f"com.docker.network.bridge.name={name}", "new"), "no quotes, no")
+        for name in ("br+", "b'r", 'b"r', "b\\r")
+    ),
     ((*CREATE, "-o", "com.docker.network.bridge.name=far-too-long-for-one", "new"), "at most 15 characters"),
     # joins
     (("network", "connect", "taken", "nobody"), "No such container: nobody"),
