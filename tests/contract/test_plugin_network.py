@@ -5,6 +5,7 @@ Expectations are libnetwork's docs/remote.md and drivers/remote/driver.go, and w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -560,7 +561,7 @@ def test_ports_of_an_internal_network_are_passed_over(plugin: PluginServer, host
 
 @pytest.fixture
 def api(host: Host, tmp_path: Path) -> Iterator[ApiServer]:
-    """The Engine API of a linkspand on which Docker has a network with one endpoint that joined and one that did not."""
+    """The Engine API, where Docker has a network with one endpoint that joined and one that did not."""
     with ApiServer(host.controller, tmp_path / "api.sock") as running:
         idle = endpoint(ident("idle"), v4="10.9.0.3/16")
         calls = [("CreateNetwork", network(linkspan_name="fast")), ("CreateEndpoint", endpoint()), ("Join", join())]
@@ -570,8 +571,6 @@ def api(host: Host, tmp_path: Path) -> Iterator[ApiServer]:
 
 
 def _direct(host: Host, name: str, body: Any) -> None:
-    import json
-
     routes = {route.name: route for route in NetworkDriver(host.controller).routes()}
     route = routes[f"NetworkDriver.{name}"]
     route.handler(decode(json.dumps(body).encode(), route.message))
