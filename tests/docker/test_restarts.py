@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.docker import lab as labs
+from tests.docker.engine import PLUGIN_SOCKET
 from tests.docker.lab import Container, Lab
 from tests.docker.leftovers import leftovers
+from tests.docker.stand_in import stand_in
 from tests.docker.witness import goes_on, no_loss
 from tests.hosts import wait_for
 from tests.netns.outside import HOST4, OUTSIDE4
@@ -141,3 +143,22 @@ def _has_processes(container: Container) -> bool:
         return container.host.seen(Path(container.netns)).stat().st_ino > 0
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(
+    "command", [("rm", "-f"), ("stop", "-t0"), ("network", "disconnect")], ids=["removed", "stopped", "disconnected"]
+)
+def test_linkspand_never_hears_that_an_endpoint_is_gone(lab: Lab, command: tuple[str, ...]) -> None:
+    for network in NETWORKS:
+        lab.run(f"lost-{network}", network, "-p", f"{8200 + list(NETWORKS).index(network)}:80")
+    lab.host.stop(signal.SIGKILL)
+    with stand_in(lab.host.seen(PLUGIN_SOCKET)):
+        for network in NETWORKS:
+            lab.docker(*command, *([network] if command[0] == "network" else []), f"lost-{network}")
+    lab.host.start()
+    wait_for(lambda: lab.linkspan_joins() == lab.joins(), "linkspand to find that endpoints are gone", 10)
+    lab.assert_agreement()
+    for network in NETWORKS:  # their addresses and ports are free again
+        lab.docker("rm", "-f", f"lost-{network}")
+        lab.run(f"lost-{network}", network, "-p", f"{8200 + list(NETWORKS).index(network)}:80")
+    assert_all_well(lab)
