@@ -44,7 +44,8 @@ LOG = logging.getLogger(__name__)
 OWNER: Final = "docker"
 _PATIENCE_S: Final = 0.05
 """How long the engine waits for devices to be deleted: the kernel takes 20 ms for one, more when many go at once."""
-_CLEANERS: Final = 8
+_CLEANERS: Final = 2
+"""More would have devices gone sooner, and joins wait longer for the rtnl lock (`bench plugin`)."""
 
 
 class RemoteNetworks:
@@ -131,12 +132,46 @@ class RemoteNetworks:
                     known = self._records.endpoint(endpoint_id)
                     if known is not None and not (known.is_remote and known.state is EndpointState.LEAVING):
                         return _as_asked(known, network, ipv4, ipv6, mac)
-                    rivals = [e for e in self._records.on_network(network.id) if _shares_address(e, ipv4, ipv6)]
+                    others = [e for e in self._records.on_network(network.id) if e.id != endpoint_id]
+                    rivals = [e for e in others if _shares_address(e, ipv4, ipv6)]
+                    staying = [e for e in others if e not in rivals]
+                    self._check(network, endpoint_id, ipv4, ipv6, mac, options, staying)
+                    for rival in rivals:
+                        self._require_leftover(network, rival)
                     if known is None and not rivals:
                         return self._record(network, endpoint_id, ipv4, ipv6, mac, options)
                 self._finish_deletion(endpoint_id)
                 for rival in rivals:
                     self._evict(network, rival)
+
+    def _check(
+        self,
+        network: Network,
+        endpoint_id: EndpointId,
+        ipv4: IPv4Interface | None,
+        ipv6: IPv6Interface | None,
+        mac: str | None,
+        options: Mapping[str, str],
+        siblings: Sequence[Endpoint],
+    ) -> None:
+        """Raises for an endpoint that cannot be, whoever gives way to it: nobody does before that is known."""
+        if network.state is not NetworkState.ACTIVE:
+            raise Forbidden(f"network {network.name} is {network.state}: it cannot be joined")
+        if ipv4 is None and ipv6 is None:
+            raise InvalidArgument(
+                f"endpoint {endpoint_id[:12]} has no address: use an IPAM driver that gives addresses"
+            )
+        for address in (ipv4, ipv6):
+            if address is not None and not any(address.ip in pool.subnet for pool in network.pools):
+                raise InvalidArgument(f"address {address.ip} is in no subnet of network {network.name}")
+        self._deps.driver_of(network).validate_endpoint(network, EndpointSpec(driver_options=dict(options)))
+        peer = _peer_of(endpoint_id)
+        if any(e.ifname == peer and e.id != endpoint_id for e in self._records.endpoints() if e.is_remote):
+            raise Conflict(
+                f"endpoint {endpoint_id[:12]} begins like another one: ids must differ in their first 12 digits"
+            )
+        if mac:
+            addressing.check_mac(mac, network, siblings)
 
     def _record(
         self,
@@ -147,26 +182,13 @@ class RemoteNetworks:
         mac: str | None,
         options: Mapping[str, str],
     ) -> Endpoint:
-        if network.state is not NetworkState.ACTIVE:
-            raise Forbidden(f"network {network.name} is {network.state}: it cannot be joined")
-        if ipv4 is None and ipv6 is None:
-            raise InvalidArgument(
-                f"endpoint {endpoint_id[:12]} has no address: use an IPAM driver that gives addresses"
-            )
-        for address in (ipv4, ipv6):
-            if address is not None and not any(address.ip in pool.subnet for pool in network.pools):
-                raise InvalidArgument(f"address {address.ip} is in no subnet of network {network.name}")
-        driver = self._deps.driver_of(network)
-        driver.validate_endpoint(network, EndpointSpec(driver_options=dict(options)))
         siblings = self._records.on_network(network.id)
-        peer = f"lp{endpoint_id[:12]}"
-        if any(other.ifname == peer for other in self._records.endpoints() if other.is_remote):
-            raise Conflict(
-                f"endpoint {endpoint_id[:12]} begins like another one: ids must differ in their first 12 digits"
-            )
+        given = addressing.check_mac(mac, network, siblings) if mac else addressing.make_mac(ipv4)
+        while any(sibling.mac == given for sibling in siblings):
+            given = addressing.make_mac(None)
         slot = self._records.slots.take()
         try:
-            endpoint = driver.settle_endpoint(
+            endpoint = self._deps.driver_of(network).settle_endpoint(
                 network,
                 Endpoint(
                     id=endpoint_id,
@@ -175,14 +197,14 @@ class RemoteNetworks:
                     state=EndpointState.CREATED,
                     created=utcnow(),
                     slot=slot,
-                    mac=addressing.check_mac(mac, network, siblings) if mac else addressing.make_mac(ipv4),
+                    mac=given,
                     ipv4=ipv4,
                     ipv6=ipv6,
                     driver_options=dict(options),
                 ),
                 siblings,
             )
-            endpoint = msgspec.structs.replace(endpoint, ifname=peer)
+            endpoint = msgspec.structs.replace(endpoint, ifname=_peer_of(endpoint_id))
             self._records.commit(put=[endpoint])
         except Exception:
             self._records.slots.give_back(slot)
@@ -190,16 +212,20 @@ class RemoteNetworks:
         return endpoint
 
     def _evict(self, network: Network, rival: Endpoint) -> None:
-        """Makes room for an endpoint that was given the address of another, which is a leftover if it has no device."""
-        with self._endpoint_locks.held(rival.id):  # it may be joining right now
-            if rival.state is not EndpointState.LEAVING and self._deps.driver_of(network).remains(rival):
-                raise Forbidden(
-                    f"Address already in use: {rival.ipv4 or rival.ipv6} of network {network.name} is held by endpoint "
-                    f"{rival.id[:12]}"
-                )
+        """Makes room for an endpoint that was given the address of another."""
+        with self._endpoint_locks.held(rival.id):
+            self._require_leftover(network, rival)  # once more: it may have been joining
             LOG.warning("removing endpoint %s: it has no device, and its address went to another", rival.id[:12])
             self._begin_deletion(network.id, rival.id)
             self._finish_deletion(rival.id)
+
+    def _require_leftover(self, network: Network, rival: Endpoint) -> None:
+        """Raises Forbidden for an endpoint that has a device, and is not being deleted."""
+        if rival.state is not EndpointState.LEAVING and self._deps.driver_of(network).remains(rival):
+            raise Forbidden(
+                f"Address already in use: {rival.ipv4 or rival.ipv6} of network {network.name} is held by endpoint "
+                f"{rival.id[:12]}"
+            )
 
     def delete_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Takes the endpoint out of the kernel and the records; harmless for one that is not known.
@@ -395,6 +421,11 @@ def _as_asked(
     if (known.network_id, known.ipv4, known.ipv6, known.mac) != (network.id, ipv4, ipv6, given):
         raise Conflict(f"endpoint {known.id[:12]} exists already, with other settings: delete it first")
     return known
+
+
+def _peer_of(endpoint_id: str) -> str:
+    """The name of the device that the engine moves into its sandbox."""
+    return f"lp{endpoint_id[:12]}"
 
 
 def _shares_address(endpoint: Endpoint, ipv4: IPv4Interface | None, ipv6: IPv6Interface | None) -> bool:

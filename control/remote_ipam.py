@@ -33,8 +33,10 @@ class RemoteIpam:
         self._unstored: list[Change] = []
 
     def start(self) -> None:
-        """Takes note of pools from which nothing was taken, and that no network has: whoever asked for them may not have
-        got the answer."""
+        """Takes note of pools from which nothing was taken, and that no network has.
+
+        Whoever asked for one may not have got the answer.
+        """
         in_use = {
             str(pool.subnet) for network in self._records.networks() for pool in network.pools if not pool.pool_id
         }

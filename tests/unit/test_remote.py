@@ -245,6 +245,33 @@ def test_an_endpoint_without_a_device_gives_way_to_one_with_its_address(host: Ho
     assert host.ports.held == set()
 
 
+def test_nobody_gives_way_to_what_is_refused(host: Host, remote: RemoteNetworks) -> None:
+    create(remote, ident("leftover"), V4)
+    create(remote, E, None, V6, "02:42:0a:09:00:77")
+    remote.join(N, E, KEY)
+    new = ident("new")
+    refuses(host, Forbidden, "Address already in use", lambda: create(remote, new, V4, V6))
+    refuses(host, InvalidArgument, "invalid MAC", lambda: create(remote, new, mac="nonsense"))
+    refuses(host, Conflict, "MAC address .* is in use", lambda: create(remote, new, mac="02:42:0a:09:00:77"))
+    refuses(host, Conflict, "first 12 digits", lambda: create(remote, EP[:12] + "0" * 52))
+    outside = IPv6Interface("fd00:8::2/64")
+    refuses(host, InvalidArgument, "in no subnet", lambda: create(remote, new, V4, outside))
+    options = {"nonsense": "1"}
+    refuses(
+        host,
+        InvalidArgument,
+        "unknown option",
+        lambda: remote.create_endpoint(N, EndpointId(new), ipv4=V4, ipv6=None, mac=None, options=options),
+    )
+
+
+def test_a_mac_that_is_made_from_an_address_steps_around_one_that_was_given(remote: RemoteNetworks) -> None:
+    create(remote, E, IPv4Interface("10.9.0.3/16"), mac=MAC)  # as would be made from 10.9.0.2
+    made = create(remote, ident(1), V4)
+    assert made.mac != MAC
+    assert create(remote, ident(1), V4) == made
+
+
 @pytest.mark.parametrize(("v4", "v6"), [(V4, None), (IPv4Interface("10.9.0.3/16"), V6), (None, V6)])
 def test_an_endpoint_with_a_device_keeps_its_address(
     host: Host, remote: RemoteNetworks, v4: IPv4Interface | None, v6: IPv6Interface | None
