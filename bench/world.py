@@ -134,6 +134,7 @@ class World:
                 raise BenchError("cannot make namespaces: root is needed")
             self._first_pid = _child(self._holder.pid)
             self.api = Api(self.seen(self.run_dir / "linkspan.sock"))  # on a file system that only this machine mounts
+            self.plugin = Api(self.seen(self.plugin_socket))
             self.run("ip", "link", "set", "lo", "up")
             self.run("mount", "-t", "tmpfs", "tmpfs", str(self.run_dir))  # as /run is
             self.run("mount", "-t", "bpf", "bpf", str(self.bpffs))

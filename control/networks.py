@@ -175,7 +175,7 @@ class Networks:
             if network.predefined:
                 raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
             if network.owner != owner:
-                self.require_own(network, f"remove it with `docker network rm`, or by force if {network.owner} is gone")
+                self.require_own(network, "remove it with `docker network rm`, or here with --abandoned")
             if network.id in self._changing:
                 if network.state is NetworkState.REMOVING:
                     raise Conflict(f"removal of network {network.name} is already in progress")

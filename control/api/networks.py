@@ -11,7 +11,7 @@ from typing import Final
 from aiohttp import web
 
 from control.api import filters, views
-from control.api.handlers import Context, Route, go_bool, json_response, read_json
+from control.api.handlers import Context, Route, flag, go_bool, json_response, read_json
 from control.api.schema import NetworkConnect, NetworkCreate, NetworkDisconnect, endpoint_spec, network_spec, required
 from control.api.versions import INSPECT_SCOPE_SINCE, PRUNE_SINCE, Version
 from control.errors import InvalidArgument, NotFound
@@ -77,7 +77,9 @@ class NetworkHandlers:
         return json_response({"Id": network.id, "Warning": "; ".join(warnings)}, 201)
 
     async def remove(self, request: web.Request, version: Version) -> web.Response:
-        await self._context.workers.change(self._controller.remove_network, request.match_info["ref"])
+        """`force` is Linkspan's own: it removes also what belongs to a container engine, for when that is gone."""
+        ref, force = request.match_info["ref"], flag(request, "force")
+        await self._context.workers.change(self._controller.remove_network, ref, force=force)
         return web.Response(status=204)
 
     async def connect(self, request: web.Request, version: Version) -> web.Response:

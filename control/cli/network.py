@@ -218,11 +218,12 @@ def inspect(client: Client, args: list[str], format: str, verbose: bool | None) 
     "rm",
     "NETWORK [NETWORK...]",
     ONE_OR_MORE,
+    Flag("abandoned", Bool(), "Also remove a network whose container engine is gone"),
     Flag("force", Bool(), "Do not error if the network does not exist", short="f"),
     aliases=["remove"],
     complete=complete.networks,
 )
-def rm(client: Client, args: list[str], force: bool | None) -> int:
+def rm(client: Client, args: list[str], abandoned: bool | None, force: bool | None) -> int:
     """Remove one or more networks"""
     status = 0
     for name in args:
@@ -230,7 +231,7 @@ def rm(client: Client, args: list[str], force: bool | None) -> int:
             if not _may_remove(client, name):
                 continue
             with Progress(f"removing network {name}"):
-                client.delete(_path(name))
+                client.delete(_path(name), **({"force": "1"} if abandoned else {}))
         except CliError as error:
             if force and isinstance(error, ApiError) and error.status == 404:
                 continue
