@@ -8,7 +8,7 @@ from dataclasses import replace
 from control.config import Config
 from control.controller import NetworkController
 from control.deps import Deps
-from control.drivers import bridge, host, none
+from control.drivers import bridge, host, macvlan, none
 from control.drivers.base import Driver
 from control.ipam.defaults import DefaultPool
 from control.ipam.pools import PoolIpam
@@ -28,6 +28,7 @@ def make_drivers(config: Config) -> Mapping[str, Driver]:
             default_accel=config.datapath.accel,
             default_masquerade=config.datapath.masquerade,
         ),
+        macvlan.MacvlanDriver(SandboxFiles(config.run_dir).netns_path),
         host.HostDriver(),
         none.NoneDriver(),
     )

@@ -56,6 +56,16 @@ class Endpoints:
         """The sandbox's endpoint on the network."""
         return next((e for e in self._records.in_sandbox(sandbox.id) if e.network_id == network.id), None)
 
+    def on_link(self, network: Network) -> list[Endpoint]:
+        """All endpoints that an endpoint of the network could not have the MAC of."""
+        driver = self._deps.driver_of(network)
+        return [
+            endpoint
+            for other in self._records.networks()
+            if driver.shares_link(network, other)
+            for endpoint in self._records.on_network(other.id)
+        ]
+
     def join(self, network_ref: str, sandbox: Sandbox, spec: EndpointSpec) -> Endpoint:
         """Raises NotFound, InvalidArgument, Forbidden, Conflict, Exhausted; DatapathFailed with everything undone."""
         begin = time.monotonic()
@@ -66,7 +76,7 @@ class Endpoints:
             driver.validate_endpoint(network, spec)
             siblings = self._records.on_network(network.id)
             endpoint_id = EndpointId(secrets.token_hex(32))
-            mac = addressing.check_mac(spec.mac, network, siblings) if spec.mac else None
+            mac = addressing.check_mac(spec.mac, network, self.on_link(network)) if spec.mac else None
             (ipv4, ipv6), changes = addressing.request_addresses(
                 self._deps.ipam, network, spec, owner=f"sandbox {sandbox.name}"
             )

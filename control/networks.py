@@ -94,7 +94,7 @@ class Networks:
             ),
             predefined=predefined,
         )
-        return network, [
+        return network, [] if driver.capabilities.existing else [
             f"subnet {pool.subnet} overlaps {route}, which the host has a route to"
             for pool in network.pools
             for route in routed

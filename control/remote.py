@@ -134,8 +134,7 @@ class RemoteNetworks:
                         return _as_asked(known, network, ipv4, ipv6, mac)
                     others = [e for e in self._records.on_network(network.id) if e.id != endpoint_id]
                     rivals = [e for e in others if _shares_address(e, ipv4, ipv6)]
-                    staying = [e for e in others if e not in rivals]
-                    self._check(network, endpoint_id, ipv4, ipv6, mac, options, staying)
+                    self._check(network, endpoint_id, ipv4, ipv6, mac, options, rivals)
                     for rival in rivals:
                         self._require_leftover(network, rival)
                     if known is None and not rivals:
@@ -152,7 +151,7 @@ class RemoteNetworks:
         ipv6: IPv6Interface | None,
         mac: str | None,
         options: Mapping[str, str],
-        siblings: Sequence[Endpoint],
+        rivals: Sequence[Endpoint],
     ) -> None:
         """Raises for an endpoint that cannot be, whoever gives way to it: nobody does before that is known."""
         if network.state is not NetworkState.ACTIVE:
@@ -164,14 +163,15 @@ class RemoteNetworks:
         for address in (ipv4, ipv6):
             if address is not None and not any(address.ip in pool.subnet for pool in network.pools):
                 raise InvalidArgument(f"address {address.ip} is in no subnet of network {network.name}")
-        self._deps.driver_of(network).validate_endpoint(network, EndpointSpec(driver_options=dict(options)))
+        self._deps.driver_of(network).validate_endpoint(network, EndpointSpec(mac=mac, driver_options=dict(options)))
         peer = _peer_of(endpoint_id)
         if any(e.ifname == peer and e.id != endpoint_id for e in self._records.endpoints() if e.is_remote):
             raise Conflict(
                 f"endpoint {endpoint_id[:12]} begins like another one: ids must differ in their first 12 digits"
             )
         if mac:
-            addressing.check_mac(mac, network, siblings)
+            staying = [e for e in self._endpoints.on_link(network) if e.id != endpoint_id and e not in rivals]
+            addressing.check_mac(mac, network, staying)
 
     def _record(
         self,

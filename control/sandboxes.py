@@ -52,10 +52,14 @@ class SandboxFiles:
             if entry.name not in keep:
                 shutil.rmtree(entry)
 
+    def netns_path(self, sandbox_id: str) -> str:
+        """Where the namespace is of a sandbox that has one of its own."""
+        return str(self._netns_dir / sandbox_id)
+
     def paths(self, sandbox: Sandbox) -> SandboxPaths:
         files = self._files_dir / sandbox.id
         return SandboxPaths(
-            netns=str(self._netns_dir / sandbox.id) if sandbox.owns_netns else _OWN_NETNS,
+            netns=self.netns_path(sandbox.id) if sandbox.owns_netns else _OWN_NETNS,
             hosts=str(files / "hosts"),
             resolv_conf=str(files / "resolv.conf"),
             hostname=str(files / "hostname"),

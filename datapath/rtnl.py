@@ -32,11 +32,13 @@ NLA_F_NESTED: Final = 0x8000
 RTM_NEWLINK, RTM_DELLINK, RTM_SETLINK = 16, 17, 19
 RTM_NEWADDR, RTM_NEWROUTE, RTM_DELROUTE, RTM_NEWNEIGH, RTM_DELNEIGH = 20, 24, 25, 28, 29
 RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER = 36, 37, 44, 45
+RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 
 IFF_UP: Final = 1
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO = 1, 3, 4, 10, 12, 18
-IFLA_AF_SPEC, IFLA_NET_NS_FD = 26, 28
-IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_PROTINFO, IFLA_LINKINFO = 1, 3, 4, 5, 10, 12, 18
+IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_PROP_LIST, IFLA_ALT_IFNAME = 26, 28, 52, 53
+IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER, IFLA_MACVLAN_MODE, IFLA_VLAN_ID = 1, 2, 1, 1, 1
+MACVLAN_MODES: Final = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 IFLA_BRPORT_LEARNING, IFLA_BRPORT_UNICAST_FLOOD, IFLA_BRPORT_ISOLATED = 8, 9, 33
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
@@ -87,6 +89,10 @@ def u8(kind: int, value: int) -> bytes:
     return attr(kind, struct.pack("=B", value))
 
 
+def u16(kind: int, value: int) -> bytes:
+    return attr(kind, struct.pack("=H", value))
+
+
 def u32(kind: int, value: int) -> bytes:
     return attr(kind, struct.pack("=I", value))
 
@@ -107,7 +113,7 @@ def _ifinfo(index: int = 0, *, up: bool | None = None, family: int = 0) -> bytes
 def veth_add(
     ifname: str, *, master: int, peer_ifname: str, peer_netns_fd: int | None, peer_mac: bytes, mtu: int
 ) -> Request:
-    """A veth pair, both ends down: the host end a port of `master`, the peer in the other namespace, if there is one."""
+    """A veth pair, both ends down: the host end a port of `master`, the peer in the other namespace if there is one."""
     peer = _ifinfo() + b"".join(
         (
             text(IFLA_IFNAME, peer_ifname),
@@ -131,6 +137,62 @@ def veth_add(
     return Request(f"add veth {ifname} with peer {peer_ifname}", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
+def macvlan_add(ifname: str, *, lower: int, mode: str, mac: bytes, mtu: int | None, netns_fd: int | None) -> Request:
+    """A macvlan device, down, in the other namespace, if there is one, on the device `lower` of the socket's.
+
+    `mode` is one of MACVLAN_MODES; without `mtu` it has that of `lower`. In the mode passthru the kernel gives it the
+    MAC of `lower`, whatever `mac` says (drivers/net/macvlan.c, macvlan_common_newlink).
+    """
+    body = _ifinfo() + b"".join(
+        (
+            text(IFLA_IFNAME, ifname),
+            attr(IFLA_ADDRESS, mac),
+            u32(IFLA_MTU, mtu) if mtu is not None else b"",
+            u32(IFLA_LINK, lower),
+            u32(IFLA_NET_NS_FD, netns_fd) if netns_fd is not None else b"",
+            nest(
+                IFLA_LINKINFO,
+                text(IFLA_INFO_KIND, "macvlan"),
+                nest(IFLA_INFO_DATA, u32(IFLA_MACVLAN_MODE, MACVLAN_MODES[mode])),
+            ),
+        )
+    )
+    return Request(f"add macvlan {ifname}", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def vlan_add(ifname: str, *, lower: int, vlan_id: int) -> Request:
+    """The 802.1Q sub-interface `vlan_id` of the device `lower`, down, with its MAC and MTU."""
+    body = _ifinfo() + b"".join(
+        (
+            text(IFLA_IFNAME, ifname),
+            u32(IFLA_LINK, lower),
+            nest(IFLA_LINKINFO, text(IFLA_INFO_KIND, "vlan"), nest(IFLA_INFO_DATA, u16(IFLA_VLAN_ID, vlan_id))),
+        )
+    )
+    return Request(f"add VLAN {ifname}", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def link_add(ifname: str, kind: str, *, mtu: int) -> Request:
+    """A device of a kind that needs nothing else to be said, down; one that is there is no error."""
+    body = _ifinfo() + b"".join(
+        (text(IFLA_IFNAME, ifname), u32(IFLA_MTU, mtu), nest(IFLA_LINKINFO, text(IFLA_INFO_KIND, kind)))
+    )
+    return Request(f"add {kind} {ifname}", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, _EXISTS)
+
+
+def altname_add(ifname: str, altname: str) -> Request:
+    """One more name for a device (ip-link(8), "altname"); a device that has it already is no error."""
+    body = _ifinfo() + text(IFLA_IFNAME, ifname) + nest(IFLA_PROP_LIST, text(IFLA_ALT_IFNAME, altname))
+    flags = NLM_F_CREATE | NLM_F_EXCL
+    return Request(f"add the altname {altname} to {ifname}", RTM_NEWLINKPROP, flags, body, _EXISTS)
+
+
+def altname_delete(ifname: str, altname: str) -> Request:
+    """Takes the name off; a device that does not have it, or is not there, is no error."""
+    body = _ifinfo() + text(IFLA_IFNAME, ifname) + nest(IFLA_PROP_LIST, text(IFLA_ALT_IFNAME, altname))
+    return Request(f"delete the altname {altname} of {ifname}", RTM_DELLINKPROP, 0, body, _GONE | {errno.EINVAL})
+
+
 def link_delete(ifname: str) -> Request:
     """Deletes a device by name; a device that is not there is no error."""
     return Request(f"delete {ifname}", RTM_DELLINK, 0, _ifinfo() + text(IFLA_IFNAME, ifname), _GONE)
@@ -138,6 +200,11 @@ def link_delete(ifname: str) -> Request:
 
 def link_up(index: int, label: str) -> Request:
     return Request(f"set {label} up", RTM_NEWLINK, 0, _ifinfo(index, up=True))
+
+
+def link_up_named(ifname: str) -> Request:
+    """As `link_up`, in a batch that makes the device."""
+    return Request(f"set {ifname} up", RTM_NEWLINK, 0, _ifinfo(up=True) + text(IFLA_IFNAME, ifname))
 
 
 def link_master(index: int, label: str, master: int) -> Request:

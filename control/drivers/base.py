@@ -48,13 +48,15 @@ class Capabilities:
 
     `addresses`: endpoints get addresses from IPAM and the network has pools. `own_netns`: a sandbox on it has a network
     namespace of its own. `exclusive`: a sandbox on it can be on no other network. `singleton`: only the predefined
-    network of this driver exists.
+    network of this driver exists. `existing`: its networks are parts of networks that exist outside of this host, so
+    that the host may well have a route to their subnets.
     """
 
     addresses: bool = True
     own_netns: bool = True
     exclusive: bool = False
     singleton: bool = False
+    existing: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,19 +101,24 @@ class Driver:
             raise InvalidArgument(f"unknown option {option!r}: the driver {self.name} has no options")
 
     def validate_endpoint(self, network: Network, spec: EndpointSpec) -> None:
-        """Raises InvalidArgument for an unknown or malformed option of an endpoint. Pure."""
+        """Raises InvalidArgument for an unknown or malformed option of an endpoint, or a MAC that cannot be; Conflict
+        for one that is taken. Looks, but changes nothing."""
         for option in spec.driver_options:
             raise InvalidArgument(
                 f"unknown option {option!r} for an endpoint: the driver {self.name} has no endpoint options"
             )
+
+    def shares_link(self, network: Network, other: Network) -> bool:
+        """Whether endpoints of both networks are on one link, where no MAC may be there twice. Pure."""
+        return network.id == other.id
 
     def network_steps(self, network: Network) -> Sequence[Step]:
         """What makes the network exist on this host."""
         return ()
 
     def settle_endpoint(self, network: Network, endpoint: Endpoint, siblings: Sequence[Endpoint]) -> Endpoint:
-        """The endpoint with the driver's own fields (host_ifname, shard) filled in; raises Exhausted. Quick and pure:
-        called with the controller's lock held; `siblings` are the network's other endpoints."""
+        """The endpoint with the driver's own fields (host_ifname, shard) filled in; raises Exhausted. Quick, changes
+        nothing: called with the controller's lock held; `siblings` are the network's other endpoints."""
         return endpoint
 
     def endpoint_steps(self, join: Join) -> Sequence[Step]:

@@ -9,20 +9,34 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
+from ipaddress import IPv4Address, IPv6Address, ip_interface
 from typing import Final
 
 import msgspec
 
-from control.addressing import gateway_for
+from control.drivers import inside
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
+from control.drivers.inside import link_local, mac_bytes
+from control.drivers.options import (
+    BOOLEANS,
+    IFACE_PREFIX,
+    IFNAME,
+    MTU,
+    Check,
+    check_boolean,
+    check_endpoint,
+    check_ifname,
+    check_mtu,
+    check_network,
+    check_prefix,
+)
 from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument
 from control.model import Endpoint, EndpointSpec, Network, NetworkId, NetworkSpec
 from control.plan import Step
 from control.ports import published_at
-from datapath import accel, devices, docker_firewall, links, netns, nft, rtnl
+from datapath import accel, devices, docker_firewall, links, nft, rtnl
 
 SHARD_CAPACITY: Final = 1000
 """Endpoints on one Linux bridge. The kernel allows 1,023 ports (BR_MAX_PORTS); the rest is for trunks of shards."""
@@ -35,59 +49,34 @@ ACCEL: Final = "linkspan.accel"
 NAME: Final = "com.docker.network.bridge.name"
 ICC: Final = "com.docker.network.bridge.enable_icc"
 MASQUERADE: Final = "com.docker.network.bridge.enable_ip_masquerade"
-MTU: Final = "com.docker.network.driver.mtu"
-IFACE_PREFIX: Final = "com.docker.network.container_iface_prefix"
-IFNAME: Final = "com.docker.network.endpoint.ifname"
-_BOOLEANS: Final = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 _OUR_VETH: Final = re.compile(r"(ls|[tu]\d\d)[0-9a-f]{12}")
 _OUR_BRIDGE: Final = re.compile(r"(br-|s\d\d)[0-9a-f]{12}")
 _BRIDGE_MACS: Final = (b"\x02\x4c", b"\x02\x4d")
 """How the addresses of our bridges begin: those with the gateway's addresses, and further shards."""
-_IFNAME: Final = re.compile(r"[^\s/:]{1,15}")
 _NOT_IN_RULES: Final = re.compile(r"[\"'\\]|\+$")
 """What nft(8) and iptables(8) would not take for a part of a device's name."""
-_NO_IFNAMES: Final = (".", "..", "all", "default")
-"""Names that stand for something else in /proc/sys/net."""
-
-
-def _check_boolean(option: str, value: str) -> None:
-    if value.lower() not in _BOOLEANS:
-        raise InvalidArgument(f"invalid value {value!r} for option {option}: use true or false")
-
-
-def _check_mtu(option: str, value: str) -> None:
-    if not (value.isascii() and value.isdecimal()) or not 68 <= int(value) <= 65535:
-        raise InvalidArgument(f"invalid value {value!r} for option {option}: use a number of bytes from 68 to 65535")
 
 
 def _check_ifname(option: str, value: str) -> None:
-    if not _IFNAME.fullmatch(value) or value in _NO_IFNAMES:
-        raise InvalidArgument(
-            f"invalid device name {value!r} for option {option}: at most 15 characters, no / : or blank"
-        )
+    check_ifname(option, value)
     if _NOT_IN_RULES.search(value):
         raise InvalidArgument(f"invalid device name {value!r} for option {option}: no quotes, no \\, no + at its end")
     if devices.ifindex(value) is not None:
         raise Conflict(f"device {value} exists on this host: choose another name for option {option}")
 
 
-def _check_prefix(option: str, value: str) -> None:
-    if not re.fullmatch(r"[a-zA-Z][a-zA-Z0-9_-]{0,9}", value):
-        raise InvalidArgument(f"invalid value {value!r} for option {option}: use at most 10 letters and digits")
-
-
-_OPTIONS: Final[Mapping[str, Callable[[str, str], None]]] = {
-    ACCEL: _check_boolean,
+_OPTIONS: Final[Mapping[str, Check]] = {
+    ACCEL: check_boolean,
     NAME: _check_ifname,
-    ICC: _check_boolean,
-    MASQUERADE: _check_boolean,
-    MTU: _check_mtu,
-    IFACE_PREFIX: _check_prefix,
+    ICC: check_boolean,
+    MASQUERADE: check_boolean,
+    MTU: check_mtu,
+    IFACE_PREFIX: check_prefix,
 }
 
 
 def _option(network: Network, option: str, default: bool = True) -> bool:
-    return _BOOLEANS[network.options[option].lower()] if option in network.options else default
+    return BOOLEANS[network.options[option].lower()] if option in network.options else default
 
 
 def bridge_name(network: Network, shard: int = 0) -> str:
@@ -107,12 +96,6 @@ def bridge_mac(network: Network) -> str:
     return f"{_BRIDGE_MACS[0].hex(':')}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}:{network.id[6:8]}"
 
 
-def link_local(mac: bytes) -> IPv6Interface:
-    """The EUI-64 link-local address of a MAC (RFC 4291, appendix A)."""
-    identifier = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:6]
-    return IPv6Interface((IPv6Address(b"\xfe\x80" + bytes(6) + identifier), 64))
-
-
 class BridgeDriver(Driver):
     """Bridges, veth pairs, the nftables table and the endpoint programs of one host."""
 
@@ -127,19 +110,12 @@ class BridgeDriver(Driver):
     # -- checking ------------------------------------------------------------------------------------------------
 
     def validate(self, spec: NetworkSpec, others: Sequence[Network]) -> None:
-        for option, value in spec.options.items():
-            if option not in _OPTIONS:
-                raise InvalidArgument(
-                    f"unknown option {option!r} for the driver bridge: it knows {', '.join(sorted(_OPTIONS))}"
-                )
-            _OPTIONS[option](option, value)
+        check_network(spec, _OPTIONS)
         for other in others:  # also those whose device is not there yet
             if spec.options.get(NAME) == bridge_name(other):
                 raise Conflict(
                     f"{spec.options[NAME]} is the bridge of network {other.name}: choose another name for option {NAME}"
                 )
-        if spec.enable_ipv6 and int(spec.options.get(MTU, "1500")) < 1280:
-            raise InvalidArgument(f"option {MTU}={spec.options[MTU]} is less than IPv6 needs: 1280 bytes")
         for pool in spec.pools:
             for other in others:
                 for taken in other.pools:
@@ -151,11 +127,7 @@ class BridgeDriver(Driver):
                         )
 
     def validate_endpoint(self, network: Network, spec: EndpointSpec) -> None:
-        for option, value in spec.driver_options.items():
-            if option != IFNAME:
-                raise InvalidArgument(f"unknown option {option!r} for an endpoint of driver bridge: it knows {IFNAME}")
-            if not _IFNAME.fullmatch(value) or value in (*_NO_IFNAMES, "lo"):
-                raise InvalidArgument(f"invalid device name {value!r} for option {option}")
+        check_endpoint(self.name, spec)
 
     def settle_endpoint(self, network: Network, endpoint: Endpoint, siblings: Sequence[Endpoint]) -> Endpoint:
         used = Counter(sibling.shard for sibling in siblings)
@@ -223,7 +195,7 @@ class BridgeDriver(Driver):
     def _add_gateways(self, network: Network) -> None:
         for pool in network.pools:
             if pool.gateway is not None:
-                self._accel.add_gateway(network.segment, pool.gateway, _mac(bridge_mac(network)))
+                self._accel.add_gateway(network.segment, pool.gateway, mac_bytes(bridge_mac(network)))
 
     def _delete_gateways(self, network: Network) -> None:
         for pool in network.pools:
@@ -309,7 +281,7 @@ class BridgeDriver(Driver):
                             master=master,
                             peer_ifname=endpoint.ifname,
                             peer_netns_fd=netns_fd,
-                            peer_mac=_mac(endpoint.mac),
+                            peer_mac=mac_bytes(endpoint.mac),
                             mtu=devices.mtu(bridge),
                         )
                     ]
@@ -325,7 +297,7 @@ class BridgeDriver(Driver):
         host knows the endpoint as its neighbour, as the sandbox knows its gateway: to ask would disturb all others, and
         the namespaces of a machine share room for no more than 1,024 neighbours that were learned (gc_thresh3).
         """
-        host, mac, bridge = endpoint.host_ifname, _mac(endpoint.mac), bridge_name(network)
+        host, mac, bridge = endpoint.host_ifname, mac_bytes(endpoint.mac), bridge_name(network)
         index, bridge_index = devices.need_ifindex(host), devices.need_ifindex(bridge)
         requests = [
             rtnl.bridge_port(index, host, learning=False, unicast_flood=False, isolated=not _option(network, ICC)),
@@ -348,12 +320,12 @@ class BridgeDriver(Driver):
         if bridge_index is not None:
             requests += [rtnl.neighbour_delete(bridge_index, bridge, address) for address in _addresses(endpoint)]
         if trunk_index is not None:
-            requests.append(rtnl.fdb_delete(trunk_index, trunk, _mac(endpoint.mac)))
+            requests.append(rtnl.fdb_delete(trunk_index, trunk, mac_bytes(endpoint.mac)))
         with rtnl.Rtnl() as netlink:
             netlink.apply(requests)
 
     def _port(self, network: Network, endpoint: Endpoint) -> accel.Port:
-        mac = _mac(endpoint.mac)
+        mac = mac_bytes(endpoint.mac)
         return accel.Port(
             ifname=endpoint.host_ifname,
             segment=network.segment,
@@ -475,34 +447,8 @@ def _is_ours(link: links.LinkInfo) -> bool:
 
 
 def _set_up_inside(join: Join, netns_path: str) -> None:
-    """Addresses, link and default routes in the sandbox; the link goes up last of what lets packets through.
-
-    The network's gateway is the only router: else each sandbox could make itself the router of the others, and each
-    would ask all others for one again and again.
-    """
-    endpoint = join.endpoint
-    if endpoint.ipv6 is not None:
-        netns.call(netns_path, partial(devices.ignore_router_advertisements, endpoint.ifname))
-    with rtnl.Rtnl(netns_path) as netlink:
-        index = netlink.ifindex(endpoint.ifname)
-        if index is None:
-            raise Conflict(f"device {endpoint.ifname} is gone from sandbox {join.holder}: disconnect and connect it")
-        label = f"{endpoint.ifname} of {join.holder}"
-        addresses: list[IPv4Interface | IPv6Interface] = [a for a in (endpoint.ipv4, endpoint.ipv6) if a is not None]
-        if endpoint.ipv6 is not None:
-            addresses.append(link_local(_mac(endpoint.mac)))
-        requests = [rtnl.link_no_auto_address(index, label)]
-        requests += [rtnl.addr_add(index, label, address) for address in addresses]
-        requests.append(rtnl.link_up(index, label))
-        for is_default, address in ((join.default_v4, endpoint.ipv4), (join.default_v6, endpoint.ipv6)):
-            gateway = gateway_for(join.network, address)
-            if gateway is None:
-                continue
-            requests.append(rtnl.neighbour_add(index, label, gateway, _mac(bridge_mac(join.network))))
-            if is_default:
-                requests.append(rtnl.default_route_add(index, label, gateway.packed))
-        netlink.apply(requests)
-    devices.take_note_of_carrier(endpoint.host_ifname)
+    inside.set_up(join, netns_path, gateway_mac=mac_bytes(bridge_mac(join.network)))
+    devices.take_note_of_carrier(join.endpoint.host_ifname)
 
 
 def _publications(endpoint: Endpoint) -> list[nft.Publication]:
@@ -524,7 +470,3 @@ def _publications(endpoint: Endpoint) -> list[nft.Publication]:
 
 def _addresses(endpoint: Endpoint) -> list[IPv4Address | IPv6Address]:
     return [interface.ip for interface in (endpoint.ipv4, endpoint.ipv6) if interface is not None]
-
-
-def _mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))

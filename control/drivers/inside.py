@@ -1,0 +1,54 @@
+"""The inside of a sandbox: what a device gets there, whichever driver made it."""
+
+from __future__ import annotations
+
+from functools import partial
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
+
+from control.addressing import gateway_for
+from control.drivers.base import Join
+from control.errors import Conflict
+from datapath import devices, netns, rtnl
+
+
+def set_up(join: Join, netns_path: str, *, gateway_mac: bytes | None = None) -> None:
+    """Gives the endpoint's device its addresses, sets it up, and makes the network's gateway the default router.
+
+    The link goes up last of what lets packets through. The gateway is the only router: else each sandbox could make
+    itself the router of the others, and each would ask all others for one again and again. With `gateway_mac` nobody
+    asks for the gateway's MAC either. May be repeated. Raises Conflict, and NetlinkError for what the kernel refuses.
+    """
+    endpoint = join.endpoint
+    if endpoint.ipv6 is not None:
+        netns.call(netns_path, partial(devices.ignore_router_advertisements, endpoint.ifname))
+    with rtnl.Rtnl(netns_path) as netlink:
+        index = netlink.ifindex(endpoint.ifname)
+        if index is None:
+            raise Conflict(f"device {endpoint.ifname} is gone from sandbox {join.holder}: disconnect and connect it")
+        label = f"{endpoint.ifname} of {join.holder}"
+        addresses: list[IPv4Interface | IPv6Interface] = [a for a in (endpoint.ipv4, endpoint.ipv6) if a is not None]
+        if endpoint.ipv6 is not None:
+            addresses.append(link_local(mac_bytes(endpoint.mac)))
+        requests = [rtnl.link_no_auto_address(index, label)]
+        requests += [rtnl.addr_add(index, label, address) for address in addresses]
+        requests.append(rtnl.link_up(index, label))
+        for is_default, address in ((join.default_v4, endpoint.ipv4), (join.default_v6, endpoint.ipv6)):
+            gateway = gateway_for(join.network, address)
+            if gateway is None:
+                continue
+            if gateway_mac is not None:
+                requests.append(rtnl.neighbour_add(index, label, gateway, gateway_mac))
+            if is_default:
+                requests.append(rtnl.default_route_add(index, label, gateway.packed))
+        netlink.apply(requests)
+
+
+def link_local(mac: bytes) -> IPv6Interface:
+    """The EUI-64 link-local address of a MAC (RFC 4291, appendix A)."""
+    identifier = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:6]
+    return IPv6Interface((IPv6Address(b"\xfe\x80" + bytes(6) + identifier), 64))
+
+
+def mac_bytes(text: str) -> bytes:
+    """Six bytes of the written form with colons."""
+    return bytes.fromhex(text.replace(":", ""))

@@ -1,0 +1,400 @@
+"""The driver `macvlan`: endpoints with a MAC and addresses of their own on a network that is there already.
+
+An endpoint is a macvlan device of the kernel's, made straight into its sandbox, on the network's parent: a device of
+the host, an 802.1Q sub-interface of one, or an isolated device that leads nowhere. The parent keeps its addresses,
+settings and hooks. The gateway is a router of the existing network. Design: docs/adr/0010.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from control.drivers import inside
+from control.drivers.base import Capabilities, Driver, Join
+from control.drivers.inside import mac_bytes
+from control.drivers.options import (
+    IFACE_PREFIX,
+    IFNAME,
+    MTU,
+    Check,
+    check_endpoint,
+    check_ifname,
+    check_mtu,
+    check_network,
+    check_prefix,
+)
+from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument, NotFound, NotImplementedByDriver
+from control.model import Endpoint, EndpointSpec, Network, NetworkSpec, PoolSpec, SandboxId
+from control.plan import Step
+from datapath import accel, devices, features, links, parents, rtnl
+from datapath.parents import Parent
+
+PARENT: Final = "parent"
+MODE: Final = "macvlan_mode"
+_PASSTHRU: Final = "passthru"
+_OUR_WAITING: Final = re.compile(r"lp[0-9a-f]{12}")
+"""A device that waits for a container engine to move it away."""
+_MACVLANS: Final = ("macvlan", "macvtap")
+
+
+def _check_parent(option: str, value: str) -> None:
+    if value:
+        check_ifname(option, value)
+
+
+def _check_mode(option: str, value: str) -> None:
+    if value and value not in rtnl.MACVLAN_MODES:
+        raise InvalidArgument(
+            f"invalid value {value!r} for option {option}: use one of {', '.join(sorted(rtnl.MACVLAN_MODES))}"
+        )
+
+
+_OPTIONS: Final[Mapping[str, Check]] = {
+    PARENT: _check_parent,
+    MODE: _check_mode,
+    MTU: check_mtu,
+    IFACE_PREFIX: check_prefix,
+}
+
+
+def mode_of(network: Network | NetworkSpec) -> str:
+    """The macvlan mode, `bridge` unless the network says otherwise."""
+    return network.options.get(MODE) or "bridge"
+
+
+def parent_of(network: Network) -> str:
+    """The name of the network's parent, its own isolated device where it names none."""
+    return network.options.get(PARENT) or _mark(network)
+
+
+def _mark(network: Network) -> str:
+    """The network's mark on a parent that Linkspan made (`datapath.parents`).
+
+    Not dm-: that is what Docker's own macvlan driver calls the devices that it makes.
+    """
+    return f"lm-{network.id[:12]}"
+
+
+class MacvlanDriver(Driver):
+    """The kernel's macvlan devices of one host; `netns_path` tells where a sandbox's namespace is."""
+
+    name = "macvlan"
+    capabilities = Capabilities(existing=True)
+
+    def __init__(self, netns_path: Callable[[SandboxId], str]) -> None:
+        self._netns_path = netns_path
+
+    # -- checking ------------------------------------------------------------------------------------------------
+
+    def validate(self, spec: NetworkSpec, others: Sequence[Network]) -> None:
+        check_network(spec, _OPTIONS)
+        ifname = spec.options.get(PARENT)
+        self._check_overlaps(spec, ifname, others)
+        if not ifname:
+            return
+        on_it = [other for other in others if other.driver == self.name and other.options.get(PARENT) == ifname]
+        for other in on_it:
+            if _PASSTHRU in (mode_of(spec), mode_of(other)):
+                raise Conflict(
+                    f"parent {ifname} has network {other.name} in mode {mode_of(other)}: "
+                    f"a network in mode {_PASSTHRU} shares its parent with no other"
+                )
+        _check_mtu_of_parent(spec, _usable_parent(ifname))
+
+    def _check_overlaps(self, spec: NetworkSpec, ifname: str | None, others: Sequence[Network]) -> None:
+        """Networks on other parents are other networks, which may have the same subnets; those of other drivers are the
+        host's own."""
+        for other in others:
+            if other.driver == self.name and (not ifname or other.options.get(PARENT) != ifname):
+                continue
+            for pool in spec.pools:
+                _check_overlap(pool, other)
+
+    def validate_endpoint(self, network: Network, spec: EndpointSpec) -> None:
+        check_endpoint(self.name, spec)
+        if spec.mac is None:
+            return
+        mac = spec.mac.strip().lower().replace("-", ":")
+        found = parents.look(parent_of(network))
+        is_parents = found is not None and found.mac.hex(":") == mac
+        if mode_of(network) == _PASSTHRU and not is_parents:
+            raise InvalidArgument(
+                f"MAC address {spec.mac} cannot be had on network {network.name}: in mode {_PASSTHRU} an endpoint has "
+                f"that of the parent {parent_of(network)}"
+            )
+        if mode_of(network) != _PASSTHRU and is_parents:
+            raise Conflict(f"MAC address {mac} is in use by the parent {parent_of(network)}: choose another")
+
+    def settle_endpoint(self, network: Network, endpoint: Endpoint, siblings: Sequence[Endpoint]) -> Endpoint:
+        if endpoint.slot >= accel.MAX_SLOTS:
+            raise Exhausted(
+                f"network {network.name} cannot take another endpoint: this host has room for {accel.MAX_SLOTS}"
+            )
+        mac = endpoint.mac
+        if mode_of(network) == _PASSTHRU:
+            if siblings:
+                raise Exhausted(
+                    f"network {network.name} cannot take another endpoint: in mode {_PASSTHRU} one has the parent "
+                    f"{parent_of(network)} to itself"
+                )
+            found = parents.look(parent_of(network))
+            mac = found.mac.hex(":") if found is not None else mac
+        ifname = endpoint.driver_options.get(IFNAME, endpoint.ifname)
+        return msgspec.structs.replace(endpoint, ifname=ifname, mac=mac)
+
+    def shares_link(self, network: Network, other: Network) -> bool:
+        return other.driver == self.name and parent_of(other) == parent_of(network)
+
+    # -- a network -----------------------------------------------------------------------------------------------
+
+    def network_steps(self, network: Network) -> Sequence[Step]:
+        ifname, mark = parent_of(network), _mark(network)
+        if ifname == mark:
+            mtu = int(network.options.get(MTU, parents.DEFAULT_MTU))
+            return [
+                Step(
+                    f"create the isolated parent {mark}",
+                    partial(parents.add_isolated, mark, mtu=mtu),
+                    partial(devices.delete_links, [mark]),
+                )
+            ]
+        if parents.split_vlan(ifname) is not None:
+            return [
+                Step(
+                    f"create the sub-interface {ifname} unless it is there",
+                    partial(parents.hold_vlan, ifname, mark),
+                    partial(parents.release_vlan, ifname, mark),
+                )
+            ]
+        return [Step(f"look for the parent {ifname}", partial(_require_parent, network), lambda: None)]
+
+    # -- an endpoint ---------------------------------------------------------------------------------------------
+
+    def endpoint_steps(self, join: Join) -> Sequence[Step]:
+        endpoint = join.endpoint
+        where = f"in sandbox {join.holder}" if join.netns_path is not None else "for its engine"
+        steps = [
+            Step(
+                f"create macvlan {endpoint.ifname} on {parent_of(join.network)} {where}",
+                partial(self._add, join),
+                partial(self._delete, join),
+            )
+        ]
+        if join.netns_path is not None:
+            steps.append(
+                Step(
+                    f"set up {endpoint.ifname} in sandbox {join.holder}",
+                    partial(_set_up_inside, join, join.netns_path),
+                    lambda: None,
+                )
+            )
+        return steps
+
+    def _add(self, join: Join) -> None:
+        network, endpoint = join.network, join.endpoint
+        parent = _need_parent(network)
+        if self._find(endpoint, parent.ifindex) is not None:
+            return
+        netns_fd = None if join.netns_path is None else os.open(join.netns_path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with rtnl.Rtnl() as netlink:
+                netlink.apply(
+                    [
+                        rtnl.macvlan_add(
+                            endpoint.ifname,
+                            lower=parent.ifindex,
+                            mode=mode_of(network),
+                            mac=mac_bytes(endpoint.mac),
+                            mtu=int(network.options[MTU]) if MTU in network.options else None,
+                            netns_fd=netns_fd,
+                        )
+                    ]
+                )
+        except rtnl.NetlinkError as error:
+            if error.errno == errno.EBUSY:
+                raise Conflict(
+                    f"parent {parent.ifname} of network {network.name} is in use by something else than macvlan "
+                    f"devices: {error}"
+                ) from error
+            if error.errno == errno.EEXIST:
+                raise Conflict(f"sandbox {join.holder} has a device {endpoint.ifname} already: {error}") from error
+            raise
+        finally:
+            if netns_fd is not None:
+                os.close(netns_fd)
+
+    def _delete(self, join: Join) -> None:
+        lower = devices.ifindex(parent_of(join.network))
+        for path in self._places(join.endpoint):
+            found = _find_in(path, join.endpoint, lower)
+            if found is not None:
+                with rtnl.Rtnl(path) as netlink:
+                    netlink.apply([rtnl.link_delete(found.ifname)])
+
+    def _places(self, endpoint: Endpoint) -> list[str | None]:
+        """The namespaces where the device may be: None is linkspand's, where it waits for an engine."""
+        if not endpoint.is_remote:
+            return [self._netns_path(endpoint.sandbox_id)]
+        return [None, endpoint.sandbox_key] if endpoint.sandbox_key else [None]
+
+    def _find(self, endpoint: Endpoint, lower: int | None = None) -> links.LinkInfo | None:
+        return next(filter(None, (_find_in(path, endpoint, lower) for path in self._places(endpoint))), None)
+
+    def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:
+        raise NotImplementedByDriver(
+            f"the driver {self.name} publishes no ports: endpoints of network {network.name} have addresses of the "
+            "existing network, where all their ports are reachable; leave the published ports out"
+        )
+
+    # -- start and looking ---------------------------------------------------------------------------------------
+
+    def start(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        """Deletes parents that Linkspan made and devices that wait for an engine where no record knows of them."""
+        waiting = {endpoint.ifname for endpoint in endpoints if endpoint.is_remote}
+        devices.delete_links(
+            [
+                link.ifname
+                for link in links.dump()
+                if link.kind == "macvlan" and _OUR_WAITING.fullmatch(link.ifname) and link.ifname not in waiting
+            ]
+        )
+        parents.sweep({_mark(network) for network in networks})
+
+    def remains(self, endpoint: Endpoint) -> bool:
+        return self._find(endpoint) is not None
+
+    def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
+        """An endpoint whose parent was renamed is whole: its device is as good as before."""
+        indices = {network.id: devices.ifindex(parent_of(network)) for network in networks}
+        whole: set[str] = {id_ for id_, index in indices.items() if index is not None}
+        for endpoint in endpoints:
+            lower = indices[endpoint.network_id]
+            link = self._find(endpoint, lower)
+            is_set_up = link is not None and (endpoint.is_remote or link.flags & rtnl.IFF_UP)
+            if link is not None and is_set_up and lower in (None, link.peer):
+                whole.add(endpoint.id)
+        return whole
+
+    def info(self, network: Network) -> dict[str, str]:
+        found = parents.look(parent_of(network))
+        facts = {
+            "linkspan.parent": parent_of(network),
+            "linkspan.parent_state": found.state if found is not None else "gone",
+            "linkspan.macvlan_mode": mode_of(network),
+            "linkspan.path": "kernel macvlan",
+        }
+        if found is not None and found.marks:
+            facts["linkspan.parent_made"] = "isolated" if found.ifname == _mark(network) else "802.1Q sub-interface"
+        return facts
+
+
+def _usable_parent(ifname: str) -> Parent:
+    """The device that endpoints would be on, or that a sub-interface will be made on.
+
+    Raises NotFound, InvalidArgument, Conflict for a device that cannot be a parent.
+    """
+    found = parents.look(ifname)
+    if found is None:
+        return _lower_of_missing(ifname)
+    if found.ifname != ifname:
+        raise InvalidArgument(f"parent {ifname} is another name of device {found.ifname}: use that")
+    if found.is_loopback:
+        raise InvalidArgument(f"parent {ifname} is the loopback: no other machine is reached by it")
+    if found.kind in _MACVLANS:
+        raise InvalidArgument(f"parent {ifname} is a {found.kind} device itself: use the device that it is on")
+    if not found.is_ethernet:
+        raise InvalidArgument(f"parent {ifname} is no Ethernet device: macvlan needs MAC addresses")
+    if ifname in found.marks:
+        raise InvalidArgument(f"parent {ifname} is the isolated parent of another network: it goes with that")
+    if found.master:
+        raise Conflict(f"parent {ifname} is a port of another device (a bridge or bond): use that as the parent")
+    return found
+
+
+def _lower_of_missing(ifname: str) -> Parent:
+    named = parents.split_vlan(ifname)
+    if named is None:
+        raise NotFound(f"parent {ifname} does not exist on this host: `ip link` shows the devices that do")
+    lower, vlan_id = named
+    if not 1 <= vlan_id <= parents.MAX_VLAN_ID:
+        raise InvalidArgument(f"parent {ifname}: {vlan_id} is no VLAN id, which goes from 1 to {parents.MAX_VLAN_ID}")
+    found = parents.look(lower)
+    if found is None:
+        raise NotFound(f"parent {ifname} does not exist on this host, nor does {lower}, which it would be made on")
+    if found.is_loopback or not found.is_ethernet:
+        raise InvalidArgument(f"parent {ifname} cannot be made: {lower} is no Ethernet device")
+    if not found.is_up:
+        raise Conflict(f"parent {ifname} cannot be made: {lower} is down; set it up first")
+    supported = features.check("vlan")
+    if supported.answer is features.Answer.NO:
+        raise Forbidden(
+            f"parent {ifname} cannot be made: this kernel has no 802.1Q sub-interfaces ({supported.reason})"
+        )
+    return found
+
+
+def _check_mtu_of_parent(spec: NetworkSpec, parent: Parent) -> None:
+    if int(spec.options.get(MTU, "0")) > parent.mtu:
+        raise InvalidArgument(
+            f"option {MTU}={spec.options[MTU]} is more than the MTU of the parent {parent.ifname}: {parent.mtu} bytes"
+        )
+
+
+def _check_overlap(pool: PoolSpec, other: Network) -> None:
+    for taken in other.pools:
+        if pool.subnet is None or pool.subnet.version != taken.subnet.version:
+            continue
+        if pool.subnet.overlaps(taken.subnet):
+            raise Forbidden(
+                "Pool overlaps with other one on this address space: "
+                f"{pool.subnet} with {taken.subnet} of network {other.name}; choose another, or another parent"
+            )
+
+
+def _require_parent(network: Network) -> None:
+    _need_parent(network)
+
+
+def _need_parent(network: Network) -> Parent:
+    found = parents.look(parent_of(network))
+    if found is None:
+        raise Conflict(
+            f"parent {parent_of(network)} of network {network.name} is gone: restart linkspand when it is back"
+        )
+    return found
+
+
+def _set_up_inside(join: Join, netns_path: str) -> None:
+    try:
+        inside.set_up(join, netns_path)
+    except rtnl.NetlinkError as error:
+        if error.errno == errno.EBUSY:  # macvlan_open: the MAC is the parent's, or that of another device on it
+            raise Conflict(
+                f"MAC address {join.endpoint.mac} is in use on {parent_of(join.network)}: choose another"
+            ) from error
+        raise
+
+
+def _find_in(path: str | None, endpoint: Endpoint, lower: int | None) -> links.LinkInfo | None:
+    """The endpoint's device in a namespace, known by its name, or by its MAC on the device `lower` (None: on any) where
+    it was given another name."""
+    try:
+        with rtnl.Rtnl(path) as netlink:
+            if path is None and netlink.ifindex(endpoint.ifname) is None:
+                return None
+            found = [link for link in links.dump(netlink.fileno()) if link.kind == "macvlan"]
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):  # the namespace is gone
+            return None
+        raise
+    mac = mac_bytes(endpoint.mac)
+    by_name = [link for link in found if link.ifname == endpoint.ifname]
+    by_mac = [link for link in found if path is not None and link.mac == mac and lower in (None, link.peer)]
+    return next(iter(by_name + by_mac), None)
