@@ -3,7 +3,7 @@
 Two kinds of parents are made here, in the daemon's own network namespace: 802.1Q sub-interfaces of a device, and
 isolated devices, which swallow what is sent out of them. A network that uses what was made here puts its mark on it, a
 name of the form lm-<twelve hex digits>: an isolated device is called that, a sub-interface has it as an altname for
-each of its networks. So nothing but the kernel needs to remember who made a sub-interface, and which network is its last.
+each of its networks. So the kernel alone remembers who made a sub-interface, and which of its networks is the last.
 
 Functions block, may be called from any thread, and may be repeated.
 """

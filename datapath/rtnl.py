@@ -202,11 +202,6 @@ def link_up(index: int, label: str) -> Request:
     return Request(f"set {label} up", RTM_NEWLINK, 0, _ifinfo(index, up=True))
 
 
-def link_up_named(ifname: str) -> Request:
-    """As `link_up`, in a batch that makes the device."""
-    return Request(f"set {ifname} up", RTM_NEWLINK, 0, _ifinfo(up=True) + text(IFLA_IFNAME, ifname))
-
-
 def link_master(index: int, label: str, master: int) -> Request:
     """Makes a device a port of a bridge."""
     return Request(f"make {label} a port", RTM_SETLINK, 0, _ifinfo(index) + u32(IFLA_MASTER, master))

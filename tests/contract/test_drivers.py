@@ -13,7 +13,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
@@ -25,8 +25,9 @@ import pytest
 from control.drivers.base import Driver, Join
 from control.drivers.bridge import BridgeDriver
 from control.drivers.host import HostDriver
+from control.drivers.macvlan import MacvlanDriver
 from control.drivers.none import NoneDriver
-from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument
+from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument, NotImplementedByDriver
 from control.model import (
     Endpoint,
     EndpointId,
@@ -67,9 +68,12 @@ def unaccelerated(machine: Host) -> Driver:
 DRIVERS: dict[str, Callable[[Host], Driver]] = {
     "bridge": accelerated,
     "bridge without eBPF": unaccelerated,
+    "macvlan": lambda machine: MacvlanDriver(lambda sandbox_id: str(machine.run_dir / "netns" / sandbox_id)),
     "host": lambda _: HostDriver(),
     "none": lambda _: NoneDriver(),
 }
+PUBLISHING = COUNTING = ("bridge",)
+"""Drivers that publish ports, and that count packets."""
 Test = Callable[..., None]
 
 
@@ -165,13 +169,9 @@ class Bench:
         )
 
     def engine_join(self, network: Network, number: int = 0) -> Join:
-        """A join of an endpoint that a container engine owns, with two published ports."""
+        """A join of an endpoint that a container engine owns."""
         join = self.join(network, number)
-        ports = (
-            PublishedPort(protocol="tcp", host_port=8080, port=80, count=2),
-            PublishedPort(protocol="udp", host_ip=IPv4Address("127.0.0.1"), host_port=53, port=53),
-        )
-        endpoint = msgspec.structs.replace(join.endpoint, sandbox_id=SandboxId(""), ifname="lp0", ports=ports)
+        endpoint = msgspec.structs.replace(join.endpoint, sandbox_id=SandboxId(""), ifname="lp0")
         return Join(network=network, endpoint=endpoint, sandbox=None, netns_path=None)
 
     def dump(self, *joins: Join) -> str:
@@ -309,7 +309,7 @@ def test_cut_off_after_any_step_the_rest_is_undone(bench: Bench) -> None:
 
 @on_host
 def test_an_engines_endpoint_waits_in_the_hosts_namespace(bench: Bench) -> None:
-    """Its device is the host's until the engine takes it away; published ports come and go apart from it."""
+    """Its device is the host's until the engine takes it away."""
     if not bench.driver.capabilities.addresses:
         return
     network = bench.network()
@@ -330,21 +330,43 @@ def test_an_engines_endpoint_waits_in_the_hosts_namespace(bench: Bench) -> None:
         assert bench.dump() == joined, step.name
     (peer,) = json.loads(shell("ip -json link show lp0"))
     assert (peer["address"], "UP" in peer["flags"]) == (endpoint.mac, False)
-    publishing = bench.driver.publish_steps(network, endpoint)
-    for _ in range(2):
-        execute(publishing)
-    published = bench.dump()
-    assert {"8080", "8081", "53"} <= set(published.split())
     bench.driver.start([network], [endpoint])
-    assert bench.dump() == published
-    for _ in range(2):
-        undo(publishing)
     assert bench.dump() == joined
+    assert bench.driver.intact([network], [endpoint]) == {network.id, endpoint.id}
     shell("ip link del lp0")
     assert not bench.driver.remains(endpoint)
     undo(steps)
     assert bench.dump() == before
     undo(bench.driver.network_steps(network))
+
+
+@on_host
+def test_published_ports_come_and_go_apart_from_the_endpoint(bench: Bench) -> None:
+    network = bench.network()
+    join = bench.engine_join(network)
+    ports = (
+        PublishedPort(protocol="tcp", host_port=8080, port=80, count=2),
+        PublishedPort(protocol="udp", host_ip=IPv4Address("127.0.0.1"), host_port=53, port=53),
+    )
+    join = replace(join, endpoint=msgspec.structs.replace(join.endpoint, ports=ports))
+    if bench.driver.name not in PUBLISHING:
+        with pytest.raises(NotImplementedByDriver, match=f"driver {bench.driver.name} publishes no ports"):
+            bench.driver.publish_steps(network, join.endpoint)
+        return
+    steps = [*bench.driver.network_steps(network), *bench.driver.endpoint_steps(join)]
+    execute(steps)
+    joined = bench.dump()
+    publishing = bench.driver.publish_steps(network, join.endpoint)
+    for _ in range(2):
+        execute(publishing)
+    published = bench.dump()
+    assert {"8080", "8081", "53"} <= set(published.split())
+    bench.driver.start([network], [join.endpoint])
+    assert bench.dump() == published
+    for _ in range(2):
+        undo(publishing)
+    assert bench.dump() == joined
+    undo(steps)
 
 
 @on_host
@@ -434,7 +456,7 @@ def test_counters_are_those_of_the_endpoints_that_were_asked_for(bench: Bench) -
         assert target
         shell(f"nsenter --net={joins[0].netns_path} ping -n -c3 -i0.01 {target.ip}")
     found = bench.driver.counters([joins[0].endpoint])
-    assert found.keys() == ({joins[0].endpoint.id} if bench.driver.capabilities.addresses else set())
+    assert found.keys() == ({joins[0].endpoint.id} if bench.driver.name in COUNTING else set())
     for counted in found.values():
         assert counted.out_fast_packets + counted.out_slow_packets >= 3
         assert counted.in_fast_packets + counted.in_slow_packets >= 3
@@ -454,12 +476,18 @@ def test_info_and_status_are_words(bench: Bench) -> None:
     undo(bench.driver.network_steps(network))
 
 
-@pytest.mark.parametrize("option", ["linkspan.acel", "com.docker.network.bridge.host_binding_ipv4", "parent", ""])
+@pytest.mark.parametrize("option", ["linkspan.acel", "com.docker.network.bridge.host_binding_ipv4", "Parent", ""])
 def test_an_unknown_option_is_refused_by_name(bench: Bench, option: str) -> None:
     with pytest.raises(InvalidArgument, match="unknown option"):
         bench.driver.validate(NetworkSpec(name="net", driver=bench.driver.name, options={option: "x"}), [])
     with pytest.raises(InvalidArgument, match="unknown option"):
         bench.driver.validate_endpoint(bench.network(), EndpointSpec(driver_options={option: "x"}))
+
+
+def test_an_option_of_another_driver_is_refused(bench: Bench) -> None:
+    option = "com.docker.network.bridge.enable_icc" if bench.driver.name == "macvlan" else "parent"
+    with pytest.raises(InvalidArgument, match=f"unknown option '{option}'"):
+        bench.driver.validate(NetworkSpec(name="net", driver=bench.driver.name, options={option: "true"}), [])
 
 
 def test_a_plain_network_and_endpoint_are_valid(bench: Bench) -> None:
@@ -569,7 +597,7 @@ def test_a_sandbox_that_lost_its_bridge_or_device_is_told_what_to_do(bench: Benc
         return
     network = bench.network()
     join = bench.join(network)
-    with pytest.raises(Conflict, match=rf"bridge br-{network.id[:12]} of network {network.name} is gone"):
+    with pytest.raises(Conflict, match=rf"(bridge br|parent lm)-{network.id[:12]} of network {network.name} is gone"):
         execute(bench.driver.endpoint_steps(join))
     execute(bench.driver.network_steps(network))
     execute(bench.driver.endpoint_steps(join))
@@ -583,6 +611,7 @@ def test_a_sandbox_that_lost_its_bridge_or_device_is_told_what_to_do(bench: Benc
 def test_constructors_only_store(tmp_path: Path) -> None:
     before = threading.active_count(), sorted(os.listdir("/proc/self/fd")), list(tmp_path.iterdir())
     BridgeDriver(Accelerator(tmp_path / "bpf", tmp_path / "run"))
+    MacvlanDriver(str)
     HostDriver()
     NoneDriver()
     assert (threading.active_count(), sorted(os.listdir("/proc/self/fd")), list(tmp_path.iterdir())) == before

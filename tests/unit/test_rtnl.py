@@ -13,11 +13,13 @@ import pytest
 from pyroute2.netlink import NLA_F_NESTED
 from pyroute2.netlink.rtnl import (
     RTM_DELLINK,
+    RTM_DELLINKPROP,
     RTM_DELNEIGH,
     RTM_DELQDISC,
     RTM_DELTFILTER,
     RTM_NEWADDR,
     RTM_NEWLINK,
+    RTM_NEWLINKPROP,
     RTM_NEWNEIGH,
     RTM_NEWQDISC,
     RTM_NEWROUTE,
@@ -93,6 +95,62 @@ CASES: dict[str, tuple[rtnl.Request, int, int, Any, Mapping[str, Any], Attribute
             ),
         ],
     ),
+    **{
+        f"macvlan {mode}{' in another namespace' if elsewhere else ''}": (
+            rtnl.macvlan_add(
+                "eth0", lower=7, mode=mode, mac=MAC, mtu=1400 if elsewhere else None, netns_fd=9 if elsewhere else None
+            ),
+            RTM_NEWLINK,
+            CREATE | EXCL,
+            ifinfmsg,
+            {},
+            [
+                ("IFLA_IFNAME", "eth0"),
+                ("IFLA_ADDRESS", MAC_TEXT),
+                *([("IFLA_MTU", 1400)] if elsewhere else []),
+                ("IFLA_LINK", 7),
+                *([("IFLA_NET_NS_FD", 9)] if elsewhere else []),
+                nested(
+                    "IFLA_LINKINFO",
+                    ("IFLA_INFO_KIND", "macvlan"),
+                    nested("IFLA_INFO_DATA", ("IFLA_MACVLAN_MODE", mode)),
+                ),
+            ],
+        )
+        for mode in ("private", "vepa", "bridge", "passthru")
+        for elsewhere in (False, True)
+    },
+    "VLAN": (
+        rtnl.vlan_add("eth1.4094", lower=7, vlan_id=4094),
+        RTM_NEWLINK,
+        CREATE | EXCL,
+        ifinfmsg,
+        {},
+        [
+            ("IFLA_IFNAME", "eth1.4094"),
+            ("IFLA_LINK", 7),
+            nested("IFLA_LINKINFO", ("IFLA_INFO_KIND", "vlan"), nested("IFLA_INFO_DATA", ("IFLA_VLAN_ID", 4094))),
+        ],
+    ),
+    "link of a kind": (
+        rtnl.link_add("lm-1", "dummy", mtu=9000),
+        RTM_NEWLINK,
+        CREATE | EXCL,
+        ifinfmsg,
+        {},
+        [("IFLA_IFNAME", "lm-1"), ("IFLA_MTU", 9000), nested("IFLA_LINKINFO", ("IFLA_INFO_KIND", "dummy"))],
+    ),
+    **{
+        f"altname{'' if is_new else ' deleted'}": (
+            rtnl.altname_add("eth1.50", "lm-1") if is_new else rtnl.altname_delete("eth1.50", "lm-1"),
+            RTM_NEWLINKPROP if is_new else RTM_DELLINKPROP,
+            CREATE | EXCL if is_new else 0,
+            ifinfmsg,
+            {},
+            [("IFLA_IFNAME", "eth1.50"), nested("IFLA_PROP_LIST", ("IFLA_ALT_IFNAME", "lm-1"))],
+        )
+        for is_new in (True, False)
+    },
     "link delete": (rtnl.link_delete("ls01"), RTM_DELLINK, 0, ifinfmsg, {}, [("IFLA_IFNAME", "ls01")]),
     "link up": (rtnl.link_up(5, "x"), RTM_NEWLINK, 0, ifinfmsg, {"index": 5, "flags": 1, "change": 1}, []),
     "master": (rtnl.link_master(5, "x", 7), RTM_SETLINK, 0, ifinfmsg, {"index": 5}, [("IFLA_MASTER", 7)]),
@@ -273,7 +331,8 @@ def test_every_request_is_compared_with_pyroute2() -> None:
         name for name, value in vars(rtnl).items() if getattr(value, "__annotations__", {}).get("return") == "Request"
     }
     compared = {
-        "veth_add", "link_delete", "link_up", "link_master", "link_no_auto_address", "bridge_port", "fdb_add",
+        "veth_add", "macvlan_add", "vlan_add", "link_add", "altname_add", "altname_delete", "link_delete", "link_up",
+        "link_master", "link_no_auto_address", "bridge_port", "fdb_add",
         "fdb_delete", "neighbour_add", "neighbour_delete", "addr_add", "default_route_add", "clsact_add",
         "clsact_delete", "block_program", "block_clear",
     }  # fmt: skip
