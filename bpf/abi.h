@@ -16,15 +16,23 @@
 #define LS_MAX_ENDPOINTS 16384  /* slots, endpoints and FDB entries of one host */
 #define LS_MAX_NEIGHBOURS 65536 /* IPv4, and as many IPv6, addresses that are answered for */
 #define LS_MAX_DROP_KEYS 65536  /* (slot, reason) pairs that have dropped at least once */
+#define LS_MAX_PARENTS 1024     /* devices that macvlan endpoints are on */
+
+/* Segments from here on are parents: this plus the ifindex. */
+#define LS_PARENT_SEGMENT 0x80000000
 
 /* endpoint.flags */
-#define LS_EP_FAST 1 /* unicast for a local endpoint may take the fast path */
+#define LS_EP_FAST 1    /* unicast for a local endpoint, or of a station for its host, may take the fast path */
+#define LS_EP_BRIDGED 2 /* station: macvlan in bridge mode, so its frames for another such one never leave the host */
+
+/* parent.flags */
+#define LS_PARENT_HOST 1 /* the host and those stations that have LS_EP_FAST reach each other */
 
 /* neighbour.flags */
 #define LS_NEIGH_ROUTER 1 /* sets the Router flag in a neighbour advertisement (RFC 4861, 4.4) */
 
-/* Map epoch: array of one __u64. Programs remember what they found in ep_by_if and fdb until this value changes, so
- * whoever changes one of these maps then writes a value here that was never there before. */
+/* Map epoch: array of one __u64. Programs remember what they found in ep_by_if, fdb, parents and stations until this
+ * value changes, so whoever changes one of these maps then writes a value here that was never there before. */
 
 /* Map ep_by_if: __u32 ifindex of the endpoint's host end -> endpoint. */
 struct ls_endpoint {
@@ -60,6 +68,20 @@ struct ls_neigh6_key {
 struct ls_neighbour {
 	__u8 mac[6];
 	__u16 flags; /* LS_NEIGH_* */
+};
+
+/* Map parents: __u32 ifindex -> parent. */
+struct ls_parent {
+	__u32 segment; /* of the neighbours that the host is told of: LS_PARENT_SEGMENT | ifindex */
+	__u8 mac[6];   /* the host's own */
+	__u16 flags;   /* LS_PARENT_* */
+};
+
+/* Map stations: ls_station_key -> endpoint, the macvlan endpoints on all parents. */
+struct ls_station_key {
+	__u32 ifindex; /* of the parent */
+	__u8 mac[6];
+	__u8 pad[2];
 };
 
 /* Map ep_counters: per-CPU array by slot. out: sent by the endpoint; in: delivered to it. Packets are

@@ -40,6 +40,16 @@ LS_ASSERT_SIZE(struct ls_neighbour, 8);
 LS_ASSERT_AT(struct ls_neighbour, mac, 0);
 LS_ASSERT_AT(struct ls_neighbour, flags, 6);
 
+LS_ASSERT_SIZE(struct ls_parent, 12);
+LS_ASSERT_AT(struct ls_parent, segment, 0);
+LS_ASSERT_AT(struct ls_parent, mac, 4);
+LS_ASSERT_AT(struct ls_parent, flags, 10);
+
+LS_ASSERT_SIZE(struct ls_station_key, 12);
+LS_ASSERT_AT(struct ls_station_key, ifindex, 0);
+LS_ASSERT_AT(struct ls_station_key, mac, 4);
+LS_ASSERT_AT(struct ls_station_key, pad, 10);
+
 LS_ASSERT_SIZE(struct ls_counters, 64);
 LS_ASSERT_AT(struct ls_counters, out_fast_packets, 0);
 LS_ASSERT_AT(struct ls_counters, out_fast_bytes, 8);

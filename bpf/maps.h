@@ -15,7 +15,7 @@
 struct ls_flow {
 	__u64 epoch;
 	struct ls_fdb to; /* ifindex 0: the kernel's */
-	__u32 ifindex;    /* the sender's host end */
+	__u32 ifindex;    /* the sender's host end, or the parent */
 	__u8 mac[6];      /* destination */
 	__u8 pad[2];
 	struct ls_endpoint endpoint;
@@ -27,9 +27,11 @@ LS_MAP("array", __u32, __u32, abi_version, 1, 0);
 /* One slot: see abi.h. */
 LS_MAP("array", __u32, __u64, epoch, 1, 0);
 
-/* These two are preallocated: their elements lie close together, and an update never waits for memory. */
+/* These four are preallocated: their elements lie close together, and an update never waits for memory. */
 LS_MAP("hash", __u32, struct ls_endpoint, ep_by_if, LS_MAX_ENDPOINTS, 0);
 LS_MAP("hash", struct ls_fdb_key, struct ls_fdb, fdb, LS_MAX_ENDPOINTS, 0);
+LS_MAP("hash", __u32, struct ls_parent, parents, LS_MAX_PARENTS, 0);
+LS_MAP("hash", struct ls_station_key, struct ls_endpoint, stations, LS_MAX_ENDPOINTS, 0);
 
 /* Read a few times an hour per pair of endpoints: memory only for what is in use. */
 LS_MAP("hash", struct ls_neigh4_key, struct ls_neighbour, neigh4, LS_MAX_NEIGHBOURS, BPF_F_NO_PREALLOC);

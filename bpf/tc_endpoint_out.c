@@ -6,66 +6,13 @@
  * and neigh6, writes ep_counters, ep_drops and its own flows. Changes no packet but those that it answers; touches none
  * of a device that is not in ep_by_if.
  */
-#include "lib/eth.h"
+#include "lib/check.h"
 #include "lib/flow.h"
-#include "lib/ipv4.h"
-#include "lib/ipv6.h"
 #include "lib/verdict.h"
-
-#define LS_IP4_NO_OPTIONS 0x45 /* version 4, 5 words of header */
 
 /* Not checked against the receiver's MTU: no device that carries IPv6 has a smaller one (RFC 8200, 5). To an IPv4-only
  * device with a smaller one a longer packet gets through where a bridge would drop it; the receiver takes it. */
 #define LS_FITS_ALWAYS (1280 + ETH_HLEN)
-
-/* The short line: true if the packet is surely an untagged IPv4 or IPv6 packet with nothing to object to. It reads
- * few words and calls nothing; what it is not sure of, ls_check() looks at in full. */
-LS_INLINE int ls_is_plain(const struct __sk_buff *skb, const struct ls_endpoint *ep)
-{
-	const void *data_end = (void *)(long)skb->data_end;
-	const struct ethhdr *eth = (void *)(long)skb->data;
-
-	if ((void *)(eth + 1) + sizeof(struct iphdr) > data_end || skb->vlan_present)
-		return 0;
-	if (likely(eth->h_proto == bpf_htons(ETH_P_IP))) {
-		const struct iphdr *ip = (void *)(eth + 1);
-
-		return *(const __u8 *)ip == LS_IP4_NO_OPTIONS && ip->saddr == ep->ip4 && ip->saddr;
-	}
-	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
-		const struct ipv6hdr *ip6 = (void *)(eth + 1);
-
-		if ((void *)(ip6 + 1) > data_end)
-			return 0;
-		return (*(const __u8 *)ip6 >> 4) == 6 &&
-		       (ip6->nexthdr == IPPROTO_TCP || ip6->nexthdr == IPPROTO_UDP) && ls_is_own_ip6(ep, &ip6->saddr);
-	}
-	return 0;
-}
-
-/* The long line: every check, by copies, so that headers may lie anywhere in the packet. */
-LS_INLINE int ls_check(struct __sk_buff *skb, const struct ls_endpoint *ep, const struct ethhdr *eth,
-		       struct ls_fdb *to)
-{
-	int is_broadcast = (ls_load32(eth->h_dest) & ls_load32(eth->h_dest + 2)) == 0xffffffff;
-	int is_group = eth->h_dest[0] & 1;
-	struct ls_l3 l3;
-	int verdict = ls_skip_tags(skb, eth->h_proto, &l3);
-
-	if (verdict < 0)
-		return verdict;
-	if (l3.proto_be == bpf_htons(ETH_P_IP))
-		verdict = ls_check_ip4(skb, ep, l3.offset);
-	else if (l3.proto_be == bpf_htons(ETH_P_IPV6))
-		verdict = ls_check_ip6(skb, ep, &l3, is_group, to);
-	else if (l3.proto_be == bpf_htons(ETH_P_ARP))
-		verdict = ls_check_arp(skb, ep, &l3, is_broadcast, to);
-	else
-		verdict = LS_KERNEL;
-	if (verdict == LS_FORWARD && l3.tags)
-		verdict = LS_KERNEL;
-	return verdict;
-}
 
 /* A bridge refuses what is longer than the port's MTU, and redirect_peer does not look (since Linux 5.12). GSO
  * packets are cut to fit by whoever sends them on. */
@@ -100,6 +47,7 @@ LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u3
 		       struct ls_flow *flow, struct ls_fdb *to)
 {
 	const struct ethhdr *eth = (void *)(long)skb->data;
+	struct ls_l3 l3;
 	int verdict;
 
 	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
@@ -107,7 +55,7 @@ LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u3
 	if (!ls_mac_equal(eth->h_source, ep->mac))
 		return -LS_DROP_SPOOFED_MAC;
 	if (!ls_is_plain(skb, ep)) {
-		verdict = ls_check(skb, ep, eth, to);
+		verdict = ls_check(skb, ep, eth, 1, &l3, to);
 		if (verdict != LS_FORWARD)
 			return verdict;
 	}

@@ -31,7 +31,11 @@ class Lib:
     LS_MAX_ENDPOINTS: int
     LS_MAX_NEIGHBOURS: int
     LS_MAX_DROP_KEYS: int
+    LS_MAX_PARENTS: int
+    LS_PARENT_SEGMENT: int
     LS_EP_FAST: int
+    LS_EP_BRIDGED: int
+    LS_PARENT_HOST: int
     LS_NEIGH_ROUTER: int
     BPF_ANY: int
     BPF_NOEXIST: int

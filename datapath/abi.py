@@ -18,7 +18,11 @@ ABI_VERSION: Final[int] = lib.LS_ABI_VERSION
 MAX_ENDPOINTS: Final[int] = lib.LS_MAX_ENDPOINTS
 MAX_NEIGHBOURS: Final[int] = lib.LS_MAX_NEIGHBOURS
 MAX_DROP_KEYS: Final[int] = lib.LS_MAX_DROP_KEYS
+MAX_PARENTS: Final[int] = lib.LS_MAX_PARENTS
+PARENT_SEGMENT: Final[int] = lib.LS_PARENT_SEGMENT
 EP_FAST: Final[int] = lib.LS_EP_FAST
+EP_BRIDGED: Final[int] = lib.LS_EP_BRIDGED
+PARENT_HOST: Final[int] = lib.LS_PARENT_HOST
 NEIGH_ROUTER: Final[int] = lib.LS_NEIGH_ROUTER
 
 _DROP_REASONS: Final = sorted(ffi.typeof("enum ls_drop_reason").relements.items(), key=lambda member: member[1])
@@ -103,7 +107,7 @@ def _from_c(name: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Endpoint(_Record, ctype="struct ls_endpoint"):
-    """Value of ep_by_if: the endpoint behind a host end."""
+    """Value of ep_by_if and stations: the endpoint behind a host end, or with a MAC of its own on a parent."""
 
     segment: int
     slot: int
@@ -155,6 +159,23 @@ class Neighbour(_Record, ctype="struct ls_neighbour"):
 
 
 @dataclass(frozen=True)
+class Parent(_Record, ctype="struct ls_parent"):
+    """Value of parents: a device that macvlan endpoints are on."""
+
+    segment: int
+    mac: bytes
+    flags: int
+
+
+@dataclass(frozen=True)
+class StationKey(_Record, ctype="struct ls_station_key"):
+    """Key of stations: the parent, and the endpoint's MAC."""
+
+    ifindex: int
+    mac: bytes
+
+
+@dataclass(frozen=True)
 class Counters(_Record, ctype="struct ls_counters"):
     """Value of ep_counters: packets, and bytes with Ethernet header, sent by (out) or delivered to (in) an endpoint."""
 
@@ -182,4 +203,4 @@ class DropKey(_Record, ctype="struct ls_drop_key"):
     reason: int
 
 
-RECORDS: Final = (Endpoint, FdbKey, FdbEntry, Neigh4Key, Neigh6Key, Neighbour, Counters, DropKey)
+RECORDS: Final = (Endpoint, FdbKey, FdbEntry, Neigh4Key, Neigh6Key, Neighbour, Parent, StationKey, Counters, DropKey)

@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 from datapath import abi, bpf, devices, loader, rtnl
 from datapath.maps import Maps
+from datapath.programs import Programs
 
 LOG = logging.getLogger(__name__)
 
@@ -65,18 +66,18 @@ class Port:
 
 
 class Accelerator:
-    """Thread-safe after `start`. Methods raise OSError naming the map, program or device."""
+    """Thread-safe after `start`. Methods raise OSError naming the map, program or device.
+
+    `programs` is what others that use the same bpffs directory share with it.
+    """
 
     def __init__(self, bpffs_dir: Path, run_dir: Path, attachment: Literal["auto", "clsact", "tcx"] = "auto") -> None:
-        self._dir = bpffs_dir
-        self._run_dir = run_dir
+        self.programs = Programs(bpffs_dir, run_dir)
         self._links_dir = bpffs_dir / "links"
         self.attachment: Attachment = "tcx" if attachment == "tcx" else "clsact"
         self.problem: str | None = "not started"
         self.fallbacks: dict[str, str] = {}
         self._maps: Maps | None = None
-        self._programs: dict[str, int] = {}
-        self._facts: dict[str, str] = {}
 
     def start(self, ports: Sequence[Port]) -> None:
         """Loads what is missing and makes the maps hold exactly `ports`, whose host ends all exist.
@@ -84,10 +85,10 @@ class Accelerator:
         New programs are swapped in only after their maps are complete. Never raises: see `problem`.
         """
         try:
-            self._load()
+            self._maps = self.programs.load()
             self._fill(ports)
             self._swap(ports)
-            loader.prune(str(self._dir))
+            self.programs.prune()
             self.problem = None
         except (OSError, loader.LoaderError) as error:
             self.problem = str(error)
@@ -100,9 +101,7 @@ class Accelerator:
 
         Programs whose maps nobody keeps up to date would send packets to endpoints that have gone.
         """
-        if self._maps is not None:
-            self._maps.close()
-            self._maps = None
+        self._maps = None
         try:
             with rtnl.Rtnl() as netlink:
                 netlink.apply([rtnl.block_clear(BLOCK_OUT), rtnl.block_clear(BLOCK_IN)])
@@ -110,14 +109,8 @@ class Accelerator:
         except OSError as error:
             LOG.error("programs of an earlier linkspan may still run on endpoints: %s", error)
 
-    def _load(self) -> None:
-        loaded = loader.load(str(self._dir), run_dir=str(self._run_dir))
-        self._maps = Maps.open(loaded.maps)
-        self._programs = {name: bpf.obj_get(path) for name, path in loaded.programs.items()}
-        self._facts = {"programs": "compiled at start" if loaded.compiled else "taken from bpffs"}
-
     def facts(self) -> Mapping[str, str]:
-        return self._facts
+        return self.programs.facts()
 
     def _fill(self, ports: Sequence[Port]) -> None:
         maps = self._open_maps()
@@ -148,8 +141,8 @@ class Accelerator:
                 netlink.apply(
                     [
                         *qdiscs,
-                        rtnl.block_program(BLOCK_OUT, self._programs[PROGRAM_OUT], PROGRAM_OUT, replace=True),
-                        rtnl.block_program(BLOCK_IN, self._programs[PROGRAM_IN], PROGRAM_IN, replace=True),
+                        rtnl.block_program(BLOCK_OUT, self.programs[PROGRAM_OUT], PROGRAM_OUT, replace=True),
+                        rtnl.block_program(BLOCK_IN, self.programs[PROGRAM_IN], PROGRAM_IN, replace=True),
                     ]
                 )
         self._drop_links(keep=())
@@ -176,8 +169,8 @@ class Accelerator:
             netlink.apply(
                 [
                     rtnl.clsact_add(index, port.ifname, BLOCK_OUT, BLOCK_IN),
-                    rtnl.block_program(BLOCK_OUT, self._programs[PROGRAM_OUT], PROGRAM_OUT, replace=False),
-                    rtnl.block_program(BLOCK_IN, self._programs[PROGRAM_IN], PROGRAM_IN, replace=False),
+                    rtnl.block_program(BLOCK_OUT, self.programs[PROGRAM_OUT], PROGRAM_OUT, replace=False),
+                    rtnl.block_program(BLOCK_IN, self.programs[PROGRAM_IN], PROGRAM_IN, replace=False),
                 ]
             )
 
@@ -212,7 +205,8 @@ class Accelerator:
         if self.problem:
             return {}, {}
         maps = self._open_maps()
-        return maps.counters(), maps.drops()
+        slots = {endpoint.slot for endpoint in maps.endpoints().values()}
+        return maps.counters(slots), maps.drops()
 
     def _put(self, index: int, port: Port) -> None:
         """Senders are known before receivers, so that nobody is sent what would be dropped on the way back."""
@@ -233,11 +227,11 @@ class Accelerator:
             if pin.exists():
                 link = bpf.obj_get(pin)
                 try:
-                    bpf.link_update(link, self._programs[program])
+                    bpf.link_update(link, self.programs[program])
                 finally:
                     os.close(link)
                 continue
-            link = bpf.tcx_attach(self._programs[program], index, egress=direction == "in")
+            link = bpf.tcx_attach(self.programs[program], index, egress=direction == "in")
             try:
                 bpf.obj_pin(link, pin)
             finally:

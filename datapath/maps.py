@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from datapath.abi import (
     MAX_ENDPOINTS,
+    PARENT_SEGMENT,
     Counters,
     DropKey,
     DropReason,
@@ -26,6 +27,8 @@ from datapath.abi import (
     Neigh4Key,
     Neigh6Key,
     Neighbour,
+    Parent,
+    StationKey,
 )
 from datapath.bpf import Map
 
@@ -44,6 +47,8 @@ class Maps:
         self._maps = maps
         self._endpoints = maps["ep_by_if"]
         self._fdb = maps["fdb"]
+        self._parents = maps["parents"]
+        self._stations = maps["stations"]
         self._neigh4 = maps["neigh4"]
         self._neigh6 = maps["neigh6"]
         self._counters = maps["ep_counters"]
@@ -79,11 +84,7 @@ class Maps:
 
     def endpoint_put(self, ifindex: int, endpoint: Endpoint) -> None:
         """Makes the programs on host end `ifindex` judge and count packets as this endpoint's."""
-        if endpoint.segment == 0:
-            raise ValueError(f"segment 0 is no segment: {endpoint}")
-        if not 0 <= endpoint.slot < MAX_ENDPOINTS:
-            raise ValueError(f"slots end at {MAX_ENDPOINTS - 1}: {endpoint}")
-        _require_unicast(endpoint.mac)
+        _require_sound(endpoint)
         if _write(self._endpoints, _U32.pack(ifindex), endpoint.pack()):
             self._forget()
 
@@ -125,6 +126,44 @@ class Maps:
     def fdb(self) -> dict[FdbKey, FdbEntry]:
         return {FdbKey.unpack(key): FdbEntry.unpack(value) for key, value in self._fdb.items()}
 
+    def parent_put(self, ifindex: int, parent: Parent) -> None:
+        """Makes the programs on a parent work for the stations on it."""
+        _require_unicast(parent.mac)
+        if _write(self._parents, _U32.pack(ifindex), parent.pack()):
+            self._forget()
+
+    def parent_delete(self, ifindex: int) -> bool:
+        """Makes the programs leave what the device sends alone; False when they did already."""
+        was_there = self._parents.delete(_U32.pack(ifindex))
+        if was_there:
+            self._forget()
+        return was_there
+
+    def parents(self) -> dict[int, Parent]:
+        """All parents by ifindex."""
+        return {_U32.unpack(key)[0]: Parent.unpack(value) for key, value in self._parents.items()}
+
+    def station_put(self, ifindex: int, station: Endpoint) -> None:
+        """Makes the programs on parent `ifindex` judge and count packets with the endpoint's MAC as the endpoint's."""
+        _require_sound(station)
+        if _write(self._stations, StationKey(ifindex, station.mac).pack(), station.pack()):
+            self._forget()
+
+    def station(self, ifindex: int, mac: bytes) -> Endpoint | None:
+        """What the programs know of the endpoint with a MAC of its own on a parent."""
+        value = self._stations.lookup(StationKey(ifindex, mac).pack())
+        return None if value is None else Endpoint.unpack(value)
+
+    def station_delete(self, ifindex: int, mac: bytes) -> bool:
+        """Makes packets with this MAC a stranger's; False when they were already."""
+        was_there = self._stations.delete(StationKey(ifindex, mac).pack())
+        if was_there:
+            self._forget()
+        return was_there
+
+    def stations(self) -> dict[StationKey, Endpoint]:
+        return {StationKey.unpack(key): Endpoint.unpack(value) for key, value in self._stations.items()}
+
     def neighbour_put(self, segment: int, address: Address, neighbour: Neighbour) -> None:
         """Has ARP requests or neighbour solicitations for `address` answered with the neighbour's MAC."""
         _require_unicast(neighbour.mac)
@@ -147,11 +186,17 @@ class Maps:
             found[key6.segment, key6.ip6] = Neighbour.unpack(value)
         return found
 
-    def counters(self) -> dict[int, Counters]:
-        """Counters by slot, summed over CPUs, of the slots that an endpoint has. One batch of system calls."""
-        slots = {endpoint.slot for endpoint in self.endpoints().values()}
+    def counters(self, slots: Collection[int] | None = None) -> dict[int, Counters]:
+        """Counters by slot, summed over CPUs, of these slots or of all that an endpoint has. One batch of system
+        calls."""
+        if slots is None:
+            slots = self.used_slots()
         values = self._counters.lookup_batch(0, max(slots, default=-1) + 1)
         return {slot: Counters.total(values[slot]) for slot in sorted(slots)}
+
+    def used_slots(self) -> set[int]:
+        """The slots of all endpoints, behind host ends and on parents."""
+        return {endpoint.slot for endpoint in (*self.endpoints().values(), *self.stations().values())}
 
     def drops(self) -> dict[int, dict[str, int]]:
         """Dropped packets by slot and reason's label, summed over CPUs; only what has dropped at least once."""
@@ -177,7 +222,8 @@ class Maps:
         neighbours: Collection[tuple[int, Address]],
         slots: Collection[int],
     ) -> None:
-        """Deletes every endpoint, FDB entry and neighbour, and the drops of every slot, that is not named.
+        """Deletes every endpoint, FDB entry and neighbour, and the drops of every slot, that is not named and not a
+        station's.
 
         Receivers go before senders, so that no packet takes the fast path to an endpoint that cannot answer.
         """
@@ -185,17 +231,18 @@ class Maps:
             if (key.segment, key.mac) not in fdb:
                 self.fdb_delete(key.segment, key.mac)
         for segment, address in self.neighbours():
-            if (segment, address) not in neighbours:
+            if segment < PARENT_SEGMENT and (segment, address) not in neighbours:
                 self.neighbour_delete(segment, address)
         for ifindex in self.endpoints():
             if ifindex not in ifindexes:
                 self.endpoint_delete(ifindex)
+        kept = {station.slot for station in self.stations().values()}.union(slots)
         for raw, _ in list(self._drops.items()):
-            if DropKey.unpack(raw).slot not in slots:
+            if DropKey.unpack(raw).slot not in kept:
                 self._drops.delete(raw)
 
     def _forget(self) -> None:
-        """Makes the programs forget what they remember of endpoints and FDB, after a change of either.
+        """Makes the programs forget what they remember, after a change of anything but neighbours.
 
         The clock gives a new value each time: it counts from the machine's start, as the maps do.
         """
@@ -215,6 +262,14 @@ def _write(table: Map, key: bytes, value: bytes) -> bool:
         return False
     table.update(key, value)
     return True
+
+
+def _require_sound(endpoint: Endpoint) -> None:
+    if endpoint.segment == 0:
+        raise ValueError(f"segment 0 is no segment: {endpoint}")
+    if not 0 <= endpoint.slot < MAX_ENDPOINTS:
+        raise ValueError(f"slots end at {MAX_ENDPOINTS - 1}: {endpoint}")
+    _require_unicast(endpoint.mac)
 
 
 def _require_unicast(mac: bytes) -> None:

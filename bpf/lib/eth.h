@@ -36,6 +36,17 @@ LS_INLINE int ls_mac_copy_equal(const void *a, const void *b)
 		(ls_load16(a + 4) ^ ls_load16(b + 4))) == 0;
 }
 
+LS_INLINE int ls_is_group(const __u8 *mac)
+{
+	return mac[0] & 1;
+}
+
+/* For packets. */
+LS_INLINE int ls_is_broadcast(const __u8 *mac)
+{
+	return (ls_load32(mac) & ls_load32(mac + 2)) == 0xffffffff;
+}
+
 /* Finds the network header of a packet whose Ethernet header says proto_be. Returns 0, or a drop reason negated. */
 LS_INLINE int ls_skip_tags(struct __sk_buff *skb, __be16 proto_be, struct ls_l3 *l3)
 {

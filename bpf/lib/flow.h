@@ -10,20 +10,21 @@
 
 /* Multipliers of common hash functions (Knuth's golden ratio, murmur3's first finaliser). Sums would not do: ifindexes
  * and MACs count up together, and both directions of a flow would meet. */
-LS_INLINE __u32 ls_flow_index(__u32 ifindex, const __u8 *mac)
+LS_INLINE __u32 ls_flow_index(__u32 sender, const __u8 *mac)
 {
-	return (((ifindex * 0x9e3779b1) ^ ls_load32(mac + 2)) * 0x85ebca6b) >> (32 - LS_FLOW_BITS);
+	return (((sender * 0x9e3779b1) ^ ls_load32(mac + 2)) * 0x85ebca6b) >> (32 - LS_FLOW_BITS);
 }
 
-/* The only place for the flow of a sender's packet, whoever's flow is there now. */
-LS_INLINE struct ls_flow *ls_flow_place(const struct __sk_buff *skb, __u32 ifindex)
+/* The only place for the flow of a sender's packet, whoever's flow is there now. `sender` is a number that tells senders
+ * apart. */
+LS_INLINE struct ls_flow *ls_flow_place(const struct __sk_buff *skb, __u32 sender)
 {
 	const struct ethhdr *eth = (void *)(long)skb->data;
 	__u32 index;
 
 	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
 		return 0;
-	index = ls_flow_index(ifindex, eth->h_dest);
+	index = ls_flow_index(sender, eth->h_dest);
 	return flows.lookup(&index);
 }
 

@@ -48,13 +48,30 @@ LS_INLINE int ls_check_ip4(struct __sk_buff *skb, const struct ls_endpoint *ep, 
 	return LS_FORWARD;
 }
 
-/* Turns the request into the answer that the owner of tpa would give, back to the endpoint that asked. */
-LS_INLINE int ls_answer_arp(struct __sk_buff *skb, const struct ls_endpoint *ep, const struct ls_arp *request,
-			    const struct ls_neighbour *owner, struct ls_fdb *to)
+/* Returns 0, or a drop reason negated. */
+LS_INLINE int ls_load_arp(struct __sk_buff *skb, __u32 offset, struct ls_arp *arp)
 {
+	if (bpf_skb_load_bytes(skb, offset, arp, sizeof(*arp)))
+		return -LS_DROP_MALFORMED;
+	if (arp->htype_be != bpf_htons(LS_ARP_HTYPE_ETHERNET) || arp->ptype_be != bpf_htons(ETH_P_IP) ||
+	    arp->hlen != ETH_ALEN || arp->plen != sizeof(arp->spa))
+		return -LS_DROP_MALFORMED;
+	return 0;
+}
+
+/* Turns an untagged request into the answer that the owner of tpa would give to the one that asked, whose MAC is
+ * `asker`. Returns 0 if there is no such neighbour. */
+LS_INLINE int ls_answer_arp(struct __sk_buff *skb, __u32 segment, const __u8 *asker, const struct ls_arp *request)
+{
+	struct ls_neigh4_key key = { .segment = segment };
+	const struct ls_neighbour *owner;
 	struct ls_arp_frame reply = {};
 
-	__builtin_memcpy(reply.eth.h_dest, ep->mac, ETH_ALEN);
+	__builtin_memcpy(&key.ip4, request->tpa, sizeof(key.ip4));
+	owner = neigh4.lookup(&key);
+	if (!owner)
+		return 0;
+	__builtin_memcpy(reply.eth.h_dest, asker, ETH_ALEN);
 	__builtin_memcpy(reply.eth.h_source, owner->mac, ETH_ALEN);
 	reply.eth.h_proto = bpf_htons(ETH_P_ARP);
 	reply.arp = *request;
@@ -64,42 +81,44 @@ LS_INLINE int ls_answer_arp(struct __sk_buff *skb, const struct ls_endpoint *ep,
 	__builtin_memcpy(reply.arp.tha, request->sha, ETH_ALEN);
 	__builtin_memcpy(reply.arp.tpa, request->spa, sizeof(reply.arp.tpa));
 	/* Not by direct writes: a program with one of those copies every cloned packet (all of TCP's) first. */
-	if (bpf_skb_store_bytes(skb, 0, &reply, sizeof(reply), BPF_F_RECOMPUTE_CSUM))
-		return LS_KERNEL;
-	to->ifindex = skb->ifindex;
-	to->slot = ep->slot;
-	return LS_PEER;
+	return !bpf_skb_store_bytes(skb, 0, &reply, sizeof(reply), BPF_F_RECOMPUTE_CSUM);
 }
 
-/* A unicast request asks whether a neighbour is still there (RFC 1122, 2.3.2.1), so only the neighbour answers it;
- * one from 0.0.0.0 whether an address is free (RFC 5227), so all must see it. */
-LS_INLINE int ls_check_arp(struct __sk_buff *skb, const struct ls_endpoint *ep, const struct ls_l3 *l3,
-			   int is_broadcast, struct ls_fdb *to)
+/* Whether a broadcast packet may be answered for another. One from 0.0.0.0 asks whether an address is free (RFC 5227),
+ * so all must see it. A unicast request asks whether a neighbour is still there (RFC 1122, 2.3.2.1), so only the
+ * neighbour answers it. */
+LS_INLINE int ls_is_arp_question(const struct ls_arp *arp)
 {
-	struct ls_neigh4_key key = { .segment = ep->segment };
-	struct ls_neighbour *owner;
+	__be32 spa, tpa;
+
+	__builtin_memcpy(&spa, arp->spa, sizeof(spa));
+	__builtin_memcpy(&tpa, arp->tpa, sizeof(tpa));
+	return arp->op_be == bpf_htons(LS_ARP_REQUEST) && spa && spa != tpa;
+}
+
+LS_INLINE int ls_check_arp(struct __sk_buff *skb, const struct ls_endpoint *ep, const struct ls_l3 *l3,
+			   int may_answer, struct ls_fdb *to)
+{
 	struct ls_arp arp;
 	__be32 spa;
+	int verdict = ls_load_arp(skb, l3->offset, &arp);
 
-	if (bpf_skb_load_bytes(skb, l3->offset, &arp, sizeof(arp)))
-		return -LS_DROP_MALFORMED;
-	if (arp.htype_be != bpf_htons(LS_ARP_HTYPE_ETHERNET) || arp.ptype_be != bpf_htons(ETH_P_IP) ||
-	    arp.hlen != ETH_ALEN || arp.plen != sizeof(arp.spa))
-		return -LS_DROP_MALFORMED;
+	if (verdict < 0)
+		return verdict;
 	__builtin_memcpy(&spa, arp.spa, sizeof(spa));
-	__builtin_memcpy(&key.ip4, arp.tpa, sizeof(key.ip4));
 	if (!ls_mac_copy_equal(arp.sha, ep->mac))
 		return -LS_DROP_SPOOFED_ARP;
 	if (!spa)
 		return LS_KERNEL;
 	if (spa != ep->ip4)
 		return -LS_DROP_SPOOFED_ARP;
-	if (arp.op_be != bpf_htons(LS_ARP_REQUEST) || !is_broadcast || l3->tags || key.ip4 == spa)
+	if (!may_answer || !ls_is_arp_question(&arp))
 		return LS_FORWARD;
-	owner = neigh4.lookup(&key);
-	if (!owner)
+	if (!ls_answer_arp(skb, ep->segment, ep->mac, &arp))
 		return LS_KERNEL;
-	return ls_answer_arp(skb, ep, &arp, owner, to);
+	to->ifindex = skb->ifindex;
+	to->slot = ep->slot;
+	return LS_PEER;
 }
 
 #endif

@@ -76,7 +76,7 @@ LS_INLINE int ls_skip_ip6_ext(struct __sk_buff *skb, struct ls_upper *upper)
 }
 
 LS_INLINE int ls_check_ip6(struct __sk_buff *skb, const struct ls_endpoint *ep, const struct ls_l3 *l3,
-			   int is_group, struct ls_fdb *to)
+			   int may_answer, struct ls_fdb *to)
 {
 	struct ls_upper upper = {};
 	struct ipv6hdr ip6 __attribute__((aligned(8)));
@@ -97,7 +97,7 @@ LS_INLINE int ls_check_ip6(struct __sk_buff *skb, const struct ls_endpoint *ep, 
 		if (ls_is_nd(upper.icmp6.type)) {
 			if (!is_own && !is_unspecified)
 				return -LS_DROP_SPOOFED_ND;
-			return ls_check_nd(skb, ep, l3, &ip6, &upper, is_unspecified, is_group, to);
+			return ls_check_nd(skb, ep, l3, &ip6, &upper, is_unspecified, may_answer, to);
 		}
 	}
 	if (is_unspecified)

@@ -99,15 +99,22 @@ LS_INLINE int ls_is_nd(__u8 icmp6_type)
 	return icmp6_type >= LS_ND_ROUTER_SOLICIT && icmp6_type <= LS_ND_ADVERT;
 }
 
-/* Turns the solicitation into the advertisement that the owner of the target would send. */
-LS_INLINE int ls_answer_nd(struct __sk_buff *skb, const struct ls_endpoint *ep, const struct ipv6hdr *request,
-			   const struct in6_addr *target, const struct ls_neighbour *owner, struct ls_fdb *to)
+/* Turns the solicitation into the advertisement that the owner of the target would send to the one that asked, whose
+ * MAC is `asker`. Returns 0 if there is no such neighbour. */
+LS_INLINE int ls_answer_nd(struct __sk_buff *skb, __u32 segment, const __u8 *asker, const struct ipv6hdr *request,
+			   const struct in6_addr *target)
 {
+	struct ls_neigh6_key key = { .segment = segment };
+	const struct ls_neighbour *owner;
 	struct ls_ip6_pseudo pseudo = {};
 	struct ls_nd_frame reply = {};
 	__s64 sum;
 
-	__builtin_memcpy(reply.eth.h_dest, ep->mac, ETH_ALEN);
+	__builtin_memcpy(key.ip6, target, sizeof(key.ip6));
+	owner = neigh6.lookup(&key);
+	if (!owner)
+		return 0;
+	__builtin_memcpy(reply.eth.h_dest, asker, ETH_ALEN);
 	__builtin_memcpy(reply.eth.h_source, owner->mac, ETH_ALEN);
 	reply.eth.h_proto = bpf_htons(ETH_P_IPV6);
 	reply.ip6.version = 6;
@@ -135,11 +142,7 @@ LS_INLINE int ls_answer_nd(struct __sk_buff *skb, const struct ls_endpoint *ep, 
 	sum = (sum & 0xffff) + (sum >> 16);
 	reply.nd.icmp6.checksum_be = ~sum;
 
-	if (bpf_skb_store_bytes(skb, 0, &reply, sizeof(reply), BPF_F_RECOMPUTE_CSUM))
-		return LS_KERNEL;
-	to->ifindex = skb->ifindex;
-	to->slot = ep->slot;
-	return LS_PEER;
+	return !bpf_skb_store_bytes(skb, 0, &reply, sizeof(reply), BPF_F_RECOMPUTE_CSUM);
 }
 
 /* Walks the options between *offset and end: each link-layer address must be the endpoint's own. Returns the number
@@ -169,16 +172,22 @@ LS_INLINE int ls_check_nd_options(struct __sk_buff *skb, const struct ls_endpoin
 	return -LS_DROP_TOO_DEEP;
 }
 
-/* As with ARP: a unicast solicitation probes a neighbour, one from :: looks for duplicates (RFC 4862, 5.4). Both are
- * for the neighbours themselves. */
+/* Whether a multicast packet may be answered for another: a solicitation in the usual form, with one option of type
+ * `option`, and not from ::. As with ARP, one from :: looks for duplicates (RFC 4862, 5.4) and a unicast one probes a
+ * neighbour; both are for the neighbours themselves. */
+LS_INLINE int ls_is_nd_question(const struct ipv6hdr *ip6, const struct ls_icmp6 *icmp6, __u8 option)
+{
+	return icmp6->type == LS_ND_SOLICIT && icmp6->code == 0 && ip6->nexthdr == IPPROTO_ICMPV6 &&
+	       ip6->hop_limit == LS_ND_HOP_LIMIT && ip6->payload_len == bpf_htons(sizeof(struct ls_nd_message)) &&
+	       option == LS_ND_OPT_SOURCE_MAC && ip6->daddr.in6_u.u6_addr8[0] == 0xff;
+}
+
 LS_INLINE int ls_check_nd(struct __sk_buff *skb, const struct ls_endpoint *ep, const struct ls_l3 *l3,
-			  const struct ipv6hdr *ip6, const struct ls_upper *upper, int is_unspecified, int is_group,
+			  const struct ipv6hdr *ip6, const struct ls_upper *upper, int is_unspecified, int may_answer,
 			  struct ls_fdb *to)
 {
 	__u32 end = l3->offset + sizeof(*ip6) + bpf_ntohs(ip6->payload_len);
 	__u32 options = upper->offset + 8; /* of a router solicitation */
-	struct ls_neigh6_key key = { .segment = ep->segment };
-	struct ls_neighbour *owner;
 	struct in6_addr target __attribute__((aligned(8))) = {};
 	__u8 last_type = 0;
 	int count;
@@ -202,16 +211,13 @@ LS_INLINE int ls_check_nd(struct __sk_buff *skb, const struct ls_endpoint *ep, c
 		return count;
 	if (is_unspecified)
 		return LS_KERNEL;
-	if (upper->icmp6.type != LS_ND_SOLICIT || upper->icmp6.code != 0 || !is_group || l3->tags ||
-	    ip6->nexthdr != IPPROTO_ICMPV6 || ip6->hop_limit != LS_ND_HOP_LIMIT ||
-	    ip6->payload_len != bpf_htons(sizeof(struct ls_nd_message)) || last_type != LS_ND_OPT_SOURCE_MAC ||
-	    ip6->daddr.in6_u.u6_addr8[0] != 0xff || ls_is_own_ip6(ep, &target))
+	if (!may_answer || !ls_is_nd_question(ip6, &upper->icmp6, last_type) || ls_is_own_ip6(ep, &target))
 		return LS_FORWARD;
-	__builtin_memcpy(key.ip6, &target, sizeof(key.ip6));
-	owner = neigh6.lookup(&key);
-	if (!owner)
+	if (!ls_answer_nd(skb, ep->segment, ep->mac, ip6, &target))
 		return LS_KERNEL;
-	return ls_answer_nd(skb, ep, ip6, &target, owner, to);
+	to->ifindex = skb->ifindex;
+	to->slot = ep->slot;
+	return LS_PEER;
 }
 
 #endif

@@ -39,6 +39,38 @@ LS_INLINE void ls_count_drop(__u32 slot, __u32 reason)
 		ep_drops.update(&key, &one);
 }
 
+/* What an endpoint has sent. Nothing is counted for a slot that does not exist. */
+LS_INLINE void ls_count_out(const struct __sk_buff *skb, __u32 slot, int is_fast)
+{
+	struct ls_counters *counters = ep_counters.lookup(&slot);
+
+	if (!counters)
+		return;
+	if (is_fast) {
+		counters->out_fast_packets += ls_wire_packets(skb);
+		counters->out_fast_bytes += skb->len;
+	} else {
+		counters->out_slow_packets += ls_wire_packets(skb);
+		counters->out_slow_bytes += skb->len;
+	}
+}
+
+/* What is delivered to an endpoint. */
+LS_INLINE void ls_count_in(const struct __sk_buff *skb, __u32 slot, int is_fast)
+{
+	struct ls_counters *counters = ep_counters.lookup(&slot);
+
+	if (!counters)
+		return;
+	if (is_fast) {
+		counters->in_fast_packets += ls_wire_packets(skb);
+		counters->in_fast_bytes += skb->len;
+	} else {
+		counters->in_slow_packets += ls_wire_packets(skb);
+		counters->in_slow_bytes += skb->len;
+	}
+}
+
 /* The exit of the program at the endpoint's outward side. `to` matters for LS_PEER alone. */
 LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const struct ls_fdb *to)
 {
@@ -78,12 +110,7 @@ LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const 
 /* The exit of the program at the endpoint's inward side: what the slow path delivers. */
 LS_INLINE int ls_exit_in(const struct __sk_buff *skb, __u32 slot)
 {
-	struct ls_counters *counters = ep_counters.lookup(&slot);
-
-	if (counters) {
-		counters->in_slow_packets += ls_wire_packets(skb);
-		counters->in_slow_bytes += skb->len;
-	}
+	ls_count_in(skb, slot, 0);
 	return TC_ACT_UNSPEC;
 }
 

@@ -52,6 +52,8 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "epoch": Shape(MapType.ARRAY, _U32, _U64, 1, 0),
     "ep_by_if": Shape(MapType.HASH, _U32, abi.Endpoint.SIZE, abi.MAX_ENDPOINTS, 0),
     "fdb": Shape(MapType.HASH, abi.FdbKey.SIZE, abi.FdbEntry.SIZE, abi.MAX_ENDPOINTS, 0),
+    "parents": Shape(MapType.HASH, _U32, abi.Parent.SIZE, abi.MAX_PARENTS, 0),
+    "stations": Shape(MapType.HASH, abi.StationKey.SIZE, abi.Endpoint.SIZE, abi.MAX_ENDPOINTS, 0),
     "neigh4": Shape(MapType.HASH, abi.Neigh4Key.SIZE, abi.Neighbour.SIZE, abi.MAX_NEIGHBOURS, _NO_PREALLOC),
     "neigh6": Shape(MapType.HASH, abi.Neigh6Key.SIZE, abi.Neighbour.SIZE, abi.MAX_NEIGHBOURS, _NO_PREALLOC),
     "ep_counters": Shape(MapType.PERCPU_ARRAY, _U32, abi.Counters.SIZE, abi.MAX_ENDPOINTS, 0),

@@ -17,6 +17,8 @@ DIRECTORY: Final = Path(__file__).resolve().parents[2] / "bpf"
 PROGRAMS: Final = {
     "ls_ep_out": "tc_endpoint_out.c",
     "ls_ep_in": "tc_endpoint_in.c",
+    "ls_parent_out": "tc_parent_out.c",
+    "ls_parent_in": "tc_parent_in.c",
 }
 
 _KEY_DIGITS: Final = 12

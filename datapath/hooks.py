@@ -1,0 +1,150 @@
+"""Programs at the tc hooks of a device that is not ours, beside whatever others have there.
+
+Through tcx links where they can be had: pinned, behind all others' programs. Else through a clsact filter with a
+priority and handle of its own, in a clsact qdisc that may be there already; the qdisc goes with the filters if it was
+made here and nobody else has come to use it. Both outlive the process: what is attached where is known by pins, and
+for clsact by empty directories, in one directory of a bpffs. Devices are known by ifindex, so a new name changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from pyroute2 import IPRoute
+
+from datapath import bpf, rtnl
+
+Attachment = Literal["clsact", "tcx"]
+
+# tcm_parent of the two hooks of clsact (include/uapi/linux/pkt_sched.h).
+_PARENTS: Final = {"in": 0xFFFFFFF2, "out": 0xFFFFFFF3}
+_PRIORITY: Final = 0x4C53  # behind what people number by hand, before what the kernel numbers (0xC000 and down)
+_HANDLE: Final = 1
+_GONE: Final = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EINVAL})
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """The hooks of devices in the calling thread's network namespace; `directory` lies on a bpffs.
+
+    Methods raise OSError and may be called again. One thread at a time for a device.
+    """
+
+    directory: Path
+    attachment: Attachment
+
+    def attach(self, index: int, label: str, programs: Mapping[str, tuple[str, int]]) -> None:
+        """Runs a program, given as (name, descriptor), at the hook "in" (tc ingress) or "out" (tc egress) of a device.
+
+        Programs that an earlier call has attached are replaced, without a packet in between that passes none.
+        """
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        if self.attachment == "tcx":
+            self._drop_filters(index, label)
+            for hook, (_, fd) in programs.items():
+                self._link(index, hook, fd)
+            return
+        self._drop_links(index)
+        self._filters_mark(index).mkdir(exist_ok=True)
+        with rtnl.Rtnl() as netlink:
+            try:
+                netlink.apply([_clsact_add(index, label)])
+                self._qdisc_mark(index).mkdir(exist_ok=True)
+            except rtnl.NetlinkError as error:
+                if error.errno != errno.EEXIST:
+                    raise
+            netlink.apply([_filter(index, label, hook, name, fd) for hook, (name, fd) in programs.items()])
+
+    def detach(self, index: int, label: str) -> None:
+        """Takes away what `attach` has put there, and nothing else; a device that is gone is no error."""
+        self._drop_links(index)
+        self._drop_filters(index, label)
+
+    def attached(self) -> set[int]:
+        """The ifindexes of all devices that `attach` was called for and `detach` was not."""
+        return {int(path.name.partition("-")[0]) for path in self._entries()}
+
+    def _entries(self) -> Iterator[Path]:
+        yield from self.directory.iterdir() if self.directory.is_dir() else ()
+
+    def _pin(self, index: int, hook: str) -> Path:
+        return self.directory / f"{index}-{hook}"
+
+    def _filters_mark(self, index: int) -> Path:
+        return self.directory / f"{index}-filters"
+
+    def _qdisc_mark(self, index: int) -> Path:
+        return self.directory / f"{index}-qdisc"
+
+    def _link(self, index: int, hook: str, fd: int) -> None:
+        pin = self._pin(index, hook)
+        if pin.exists():
+            link = bpf.obj_get(pin)
+            try:
+                if bpf.link_info(link).ifindex == index:
+                    bpf.link_update(link, fd)
+                    return
+            finally:
+                os.close(link)
+            pin.unlink()  # its device is gone, and another has got the number
+        link = bpf.tcx_attach(fd, index, egress=hook == "out")
+        try:
+            bpf.obj_pin(link, pin)
+        finally:
+            os.close(link)
+
+    def _drop_links(self, index: int) -> None:
+        for hook in _PARENTS:
+            self._pin(index, hook).unlink(missing_ok=True)
+
+    def _drop_filters(self, index: int, label: str) -> None:
+        if not self._filters_mark(index).exists():
+            return
+        with rtnl.Rtnl() as netlink:
+            netlink.apply([_filter_delete(index, label, hook) for hook in _PARENTS])
+            if self._qdisc_mark(index).exists():
+                if not _has_filters(index):
+                    netlink.apply([rtnl.clsact_delete(index, label)])
+                self._qdisc_mark(index).rmdir()
+        self._filters_mark(index).rmdir()
+
+
+def _clsact_add(index: int, label: str) -> rtnl.Request:
+    body = struct.pack("=BxxxiIII", 0, index, rtnl.TC_H_CLSACT & 0xFFFF0000, rtnl.TC_H_CLSACT, 0)
+    body += rtnl.text(rtnl.TCA_KIND, "clsact")
+    return rtnl.Request(f"add clsact to {label}", rtnl.RTM_NEWQDISC, rtnl.NLM_F_CREATE | rtnl.NLM_F_EXCL, body)
+
+
+def _filter_header(index: int, hook: str) -> bytes:
+    info = _PRIORITY << 16 | socket.htons(rtnl.ETH_P_ALL)
+    return struct.pack("=BxxxiIII", 0, index, _HANDLE, _PARENTS[hook], info)
+
+
+def _filter(index: int, label: str, hook: str, name: str, prog_fd: int) -> rtnl.Request:
+    """A direct-action program (tc-bpf(8)); one that has the same place is replaced."""
+    options = rtnl.nest(
+        rtnl.TCA_OPTIONS,
+        rtnl.u32(rtnl.TCA_BPF_FD, prog_fd),
+        rtnl.text(rtnl.TCA_BPF_NAME, name),
+        rtnl.u32(rtnl.TCA_BPF_FLAGS, rtnl.TCA_BPF_FLAG_ACT_DIRECT),
+    )
+    body = _filter_header(index, hook) + rtnl.text(rtnl.TCA_KIND, "bpf") + options
+    return rtnl.Request(f"attach {name} to {label}", rtnl.RTM_NEWTFILTER, rtnl.NLM_F_CREATE, body)
+
+
+def _filter_delete(index: int, label: str, hook: str) -> rtnl.Request:
+    body = _filter_header(index, hook) + rtnl.text(rtnl.TCA_KIND, "bpf")
+    return rtnl.Request(f"detach the program from {label}", rtnl.RTM_DELTFILTER, 0, body, _GONE)
+
+
+def _has_filters(index: int) -> bool:
+    with IPRoute() as ip:
+        return any(list(ip.get_filters(index=index, parent=parent)) for parent in _PARENTS.values())

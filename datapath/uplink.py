@@ -1,0 +1,277 @@
+"""The programs on the parents of macvlan endpoints: attached, and told which endpoints (stations) there are.
+
+They police and count what stations send, and let the host and the stations reach each other where `host_access` is
+on (bpf/tc_parent_out.c says how). Programs and maps outlive the process; `start` takes up what is there. Where programs
+cannot be had, `problem` says why and every other method does nothing: stations then have the kernel's macvlan alone.
+
+A packet for a group (broadcast, multicast) is counted for its sender, not for those that macvlan hands it to; a
+station's device counts all that it gets.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import socket
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, Literal
+
+from datapath import abi, devices, features, loader
+from datapath.hooks import Attachment, Hooks
+from datapath.maps import Maps
+from datapath.programs import Programs
+
+LOG = logging.getLogger(__name__)
+
+PROGRAM_OUT: Final = "ls_parent_out"
+PROGRAM_IN: Final = "ls_parent_in"
+_SIOCGIFHWADDR: Final = 0x8927
+
+
+@dataclass(frozen=True)
+class Station:
+    """What the programs know of one macvlan endpoint.
+
+    `slot` is unique among all endpoints of this machine. `is_bridged`: its device is in bridge mode, so that its
+    packets for other such stations do not go out. Without `host_access` it cannot reach the host even where its parent
+    allows that.
+    """
+
+    slot: int
+    mac: bytes
+    ip4: IPv4Address | None
+    ip6: IPv6Address | None
+    ip6_ll: IPv6Address | None
+    is_bridged: bool = True
+    host_access: bool = True
+
+    def record(self, ifindex: int) -> abi.Endpoint:
+        return abi.Endpoint(
+            segment=abi.PARENT_SEGMENT | ifindex,
+            slot=self.slot,
+            ip4=self.ip4,
+            mac=self.mac,
+            flags=(abi.EP_FAST if self.host_access else 0) | (abi.EP_BRIDGED if self.is_bridged else 0),
+            ip6=self.ip6,
+            ip6_ll=self.ip6_ll,
+        )
+
+    def addresses(self) -> list[IPv4Address | IPv6Address]:
+        return [address for address in (self.ip4, self.ip6, self.ip6_ll) if address is not None]
+
+
+class Uplinks:
+    """Thread-safe after `start`. Methods raise OSError naming the map, program or device.
+
+    Parents are given by name and remembered by ifindex: a name stands for the device that has it, or else for the one
+    that had it when it was attached.
+    """
+
+    def __init__(self, programs: Programs, attachment: Literal["auto", "clsact", "tcx"] = "auto") -> None:
+        """`auto` means tcx links where the kernel has them (6.6), clsact filters elsewhere."""
+        self._programs = programs
+        self._wanted = attachment
+        self._maps: Maps | None = None
+        self._lock = threading.Lock()
+        self._known: dict[str, int] = {}
+        self.problem: str | None = "not started"
+        self.fallbacks: dict[str, str] = {}
+        self.attachment: Attachment = "clsact"
+
+    def start(self, stations_by_parent: Mapping[str, Sequence[Station]], host_access: Mapping[str, bool]) -> None:
+        """Makes the maps hold exactly these stations, and the programs run on the named parents alone.
+
+        A parent without an entry in `host_access` has none. One that does not exist, or does not take the programs, is
+        passed over and named in `fallbacks`. Never raises: see `problem`.
+        """
+        self.attachment = self._choose()
+        names = sorted({*stations_by_parent, *host_access})
+        try:
+            self._maps = self._programs.load()
+            self._known = {name: index for name in names if (index := devices.ifindex(name)) is not None}
+            self._fill(stations_by_parent, host_access)
+            self._clear()
+        except (OSError, loader.LoaderError) as error:
+            self._give_up(str(error))
+            return
+        self.problem = None
+        for name in names:
+            try:
+                self._run_on(devices.need_ifindex(name), name)
+            except OSError as error:
+                self.fallbacks[f"parent {name}"] = str(error)
+                LOG.warning("parent %s has no eBPF programs: %s", name, error)
+
+    def _choose(self) -> Attachment:
+        if self._wanted == "auto":
+            return "tcx" if features.check("tcx").answer is features.Answer.YES else "clsact"
+        return self._wanted
+
+    def _give_up(self, problem: str) -> None:
+        """Detaches what an earlier linkspan has attached: nobody keeps its maps up to date."""
+        self.problem = problem
+        self.fallbacks["ebpf"] = problem
+        LOG.warning("no eBPF programs, stations cannot reach their host and are not policed: %s", problem)
+        for index in self._hooks.attached():
+            try:
+                self._hooks.detach(index, f"ifindex {index}")
+            except OSError as error:
+                LOG.error("programs of an earlier linkspan may still run on ifindex %d: %s", index, error)
+
+    def _fill(self, stations_by_parent: Mapping[str, Sequence[Station]], host_access: Mapping[str, bool]) -> None:
+        maps = self._open_maps()
+        stations = {self._known[name]: list(each) for name, each in stations_by_parent.items() if name in self._known}
+        keys = {(index, station.mac) for index, each in stations.items() for station in each}
+        addresses = {
+            (abi.PARENT_SEGMENT | index, address)
+            for index, each in stations.items()
+            for station in each
+            if station.host_access
+            for address in station.addresses()
+        }
+        in_use = {endpoint.slot for endpoint in maps.endpoints().values()}
+        for key, record in maps.stations().items():
+            if (key.ifindex, key.mac) not in keys:
+                maps.station_delete(key.ifindex, key.mac)
+                if record.slot not in in_use:
+                    maps.clear_slot(record.slot)
+        for segment, address in maps.neighbours():
+            if segment >= abi.PARENT_SEGMENT and (segment, address) not in addresses:
+                maps.neighbour_delete(segment, address)
+        for index in maps.parents():
+            if index not in self._known.values():
+                maps.parent_delete(index)
+        for name, index in self._known.items():
+            self._put_parent(index, name, host_access.get(name, False))
+            for station in stations.get(index, ()):
+                self._put(index, station)
+
+    def _clear(self) -> None:
+        for index in self._hooks.attached() - set(self._known.values()):
+            self._hooks.detach(index, f"ifindex {index}")
+
+    def attach(self, parent: str, host_access: bool) -> None:
+        """Runs the programs on a parent.
+
+        To be called again when `host_access` changes or the parent has got another MAC. The host cannot be reached
+        through a parent in passthru mode, all of whose packets go to the one station.
+        """
+        if self.problem:
+            return
+        with self._lock:
+            index = devices.need_ifindex(parent)
+            before = self._known.get(parent)
+            if before not in (None, index):
+                self._forget(before, parent)
+            self._put_parent(index, parent, host_access)
+            self._run_on(index, parent)
+            self._known[parent] = index
+
+    def detach(self, parent: str) -> None:
+        """Takes the programs off a parent, and makes them forget its stations; the parent may be gone."""
+        if self.problem:
+            return
+        with self._lock:
+            index = self._index(parent)
+            if index is not None:
+                self._forget(index, parent)
+                self._known = {name: known for name, known in self._known.items() if known != index}
+
+    def add(self, parent: str, station: Station) -> None:
+        """Tells the programs of a station on a parent that they run on.
+
+        Its counters start from zero, unless the programs knew it already.
+        """
+        if self.problem:
+            return
+        index = self._index(parent)
+        if index is None:
+            raise OSError(f"no programs run on the parent {parent}: it was not attached")
+        self._put(index, station)
+
+    def remove(self, parent: str, station: Station) -> None:
+        """Makes the programs forget a station; on a parent that is not attached there is none."""
+        if self.problem:
+            return
+        index = self._index(parent)
+        known = None if index is None else self._open_maps().station(index, station.mac)
+        if index is not None and known is not None and known.slot == station.slot:
+            self._remove(index, known)
+
+    def counters(self) -> tuple[dict[int, abi.Counters], dict[int, dict[str, int]]]:
+        """(counters, drops by reason) by slot, of all stations."""
+        if self.problem:
+            return {}, {}
+        maps = self._open_maps()
+        slots = {station.slot for station in maps.stations().values()}
+        return maps.counters(slots), {slot: drops for slot, drops in maps.drops().items() if slot in slots}
+
+    def facts(self) -> Mapping[str, str]:
+        return {**self._programs.facts(), "parent attachment": self.attachment}
+
+    @property
+    def _hooks(self) -> Hooks:
+        return Hooks(self._programs.bpffs_dir / "parents", self.attachment)
+
+    def _index(self, parent: str) -> int | None:
+        index = devices.ifindex(parent)
+        return index if index in self._known.values() else self._known.get(parent)
+
+    def _run_on(self, index: int, parent: str) -> None:
+        programs = {hook: (name, self._programs[name]) for hook, name in (("out", PROGRAM_OUT), ("in", PROGRAM_IN))}
+        self._hooks.attach(index, parent, programs)
+
+    def _put_parent(self, index: int, parent: str, host_access: bool) -> None:
+        flags = abi.PARENT_HOST if host_access else 0
+        record = abi.Parent(segment=abi.PARENT_SEGMENT | index, mac=_mac(parent), flags=flags)
+        self._open_maps().parent_put(index, record)
+
+    def _put(self, index: int, station: Station) -> None:
+        maps = self._open_maps()
+        record = station.record(index)
+        known = maps.station(index, station.mac)
+        if known is None or known.slot != station.slot:
+            maps.clear_slot(station.slot)
+        maps.station_put(index, record)
+        stale = () if known is None else _addresses(known)
+        kept = station.addresses() if station.host_access else []
+        for address in stale:
+            if address not in kept:
+                maps.neighbour_delete(record.segment, address)
+        for address in kept:
+            maps.neighbour_put(record.segment, address, abi.Neighbour(mac=station.mac, flags=0))
+
+    def _remove(self, index: int, record: abi.Endpoint) -> None:
+        maps = self._open_maps()
+        for address in _addresses(record):
+            maps.neighbour_delete(record.segment, address)
+        maps.station_delete(index, record.mac)
+        maps.clear_slot(record.slot)
+
+    def _forget(self, index: int, parent: str) -> None:
+        maps = self._open_maps()
+        maps.parent_delete(index)
+        for key, record in maps.stations().items():
+            if key.ifindex == index:
+                self._remove(index, record)
+        self._hooks.detach(index, parent)
+
+    def _open_maps(self) -> Maps:
+        if self._maps is None:
+            raise RuntimeError("the uplinks were not started")
+        return self._maps
+
+
+def _addresses(record: abi.Endpoint) -> list[IPv4Address | IPv6Address]:
+    return [address for address in (record.ip4, record.ip6, record.ip6_ll) if address is not None]
+
+
+def _mac(ifname: str) -> bytes:
+    """The device's address (netdevice(7), SIOCGIFHWADDR)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        reply = fcntl.ioctl(control, _SIOCGIFHWADDR, struct.pack("16s24x", ifname.encode()))
+    return bytes(struct.unpack_from("=18x6s", reply)[0])
