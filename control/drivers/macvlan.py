@@ -375,7 +375,8 @@ def _set_up_inside(join: Join, netns_path: str) -> None:
     try:
         inside.set_up(join, netns_path)
     except rtnl.NetlinkError as error:
-        if error.errno == errno.EBUSY:  # macvlan_open: the MAC is the parent's, or that of another device on it
+        # macvlan_open: the MAC is the parent's, or that of another device on it.
+        if error.errno in (errno.EADDRINUSE, errno.EBUSY):
             raise Conflict(
                 f"MAC address {join.endpoint.mac} is in use on {parent_of(join.network)}: choose another"
             ) from error
