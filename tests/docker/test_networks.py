@@ -137,7 +137,6 @@ def test_a_network_may_be_without_programs(lab: Lab) -> None:
     [
         pytest.param(("-o", "linkspan.colour=blue"), "linkspan.colour", id="unknown-of-ours"),
         pytest.param(("-o", "colour=blue"), "colour", id="unknown"),
-        pytest.param(("-o", "linkspan.driver=macvlan"), "not available", id="macvlan"),
         pytest.param(("-o", "linkspan.driver=overlay"), "not available", id="overlay"),
         pytest.param(("-o", "linkspan.driver=token-ring"), "token-ring", id="no-such-driver"),
         pytest.param(("-o", "linkspan.accel=perhaps"), "linkspan.accel", id="bad-value"),
