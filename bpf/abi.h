@@ -18,8 +18,8 @@
 #define LS_MAX_DROP_KEYS 65536  /* (slot, reason) pairs that have dropped at least once */
 #define LS_MAX_PARENTS 1024     /* devices that macvlan endpoints are on */
 
-/* Segments from here on are parents: this plus the ifindex. */
-#define LS_PARENT_SEGMENT 0x80000000
+/* Segments from here on (2^31) are parents: this plus the ifindex. */
+#define LS_PARENT_SEGMENT 2147483648
 
 /* endpoint.flags */
 #define LS_EP_FAST 1    /* unicast for a local endpoint, or of a station for its host, may take the fast path */

@@ -15,7 +15,7 @@ from tests.hosts import ROOT, Host
 
 OWN = "linkspan0"
 MAPS = set(re.findall(r'LS_MAP\("\w+", [^,]+, [^,]+, (\w+),', (ROOT / "bpf/maps.h").read_text()))
-PROGRAMS = ("ls_ep_in-", "ls_ep_out-")
+PROGRAMS = ("ls_ep_in-", "ls_ep_out-", "ls_parent_in-", "ls_parent_out-")
 
 
 def purge(host: Host) -> None:
@@ -104,8 +104,7 @@ def map_dump(host: Host, name: str) -> list[Any]:
 
 
 def _maps(host: Host) -> list[str]:
-    found = [
-        f"{name} {element}" for name in ("ep_by_if", "fdb", "neigh6", "ep_drops") for element in map_dump(host, name)
-    ]
+    names = ("ep_by_if", "fdb", "parents", "stations", "neigh6", "ep_drops")
+    found = [f"{name} {element}" for name in names for element in map_dump(host, name)]
     gateways = map_dump(host, "neigh4")
     return found + [f"neigh4 {element}" for element in gateways[1:]]

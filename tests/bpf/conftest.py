@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bpf.lab import Lab
+from tests.bpf.parents import ParentLab
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,16 @@ def session_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 def lab(session_lab: Lab) -> Lab:
     session_lab.reset()
     return session_lab
+
+
+@pytest.fixture(scope="module")
+def module_parent(session_lab: Lab) -> Iterator[ParentLab]:
+    parent = ParentLab(session_lab)
+    yield parent
+    parent.close()
+
+
+@pytest.fixture
+def parent(module_parent: ParentLab) -> ParentLab:
+    module_parent.reset()
+    return module_parent

@@ -38,6 +38,8 @@ print(json.dumps({
 STRUCTS = {
     "ep_by_if": (None, abi.Endpoint),
     "fdb": (abi.FdbKey, abi.FdbEntry),
+    "parents": (None, abi.Parent),
+    "stations": (abi.StationKey, abi.Endpoint),
     "neigh4": (abi.Neigh4Key, abi.Neighbour),
     "neigh6": (abi.Neigh6Key, abi.Neighbour),
     "ep_counters": (None, abi.Counters),
@@ -50,6 +52,8 @@ C_NAMES = {
     abi.Neigh4Key: "ls_neigh4_key",
     abi.Neigh6Key: "ls_neigh6_key",
     abi.Neighbour: "ls_neighbour",
+    abi.Parent: "ls_parent",
+    abi.StationKey: "ls_station_key",
     abi.Counters: "ls_counters",
     abi.DropKey: "ls_drop_key",
 }

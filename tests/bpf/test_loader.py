@@ -20,10 +20,17 @@ from tests.isolated import isolated, run
 
 pytestmark = pytest.mark.root
 
-MAPS = {"abi_version", "epoch", "ep_by_if", "fdb", "neigh4", "neigh6", "ep_counters", "ep_drops"}
-PROGRAMS = {"ls_ep_out", "ls_ep_in"}
-USED = {"ls_ep_out": MAPS - {"abi_version"}, "ls_ep_in": {"ep_by_if", "ep_counters"}}
-PRIVATE = {"ls_ep_out": ["flows"], "ls_ep_in": []}
+MAPS = {
+    "abi_version", "epoch", "ep_by_if", "fdb", "parents", "stations", "neigh4", "neigh6", "ep_counters", "ep_drops"
+}  # fmt: skip
+PROGRAMS = {"ls_ep_out", "ls_ep_in", "ls_parent_out", "ls_parent_in"}
+USED = {
+    "ls_ep_out": MAPS - {"abi_version", "parents", "stations"},
+    "ls_ep_in": {"ep_by_if", "ep_counters"},
+    "ls_parent_out": MAPS - {"abi_version", "ep_by_if", "fdb"},
+    "ls_parent_in": {"epoch", "parents", "stations", "ep_counters", "ep_drops"},
+}
+PRIVATE = {"ls_ep_out": ["flows"], "ls_ep_in": [], "ls_parent_out": ["flows"], "ls_parent_in": ["flows"]}
 
 
 @pytest.fixture
@@ -103,6 +110,8 @@ def test_bpftool_sees_the_programs_and_maps_that_were_meant(place):
         "epoch": ("array", 1),
         "ep_by_if": ("hash", abi.MAX_ENDPOINTS),
         "fdb": ("hash", abi.MAX_ENDPOINTS),
+        "parents": ("hash", abi.MAX_PARENTS),
+        "stations": ("hash", abi.MAX_ENDPOINTS),
         "neigh4": ("hash", abi.MAX_NEIGHBOURS),
         "neigh6": ("hash", abi.MAX_NEIGHBOURS),
         "ep_counters": ("percpu_array", abi.MAX_ENDPOINTS),
@@ -167,6 +176,8 @@ def test_the_shapes_are_those_of_maps_h():
         "epoch": [2, 4, 8, 1, 0],
         "ep_by_if": [1, 4, 52, 16384, 0],
         "fdb": [1, 12, 8, 16384, 0],
+        "parents": [1, 4, 12, 1024, 0],
+        "stations": [1, 12, 52, 16384, 0],
         "neigh4": [1, 8, 8, 65536, 1],
         "neigh6": [1, 20, 8, 65536, 1],
         "ep_counters": [6, 4, 64, 16384, 0],
@@ -360,7 +371,7 @@ def test_bpffs_that_is_not_mounted_is_an_error(place):
 def test_the_verifier_has_little_to_do(place):
     """The kernel's limit is a million; a program that grows towards it should do so on purpose."""
     mounted(place)
-    limits = {"ls_ep_out": 150_000, "ls_ep_in": 100}
+    limits = {"ls_ep_out": 150_000, "ls_ep_in": 100, "ls_parent_out": 80_000, "ls_parent_in": 15_000}
     for name, path in load(place).programs.items():
         fd = bpf.obj_get(path)
         info = bpf.prog_info(fd)
