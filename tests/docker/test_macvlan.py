@@ -1,0 +1,58 @@
+"""Containers of dockerd on macvlan networks: on the network of the machine at the other end of the cable."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.docker.image import NAME
+from tests.docker.lab import SLEEP, Lab
+from tests.netns.lan import parent_state
+from tests.netns.outside import OUTSIDE4, OUTSIDE6, UPLINK
+
+pytestmark = pytest.mark.root
+
+ADDRESSES = ("--subnet", "203.0.113.0/24", "--gateway", OUTSIDE4, "--ip-range", "203.0.113.64/27")
+ADDRESSES6 = ("--ipv6", "--subnet", "2001:db8:9::/64", "--gateway", OUTSIDE6, "--ip-range", "2001:db8:9::40/122")
+MACVLAN = ("-o", "linkspan.driver=macvlan")
+
+
+@pytest.mark.parametrize("ipam", ["default", "linkspan"])
+def test_containers_are_on_the_existing_network(lab: Lab, ipam: str) -> None:
+    before = parent_state(lab.host, UPLINK)
+    lab.network("pub", *MACVLAN, "-o", f"parent={UPLINK}", "--ipam-driver", ipam, *ADDRESSES, *ADDRESSES6)
+    a, b = lab.run("pub-a", "pub"), lab.run("pub-b", "pub", "--mac-address", "02:11:22:33:44:55")
+    assert (a.link()["linkinfo"]["info_kind"], b.mac) == ("macvlan", "02:11:22:33:44:55")
+    assert (a.gateway(4), a.gateway(6)) == (OUTSIDE4, OUTSIDE6)
+    for target in (b.ip4, b.ip6, OUTSIDE4, OUTSIDE6):
+        assert a.pings(target), target
+    assert lab.outside.pings(a.ip4), "the outside reaches containers without a route or a published port"
+    lab.docker("restart", "-t", "0", "pub-a")
+    a = type(a)(lab, "pub-a", "pub")
+    assert a.pings(OUTSIDE4)
+    lab.host.stop(9)
+    lab.host.start()
+    assert a.pings(b.ip4)
+    lab.remove("pub-a", "pub-b")
+    lab.docker("network", "rm", "pub")
+    assert parent_state(lab.host, UPLINK) == before
+
+
+def test_without_a_parent_containers_have_each_other(lab: Lab) -> None:
+    lab.network("alone", *MACVLAN, "--internal", "--subnet", "10.66.0.0/24")
+    a, b = lab.run("alone-a", "alone"), lab.run("alone-b", "alone")
+    assert a.pings(b.ip4)
+    assert a.default_route() is None
+    assert a.resolves("alone-b") == [b.ip4]
+    lab.remove("alone-a", "alone-b")
+    lab.docker("network", "rm", "alone")
+
+
+def test_published_ports_and_parents_that_are_not_there_are_refused(lab: Lab) -> None:
+    done = lab.docker("network", "create", "-d", "linkspan", *MACVLAN, "-o", "parent=eth7", "bad", check=False)
+    assert "parent eth7 does not exist" in done.stderr
+    lab.network("pub", *MACVLAN, "-o", f"parent={UPLINK}", *ADDRESSES)
+
+    run = lab.docker("run", "-d", "--name", "publisher", "--network", "pub", "-p", "8080:80", NAME, *SLEEP, check=False)
+    assert "the driver macvlan publishes no ports" in run.stderr
+    lab.remove("publisher")
+    lab.docker("network", "rm", "pub")
