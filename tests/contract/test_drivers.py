@@ -490,6 +490,23 @@ def test_an_option_of_another_driver_is_refused(bench: Bench) -> None:
         bench.driver.validate(NetworkSpec(name="net", driver=bench.driver.name, options={option: "true"}), [])
 
 
+def test_an_endpoint_that_the_programs_have_no_room_for_is_refused(bench: Bench) -> None:
+    if not bench.driver.capabilities.addresses:
+        return
+    network = bench.network()
+    endpoint = Endpoint(
+        id=EndpointId("e" * 64),
+        network_id=network.id,
+        sandbox_id=SandboxId("c" * 64),
+        state=EndpointState.JOINING,
+        created=utcnow(),
+        slot=16383,
+    )
+    bench.driver.settle_endpoint(network, endpoint, [])
+    with pytest.raises(Exhausted, match=f"network {network.name} cannot take another endpoint"):
+        bench.driver.settle_endpoint(network, msgspec.structs.replace(endpoint, slot=16384), [])
+
+
 def test_a_plain_network_and_endpoint_are_valid(bench: Bench) -> None:
     bench.driver.validate(NetworkSpec(name="net", driver=bench.driver.name), [])
     bench.driver.validate_endpoint(bench.network(), EndpointSpec())
