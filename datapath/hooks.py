@@ -53,14 +53,15 @@ class Hooks:
                 self._link(index, hook, fd)
             return
         self._drop_links(index)
-        self._filters_mark(index).mkdir(exist_ok=True)
         with rtnl.Rtnl() as netlink:
             try:
                 netlink.apply([_clsact_add(index, label)])
                 self._qdisc_mark(index).mkdir(exist_ok=True)
             except rtnl.NetlinkError as error:
-                if error.errno != errno.EEXIST:
+                # In an ingress qdisc a filter for the egress would run at the ingress.
+                if error.errno != errno.EEXIST or not _has_clsact(index):
                     raise
+            self._filters_mark(index).mkdir(exist_ok=True)
             netlink.apply([_filter(index, label, hook, name, fd) for hook, (name, fd) in programs.items()])
 
     def detach(self, index: int, label: str) -> None:
@@ -143,6 +144,14 @@ def _filter(index: int, label: str, hook: str, name: str, prog_fd: int) -> rtnl.
 def _filter_delete(index: int, label: str, hook: str) -> rtnl.Request:
     body = _filter_header(index, hook) + rtnl.text(rtnl.TCA_KIND, "bpf")
     return rtnl.Request(f"detach the program from {label}", rtnl.RTM_DELTFILTER, 0, body, _GONE)
+
+
+def _has_clsact(index: int) -> bool:
+    with IPRoute() as ip:
+        return any(
+            qdisc["handle"] == rtnl.TC_H_CLSACT & 0xFFFF0000 and qdisc.get_attr("TCA_KIND") == "clsact"
+            for qdisc in ip.get_qdiscs(index=index)
+        )
 
 
 def _has_filters(index: int) -> bool:

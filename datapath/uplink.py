@@ -164,12 +164,9 @@ class Uplinks:
             return
         with self._lock:
             index = devices.need_ifindex(parent)
-            before = self._known.get(parent)
-            if before not in (None, index):
-                self._forget(before, parent)
+            self._know(parent, index)
             self._put_parent(index, parent, host_access)
             self._run_on(index, parent)
-            self._known[parent] = index
 
     def detach(self, parent: str) -> None:
         """Takes the programs off a parent, and makes them forget its stations; the parent may be gone."""
@@ -220,6 +217,16 @@ class Uplinks:
     def _index(self, parent: str) -> int | None:
         index = devices.ifindex(parent)
         return index if index in self._known.values() else self._known.get(parent)
+
+    def _know(self, parent: str, index: int) -> None:
+        """Gives the name to this device. Another that had it is forgotten if it is gone, and kept under its new name."""
+        before = self._known.get(parent)
+        if before is not None and before != index:
+            try:
+                self._known[socket.if_indextoname(before)] = before
+            except OSError:
+                self._forget(before, parent)
+        self._known[parent] = index
 
     def _run_on(self, index: int, parent: str) -> None:
         programs = {hook: (name, self._programs[name]) for hook, name in (("out", PROGRAM_OUT), ("in", PROGRAM_IN))}

@@ -2,8 +2,7 @@
 
     outside eth0 ------------ parent of the host (eth1), with macvlan devices on it in the namespaces a, b, ...
 
-The programs are attached and fed by `Uplinks`; traffic is the kernel's own, and counters are read with bpftool's eyes
-only where a test says so.
+The programs are attached and fed by `Uplinks`; devices, addresses and traffic are the kernel's own.
 """
 
 from __future__ import annotations
@@ -93,7 +92,8 @@ class Node:
 class World:
     """The host, the outside, and as many stations as a test asks for. A context manager."""
 
-    def __init__(self, directory: Path, mtu: int = 1500) -> None:
+    def __init__(self, directory: Path) -> None:
+        """`directory` is where the bpffs is mounted, unless it is there already: see `beside`."""
         self._stack = ExitStack()
         self._thread = self._stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="uplinks"))
         self.directory = directory
@@ -103,7 +103,7 @@ class World:
         self.host = Node("host", f"/proc/{os.getpid()}/task/{tid}/ns/net", PARENT, "192.168.32.2", "fd32::2")
         self.outside = Node("outside", self._namespace(), "eth0", "192.168.32.1", "fd32::1")
         pid = self.outside.netns.split("/")[2]
-        self.host.sh(f"ip link add {PARENT} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pid}")
+        self.host.sh(f"ip link add {PARENT} type veth peer name eth0 netns {pid}")
         for node in (self.host, self.outside):
             self._address(node)
 
@@ -112,6 +112,14 @@ class World:
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
+
+    @contextmanager
+    def beside(self) -> Iterator[World]:
+        """Another host with this one's bpffs, where the programs are compiled already. Leaves nothing there."""
+        # A thread starts in the namespaces of the thread that makes it.
+        with self.call(World, self.directory) as world:
+            yield world
+            world.call(world.uplinks().start, {}, {})
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Runs a function on the host."""
@@ -169,8 +177,10 @@ class World:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET) < 0:
             raise OSError(ctypes.get_errno(), "unshare")
-        self.bpffs.mkdir()
-        commands = f"mount --make-rprivate /; mount -t bpf bpf {self.bpffs}; ip link set lo up"
+        commands = "mount --make-rprivate /; ip link set lo up"
+        if not self.bpffs.exists():
+            self.bpffs.mkdir()
+            commands += f"; mount -t bpf bpf {self.bpffs}"
         commands += "; sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.default.router_solicitations=0"
         subprocess.run(["sh", "-ec", commands], check=True)
         return threading.get_native_id()
