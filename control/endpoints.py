@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
 from datetime import datetime
+from typing import Final
 
 from control import addressing
 from control.deps import Deps
 from control.drivers.base import Driver, Join
-from control.errors import Conflict, ControlError, DatapathFailed, Forbidden, NotFound
+from control.errors import AddressInUse, Conflict, ControlError, DatapathFailed, Forbidden, NotFound
 from control.events import Event, EventBus
 from control.hosts import HostsTable, HostsWriter
 from control.model import (
+    Address,
     Endpoint,
     EndpointId,
     EndpointSpec,
@@ -25,6 +28,11 @@ from control.model import (
     utcnow,
 )
 from control.records import Records
+
+LOG = logging.getLogger(__name__)
+
+ADDRESSES_TRIED: Final = 16
+"""How many addresses that others have are passed over. More than that in a row are a range that is not ours."""
 
 
 class Endpoints:
@@ -67,8 +75,47 @@ class Endpoints:
         ]
 
     def join(self, network_ref: str, sandbox: Sandbox, spec: EndpointSpec) -> Endpoint:
-        """Raises NotFound, InvalidArgument, Forbidden, Conflict, Exhausted; DatapathFailed with everything undone."""
+        """Raises NotFound, InvalidArgument, Forbidden, Conflict, Exhausted; DatapathFailed with everything undone.
+
+        An address that somebody turns out to have already is replaced by the next one, unless `spec` asks for it.
+        """
         begin = time.monotonic()
+        network, endpoint = self._join_with_free_addresses(network_ref, sandbox, spec)
+        self._names.add(endpoint, sandbox)
+        self.write_hosts(sandbox.id)
+        self._hosts.mark(e.sandbox_id for e in self._records.on_network(network.id) if e.id != endpoint.id)
+        self.joined(time.monotonic() - begin)
+        self._emit("connect", network, sandbox)
+        return endpoint
+
+    def _join_with_free_addresses(
+        self, network_ref: str, sandbox: Sandbox, spec: EndpointSpec
+    ) -> tuple[Network, Endpoint]:
+        taken: dict[Address, AddressInUse] = {}
+        while True:
+            network, endpoint = self._reserve(network_ref, sandbox, spec)
+            given = [each.ip for each in (endpoint.ipv4, endpoint.ipv6) if each is not None]
+            # A range of which all else is in use gives out the same again.
+            known = next((taken[address] for address in given if address in taken), None)
+            if known is not None:
+                self._forget(network, endpoint)
+                raise known
+            try:
+                return network, self._bring_in(network, sandbox, endpoint)
+            except AddressInUse as error:
+                if error.address in (spec.ipv4, spec.ipv6):
+                    raise
+                LOG.warning("net=%s: address %s is in use: trying the next", network.name, error.address)
+                taken[error.address] = error
+                if len(taken) == ADDRESSES_TRIED:
+                    raise Conflict(
+                        f"{ADDRESSES_TRIED} addresses of network {network.name} turned out to be in use, the last one "
+                        f"being {error.address}: make the network with an --ip-range that is its own, or choose an "
+                        "address by --ip"
+                    ) from error
+
+    def _reserve(self, network_ref: str, sandbox: Sandbox, spec: EndpointSpec) -> tuple[Network, Endpoint]:
+        """The endpoint that is to be, in the records, with addresses and all that makes it what it is."""
         with self._records.lock:
             network = self._records.network(network_ref)
             driver = self._deps.driver_of(network)
@@ -108,23 +155,21 @@ class Endpoints:
                 addressing.release_addresses(self._deps.ipam, network, ipv4, ipv6)
                 self._records.slots.give_back(slot)
                 raise
-            join = self.join_of(endpoint)
+        return network, endpoint
+
+    def _bring_in(self, network: Network, sandbox: Sandbox, endpoint: Endpoint) -> Endpoint:
+        """Brings the endpoint into its sandbox, or forgets it."""
+        joined = advance(endpoint, EndpointState.JOINED)
         try:
-            joined = advance(endpoint, EndpointState.JOINED)
+            steps = self._deps.driver_of(network).endpoint_steps(self.join_of(endpoint))
             self._deps.apply(
-                [*driver.endpoint_steps(join), self._records.settle(joined)],
+                [*steps, self._records.settle(joined)],
                 f"sandbox {sandbox.name} could not be connected to network {network.name}",
             )
         except ControlError:
             self._forget(network, endpoint)
             raise
-        endpoint = joined
-        self._names.add(endpoint, sandbox)
-        self.write_hosts(sandbox.id)
-        self._hosts.mark(e.sandbox_id for e in siblings)
-        self.joined(time.monotonic() - begin)
-        self._emit("connect", network, sandbox)
-        return endpoint
+        return joined
 
     def _check_join(self, network: Network, sandbox: Sandbox, driver: Driver) -> None:
         if network.state is not NetworkState.ACTIVE:

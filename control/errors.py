@@ -5,6 +5,7 @@
      |- NotFound               404  no such network, sandbox, endpoint or driver
      |- Forbidden              403  understood, but not allowed in the present state or ever
      |- Conflict               409  the name or the object is taken
+     |   `- AddressInUse            somebody outside of Linkspan has the address
      |- Exhausted              503  a pool, a table or a disk is full
      |- StoreError             500  the store could not be read or written
      |- DeadlineExceeded       504  a step did not end in time
@@ -15,6 +16,8 @@ Messages name the object and say what to do. Where scripts depend on Docker's wo
 """
 
 from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
 
 
 class ControlError(Exception):
@@ -46,6 +49,14 @@ class Conflict(ControlError):
     """The name or object is taken."""
 
     http_status = 409
+
+
+class AddressInUse(Conflict):
+    """Somebody that IPAM does not know of has the address that an endpoint was to get."""
+
+    def __init__(self, message: str, address: IPv4Address | IPv6Address) -> None:
+        super().__init__(message)
+        self.address = address
 
 
 class Exhausted(ControlError):

@@ -20,24 +20,35 @@ from control.drivers import inside
 from control.drivers.base import Capabilities, Driver, Join
 from control.drivers.inside import mac_bytes
 from control.drivers.options import (
+    BOOLEANS,
     IFACE_PREFIX,
     IFNAME,
     MTU,
     Check,
+    check_boolean,
     check_endpoint,
     check_ifname,
     check_mtu,
     check_network,
     check_prefix,
 )
-from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument, NotFound, NotImplementedByDriver
-from control.model import Endpoint, EndpointSpec, Network, NetworkSpec, PoolSpec, SandboxId
+from control.errors import (
+    AddressInUse,
+    Conflict,
+    Exhausted,
+    Forbidden,
+    InvalidArgument,
+    NotFound,
+    NotImplementedByDriver,
+)
+from control.model import Endpoint, EndpointSpec, EndpointState, Network, NetworkSpec, PoolSpec, SandboxId
 from control.plan import Step
-from datapath import accel, devices, features, links, parents, rtnl
+from datapath import accel, conflict, devices, features, links, parents, rtnl
 from datapath.parents import Parent
 
 PARENT: Final = "parent"
 MODE: Final = "macvlan_mode"
+CONFLICT_CHECK: Final = "linkspan.conflict_check"
 _PASSTHRU: Final = "passthru"
 _OUR_WAITING: Final = re.compile(r"lp[0-9a-f]{12}")
 """A device that waits for a container engine to move it away."""
@@ -59,6 +70,7 @@ def _check_mode(option: str, value: str) -> None:
 _OPTIONS: Final[Mapping[str, Check]] = {
     PARENT: _check_parent,
     MODE: _check_mode,
+    CONFLICT_CHECK: check_boolean,
     MTU: check_mtu,
     IFACE_PREFIX: check_prefix,
 }
@@ -72,6 +84,11 @@ def mode_of(network: Network | NetworkSpec) -> str:
 def parent_of(network: Network) -> str:
     """The name of the network's parent, its own isolated device where it names none."""
     return network.options.get(PARENT) or _mark(network)
+
+
+def _is_checked(network: Network) -> bool:
+    """Whether addresses are looked for before they are given out. On an isolated parent IPAM knows everybody."""
+    return parent_of(network) != _mark(network) and BOOLEANS[network.options.get(CONFLICT_CHECK, "on").lower()]
 
 
 def _mark(network: Network) -> str:
@@ -187,6 +204,10 @@ class MacvlanDriver(Driver):
                 partial(self._delete, join),
             )
         ]
+        # Once joined an endpoint has its addresses, would answer itself, and is not to go if others have taken them.
+        if endpoint.state is EndpointState.JOINING and _is_checked(join.network):
+            what = f"look for others with the addresses of {endpoint.ifname} {where}"
+            steps.insert(0, Step(what, partial(self._look, join), lambda: None))
         if join.netns_path is not None:
             steps.append(
                 Step(
@@ -196,6 +217,35 @@ class MacvlanDriver(Driver):
                 )
             )
         return steps
+
+    def _look(self, join: Join) -> None:
+        """Raises AddressInUse."""
+        network, endpoint = join.network, join.endpoint
+        parent = _need_parent(network)
+        if self._find(endpoint, parent.ifindex) is not None:
+            return
+        addresses = [each.ip for each in (endpoint.ipv4, endpoint.ipv6) if each is not None]
+        holder = conflict.on_host(addresses)
+        # Without a carrier there is nobody to ask.
+        if holder is None and parent.is_up and parent.has_carrier:
+            try:
+                holder = conflict.on_link(
+                    parent.ifindex,
+                    addresses,
+                    mac=mac_bytes(endpoint.mac),
+                    is_passthru=mode_of(network) == _PASSTHRU,
+                )
+            except rtnl.NetlinkError as error:
+                # The parent or the MAC is in use: the endpoint's own device is refused as well, with the reason.
+                if error.errno not in (errno.EBUSY, errno.EADDRINUSE):
+                    raise
+        if holder is not None:
+            place = f"this host's {holder.ifname}" if holder.ifname else parent.ifname
+            raise AddressInUse(
+                f"address {holder.address} is in use on {place} by {holder.mac.hex(':')}; choose another, or "
+                f"-o {CONFLICT_CHECK}=off for the network",
+                holder.address,
+            )
 
     def _add(self, join: Join) -> None:
         network, endpoint = join.network, join.endpoint
@@ -292,6 +342,8 @@ class MacvlanDriver(Driver):
         }
         if found is not None and found.marks:
             facts["linkspan.parent_made"] = "isolated" if found.ifname == _mark(network) else "802.1Q sub-interface"
+        if CONFLICT_CHECK in network.options:
+            facts[CONFLICT_CHECK] = "on" if _is_checked(network) else "off"
         return facts
 
 
