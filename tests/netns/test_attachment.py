@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from datapath.accel import BLOCK_IN, BLOCK_OUT
+from datapath.loader import sources
 from tests.hosts import ROOT, Host
 from tests.netns.conftest import linkspan_host
 from tests.netns.lab import Lab
@@ -155,7 +156,7 @@ def test_a_changed_program_takes_the_place_of_the_old_one_while_traffic_flows(la
         for block, name in ((BLOCK_OUT, "ls_ep_out"), (BLOCK_IN, "ls_ep_in")):
             assert new[name] != old[name]
             assert [each["prog"]["id"] for each in filters(host, block)] == [new[name]]
-        assert len(pinned(host, "progs")) == 2
+        assert len(pinned(host, "progs")) == len(sources.PROGRAMS)
         old = new
     assert [clsact(host, station.host_ifname) for station in (lab.a, lab.b)] == qdiscs
     assert growth(before, tallies(host, lab.a.name))["packets", "out", "fast"] > 200

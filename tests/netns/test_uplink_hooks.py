@@ -387,13 +387,18 @@ def test_without_programs_those_of_an_earlier_linkspan_are_taken_away(
 
 
 def test_the_loader_is_asked_once_even_if_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(loader, "load", lambda *_, **__: asked.append(1) or failing())
+    asked: list[str] = []
+
+    def load(directory: str, **_: Any) -> Any:
+        asked.append(directory)
+        return failing()
+
+    monkeypatch.setattr(loader, "load", load)
     programs = Programs(tmp_path, tmp_path)
     for _ in range(2):
         with pytest.raises(loader.Unavailable):
             programs.load()
-    assert asked == [1]
+    assert asked == [str(tmp_path)]
 
 
 def test_a_parent_with_an_ingress_qdisc_says_so(world: World) -> None:

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from threading import Thread
 from typing import Any
 
@@ -18,7 +18,9 @@ from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6NDOptDstLLAddr, IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
+from datapath import bpf
 from tests.hosts import wait_for
+from tests.isolated import run
 from tests.netns.uplinks import PARENT, Lab, Node, World
 from tests.traffic import BROADCAST, Wire
 
@@ -289,6 +291,46 @@ def test_what_a_station_forges_does_not_arrive_and_is_counted(lab: Lab, target: 
         assert {name: len(each) for name, each in seen.items()} == dict.fromkeys(watchers, 0)
         drops = {key: n for key, n in grown.items() if not key[1].endswith(("_packets", "_bytes"))}
         assert drops == wanted
+
+
+NOTES = (0x4C51, 0x4C52, 0x4C53)  # enum ls_note, bpf/lib/parent.h
+_TC_INDEX = 44  # offset in struct __sk_buff
+
+
+@contextmanager
+def noting(lab: Lab, note: int) -> Iterator[None]:
+    """A sandbox that has CAP_NET_ADMIN writes a note of the programs into all that it sends."""
+    # *(u32 *)(r1 + tc_index) = note; r0 = -1; exit
+    insns = ((0x62, 1, _TC_INDEX, note), (0xB7, 0, 0, -1), (0x95, 0, 0, 0))
+    pin = lab.world.bpffs / f"note-{note}"
+
+    def add() -> None:
+        fd = bpf.prog_load(b"".join(struct.pack("=BBhi", *each) for each in insns), bpf.ProgType.SCHED_CLS)
+        bpf.obj_pin(fd, pin)
+        os.close(fd)
+        enter = f"nsenter --net={lab.a.netns} tc"
+        run(f"{enter} qdisc add dev eth0 clsact && {enter} filter add dev eth0 egress bpf da pinned {pin}")
+
+    lab.world.call(add)
+    try:
+        yield
+    finally:
+        lab.a.run("tc", "qdisc", "del", "dev", "eth0", "clsact")
+        lab.world.call(pin.unlink)
+
+
+@pytest.mark.parametrize("target", ["host", "b", "outside"])
+@pytest.mark.parametrize("note", NOTES)
+def test_a_station_cannot_pass_its_packets_off_as_ones_that_were_checked(lab: Lab, target: str, note: int) -> None:
+    other = node(lab, target)
+    frame = Ether(src=lab.a.mac, dst=other.mac)
+    with noting(lab, note), lab.a.wire() as out, other.wire() as there, lab.growth() as grown:
+        send_forged(out, *[packet for _, packet in forgeries(lab, other.mac)])
+        out.send(frame / IP(src=lab.a.ip4, dst=other.ip4) / UDP(dport=9) / END)
+        assert [f for f in there.frames_until(END) if FORGED in f] == []
+    drops = sum(n for (_, name), n in grown.items() if not name.endswith(("_packets", "_bytes")))
+    assert drops == len(list(forgeries(lab, other.mac)))
+    assert grown["a", "out_fast_packets" if target == "host" else "out_slow_packets"] >= 1
 
 
 def test_what_a_station_forges_for_all_reaches_neither_host_nor_outside(lab: Lab) -> None:
