@@ -17,9 +17,10 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
-from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, IPv6, in6_getnsma, in6_getnsmac
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet
+from scapy.utils6 import in6_getnsma, in6_getnsmac
 
 from datapath import conflict, netns
 from datapath.conflict import Holder
