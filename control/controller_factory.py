@@ -18,17 +18,23 @@ from control.store.sqlite import SqliteStore
 from datapath import devices
 from datapath.accel import Accelerator
 from datapath.host_ports import HostPorts
+from datapath.uplink import Uplinks
 
 
 def make_drivers(config: Config) -> Mapping[str, Driver]:
     """The registry: one line a driver."""
+    accelerator = Accelerator(config.bpffs_dir, config.run_dir, config.datapath.attach)
     drivers = (
         bridge.BridgeDriver(
-            Accelerator(config.bpffs_dir, config.run_dir, config.datapath.attach),
+            accelerator,
             default_accel=config.datapath.accel,
             default_masquerade=config.datapath.masquerade,
         ),
-        macvlan.MacvlanDriver(SandboxFiles(config.run_dir).netns_path),
+        macvlan.MacvlanDriver(
+            SandboxFiles(config.run_dir).netns_path,
+            Uplinks(accelerator.programs, config.datapath.attach),
+            default_accel=config.datapath.accel,
+        ),
         host.HostDriver(),
         none.NoneDriver(),
     )

@@ -199,6 +199,19 @@ class Uplinks:
         if index is not None and known is not None and known.slot == station.slot:
             self._remove(index, known)
 
+    def stations(self, parent: str) -> int:
+        """How many stations the programs know on a parent."""
+        index = None if self.problem else self._index(parent)
+        return 0 if index is None else sum(key.ifindex == index for key in self._open_maps().stations())
+
+    def has_host_access(self, parent: str, also: Station) -> bool:
+        """Whether any station on the parent, or `also`, may reach the host."""
+        index = None if self.problem else self._index(parent)
+        if also.host_access or index is None:
+            return also.host_access
+        known = self._open_maps().stations()
+        return any(key.ifindex == index and record.flags & abi.EP_FAST for key, record in known.items())
+
     def counters(self) -> tuple[dict[int, abi.Counters], dict[int, dict[str, int]]]:
         """(counters, drops by reason) by slot, of all stations."""
         if self.problem:
@@ -219,7 +232,7 @@ class Uplinks:
         return index if index in self._known.values() else self._known.get(parent)
 
     def _know(self, parent: str, index: int) -> None:
-        """Gives the name to this device. Another that had it is forgotten if it is gone, and kept under its new name."""
+        """Gives the name to this device; another that had it is forgotten if gone, else kept under its new name."""
         before = self._known.get(parent)
         if before is not None and before != index:
             try:

@@ -20,6 +20,7 @@ from control.drivers import inside
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
 from control.drivers.inside import link_local, mac_bytes
 from control.drivers.options import (
+    ACCEL,
     BOOLEANS,
     IFACE_PREFIX,
     IFNAME,
@@ -45,7 +46,6 @@ MAX_SHARDS: Final = 20
 DEFAULT_BRIDGE: Final = "linkspan0"
 """The Linux bridge of the predefined network."""
 
-ACCEL: Final = "linkspan.accel"
 NAME: Final = "com.docker.network.bridge.name"
 ICC: Final = "com.docker.network.bridge.enable_icc"
 MASQUERADE: Final = "com.docker.network.bridge.enable_ip_masquerade"

@@ -8,8 +8,10 @@ settings and hooks. The gateway is a router of the existing network. Design: doc
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -17,9 +19,10 @@ from typing import Final
 import msgspec
 
 from control.drivers import inside
-from control.drivers.base import Capabilities, Driver, Join
+from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
 from control.drivers.inside import mac_bytes
 from control.drivers.options import (
+    ACCEL,
     BOOLEANS,
     IFACE_PREFIX,
     IFNAME,
@@ -45,10 +48,14 @@ from control.model import Endpoint, EndpointSpec, EndpointState, Network, Networ
 from control.plan import Step
 from datapath import accel, conflict, devices, features, links, parents, rtnl
 from datapath.parents import Parent
+from datapath.uplink import Station, Uplinks
+
+LOG = logging.getLogger(__name__)
 
 PARENT: Final = "parent"
 MODE: Final = "macvlan_mode"
 CONFLICT_CHECK: Final = "linkspan.conflict_check"
+HOST_ACCESS: Final = "linkspan.host_access"
 _PASSTHRU: Final = "passthru"
 _OUR_WAITING: Final = re.compile(r"lp[0-9a-f]{12}")
 """A device that waits for a container engine to move it away."""
@@ -70,7 +77,9 @@ def _check_mode(option: str, value: str) -> None:
 _OPTIONS: Final[Mapping[str, Check]] = {
     PARENT: _check_parent,
     MODE: _check_mode,
+    ACCEL: check_boolean,
     CONFLICT_CHECK: check_boolean,
+    HOST_ACCESS: check_boolean,
     MTU: check_mtu,
     IFACE_PREFIX: check_prefix,
 }
@@ -99,20 +108,43 @@ def _mark(network: Network) -> str:
     return f"lm-{network.id[:12]}"
 
 
+def _option(network: Network | NetworkSpec, option: str, default: bool) -> bool:
+    return BOOLEANS[network.options[option].lower()] if option in network.options else default
+
+
+def _has_host_access(network: Network | NetworkSpec) -> bool:
+    """Whether the host and the network's endpoints reach each other; in bridge mode unless it is turned off.
+
+    An isolated parent has no address of the host's.
+    """
+    return bool(network.options.get(PARENT)) and _option(network, HOST_ACCESS, mode_of(network) == "bridge")
+
+
 class MacvlanDriver(Driver):
-    """The kernel's macvlan devices of one host; `netns_path` tells where a sandbox's namespace is."""
+    """The kernel's macvlan devices of one host, and the programs on their parents.
+
+    `netns_path` tells where a sandbox's namespace is.
+    """
 
     name = "macvlan"
     capabilities = Capabilities(existing=True)
 
-    def __init__(self, netns_path: Callable[[SandboxId], str]) -> None:
+    def __init__(self, netns_path: Callable[[SandboxId], str], uplinks: Uplinks, *, default_accel: bool = True) -> None:
         self._netns_path = netns_path
+        self._uplinks = uplinks
+        self._default_accel = default_accel
+        self._uplinks_lock = threading.Lock()
 
     # -- checking ------------------------------------------------------------------------------------------------
 
     def validate(self, spec: NetworkSpec, others: Sequence[Network]) -> None:
         check_network(spec, _OPTIONS)
         ifname = spec.options.get(PARENT)
+        if mode_of(spec) == _PASSTHRU and _option(spec, HOST_ACCESS, False):
+            raise InvalidArgument(
+                f"option {HOST_ACCESS}=on cannot be had in mode {_PASSTHRU}, where the one endpoint has the parent to "
+                "itself: use another mode"
+            )
         self._check_overlaps(spec, ifname, others)
         if not ifname:
             return
@@ -208,6 +240,15 @@ class MacvlanDriver(Driver):
         if endpoint.state is EndpointState.JOINING and _is_checked(join.network):
             what = f"look for others with the addresses of {endpoint.ifname} {where}"
             steps.insert(0, Step(what, partial(self._look, join), lambda: None))
+        if self._is_accelerated(join.network):
+            station = _station(join.network, endpoint)
+            steps.append(
+                Step(
+                    f"tell the programs on {parent_of(join.network)} of {endpoint.ifname} {where}",
+                    partial(self._tell, join.network, station),
+                    partial(self._forget, join.network, station),
+                )
+            )
         if join.netns_path is not None:
             steps.append(
                 Step(
@@ -288,6 +329,30 @@ class MacvlanDriver(Driver):
                 with rtnl.Rtnl(path) as netlink:
                     netlink.apply([rtnl.link_delete(found.ifname)])
 
+    def _tell(self, network: Network, station: Station) -> None:
+        """The programs run on a parent as long as they know of an endpoint there.
+
+        A parent that does not take them costs host access and police, not the endpoint.
+        """
+        parent = parent_of(network)
+        with self._uplinks_lock:
+            try:
+                self._uplinks.attach(parent, self._uplinks.has_host_access(parent, station))
+                self._uplinks.add(parent, station)
+            except OSError as error:
+                self._uplinks.fallbacks[f"parent {parent}"] = str(error)
+                LOG.warning("parent %s has no eBPF programs: %s", parent, error)
+
+    def _forget(self, network: Network, station: Station) -> None:
+        parent = parent_of(network)
+        with self._uplinks_lock:
+            self._uplinks.remove(parent, station)
+            if not self._uplinks.stations(parent):
+                self._uplinks.detach(parent)
+
+    def _is_accelerated(self, network: Network) -> bool:
+        return _option(network, ACCEL, self._default_accel)
+
     def _places(self, endpoint: Endpoint) -> list[str | None]:
         """The namespaces where the device may be: None is linkspand's, where it waits for an engine."""
         if not endpoint.is_remote:
@@ -316,6 +381,14 @@ class MacvlanDriver(Driver):
             ]
         )
         parents.sweep({_mark(network) for network in networks})
+        by_id = {network.id: network for network in networks}
+        stations: dict[str, list[Station]] = {}
+        for endpoint in endpoints:
+            network = by_id[endpoint.network_id]
+            if self._is_accelerated(network) and endpoint.state is not EndpointState.CREATED:
+                stations.setdefault(parent_of(network), []).append(_station(network, endpoint))
+        access = {parent: any(station.host_access for station in each) for parent, each in stations.items()}
+        self._uplinks.start(stations, access)
 
     def remains(self, endpoint: Endpoint) -> bool:
         return self._find(endpoint) is not None
@@ -338,13 +411,58 @@ class MacvlanDriver(Driver):
             "linkspan.parent": parent_of(network),
             "linkspan.parent_state": found.state if found is not None else "gone",
             "linkspan.macvlan_mode": mode_of(network),
-            "linkspan.path": "kernel macvlan",
+            "linkspan.path": self._path(network),
+            "linkspan.host_access": self._host_access(network),
         }
         if found is not None and found.marks:
             facts["linkspan.parent_made"] = "isolated" if found.ifname == _mark(network) else "802.1Q sub-interface"
         if CONFLICT_CHECK in network.options:
             facts[CONFLICT_CHECK] = "on" if _is_checked(network) else "off"
         return facts
+
+    def _path(self, network: Network) -> str:
+        if not self._is_accelerated(network):
+            return f"kernel macvlan ({ACCEL}=off)"
+        problem = self._uplinks.problem or self._uplinks.fallbacks.get(f"parent {parent_of(network)}")
+        if problem:
+            return f"kernel macvlan: {problem}"
+        return f"kernel macvlan, eBPF on the parent ({self._uplinks.attachment})"
+
+    def _host_access(self, network: Network) -> str:
+        if not _has_host_access(network):
+            return "off"
+        problem = self._uplinks.problem or self._uplinks.fallbacks.get(f"parent {parent_of(network)}")
+        if not self._is_accelerated(network):
+            problem = f"it takes the programs ({ACCEL}=off)"
+        return f"off: {problem}" if problem else "on"
+
+    def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
+        """From the programs on the parents. What macvlan hands to a group's members is counted for its sender alone."""
+        by_slot, drops = self._uplinks.counters()
+        return {
+            endpoint.id: EndpointCounters(**vars(by_slot[endpoint.slot]), drops=drops.get(endpoint.slot, {}))
+            for endpoint in endpoints
+            if endpoint.slot in by_slot
+        }
+
+    def status(self) -> DriverStatus:
+        if self._uplinks.problem:
+            return DriverStatus({"path": "kernel macvlan"}, {"macvlan ebpf": self._uplinks.problem})
+        facts = {"path": "kernel macvlan, eBPF on the parents", **self._uplinks.facts()}
+        return DriverStatus(facts, self._uplinks.fallbacks)
+
+
+def _station(network: Network, endpoint: Endpoint) -> Station:
+    mac = mac_bytes(endpoint.mac)
+    return Station(
+        slot=endpoint.slot,
+        mac=mac,
+        ip4=endpoint.ipv4.ip if endpoint.ipv4 else None,
+        ip6=endpoint.ipv6.ip if endpoint.ipv6 else None,
+        ip6_ll=inside.link_local(mac).ip if endpoint.ipv6 else None,
+        is_bridged=mode_of(network) == "bridge",
+        host_access=_has_host_access(network),
+    )
 
 
 def _usable_parent(ifname: str) -> Parent:

@@ -9,6 +9,7 @@ from typing import Final
 from control.errors import InvalidArgument
 from control.model import EndpointSpec, NetworkSpec
 
+ACCEL: Final = "linkspan.accel"
 MTU: Final = "com.docker.network.driver.mtu"
 IFACE_PREFIX: Final = "com.docker.network.container_iface_prefix"
 IFNAME: Final = "com.docker.network.endpoint.ifname"

@@ -37,11 +37,15 @@ def endpoint_addresses(number: int, on: int) -> tuple[str, str]:
     return f"192.168.{32 + on}.{20 + number}", f"fd00:{32 + on}::{20 + number}"
 
 
-def by_linkspan(net: Lan, modes: Sequence[str], endpoints: Sequence[int]) -> list[Node]:
+def by_linkspan(
+    net: Lan, modes: Sequence[str], endpoints: Sequence[int], *more: str, host_access: str = "off"
+) -> list[Node]:
     """Endpoints with ip numbers, each on the network that `endpoints` names; networks are called net0, net1."""
     machine: Host = net.host.place.host
     for number, (mode, (subnet4, subnet6)) in enumerate(zip(modes, SUBNETS, strict=False)):
-        options = ("-o", f"parent={PARENT}", "-o", f"macvlan_mode={mode}")
+        options = ("-o", f"parent={PARENT}", "-o", f"macvlan_mode={mode}", *more)
+        if host_access:
+            options += ("-o", f"linkspan.host_access={host_access}")
         subnets = ("--ipv6", "--subnet", subnet4, "--subnet", subnet6)
         machine.linkspan("network", "create", "-d", "macvlan", *options, *subnets, f"net{number}")
     nodes = []
@@ -129,3 +133,45 @@ def test_endpoints_reach_what_devices_made_by_hand_reach(
             assert found[by_linkspan]["host", f"e{one}", version] == is_reflected
         assert found[by_linkspan]["host", "router", version] == ("passthru" not in modes)
     assert parent_state(ours.host.place.host) == before
+
+
+@pytest.mark.parametrize(
+    ("modes", "endpoints", "host_access", "reached"),
+    [
+        pytest.param(["bridge", "bridge"], [0, 0, 1], "", {0, 1, 2}, id="bridge-by-default"),
+        pytest.param(["bridge", "private"], [0, 0, 1], "", {0, 1}, id="private-not-by-default"),
+        pytest.param(["private", "vepa"], [0, 0, 1], "on", {0, 1, 2}, id="others-on-demand"),
+        pytest.param(["bridge"], [0, 0], "off", set(), id="turned-off"),
+    ],
+)
+def test_the_host_and_its_endpoints_reach_each_other(
+    ours: Lan, modes: list[str], endpoints: list[int], host_access: str, reached: set[int]
+) -> None:
+    """Nothing else changes: who reaches whom is as without, and the parent is left as it was."""
+    before = parent_state(ours.host.place.host)
+    ours.set_reflective_relay(False)
+    found = {}
+    for access in ("off", host_access):
+        nodes = by_linkspan(ours, modes, endpoints, host_access=access)
+        try:
+            found[access] = reach_of(ours, nodes)
+        finally:
+            clear(ours, nodes)
+    with_host = {pair for pair in found["off"] if "host" in pair and "router" not in pair}
+    for pair, is_reached in found[host_access].items():
+        if pair in with_host:
+            (endpoint,) = {*pair[:2]} - {"host"}
+            assert is_reached == (int(endpoint[1:]) in reached), pair
+        else:
+            assert is_reached == found["off"][pair], pair
+    assert parent_state(ours.host.place.host) == before
+
+
+def test_without_programs_endpoints_are_as_before(ours: Lan) -> None:
+    nodes = by_linkspan(ours, ["bridge"], [0, 0], "-o", "linkspan.accel=off", host_access="")
+    try:
+        found = reach_of(ours, nodes)
+    finally:
+        clear(ours, nodes)
+    assert all(found[*pair, version] for pair in (("e0", "e1"), ("e0", "router")) for version in (4, 6))
+    assert not any(found[*pair, version] for pair in (("e0", "host"), ("host", "e0")) for version in (4, 6))
