@@ -246,8 +246,7 @@ class Engine(RuleBasedStateMachine):
 
     @rule()
     def request_a_pool_and_its_gateway(self) -> None:
-        body = {"AddressSpace": "docker", "Pool": "10.1.0.0/24", "SubPool": "", "Options": None, "V6": False}
-        if ask(self.plugin, "IpamDriver.RequestPool", body):
+        if ask(self.plugin, "IpamDriver.RequestPool", {"AddressSpace": "docker", "Pool": "10.1.0.0/24"}):
             body = {"PoolID": "docker/10.1.0.0/24", "Address": "10.1.0.1", "Options": GATEWAY}
             assert ask(self.plugin, "IpamDriver.RequestAddress", body)
 

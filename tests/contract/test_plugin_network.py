@@ -496,7 +496,8 @@ def test_ports_are_published_as_asked(
 def test_a_call_without_a_port_map_publishes_nothing(plugin: PluginServer, host: Host) -> None:
     joined(plugin)
     before = host.state()
-    for options in (None, {}, {PORT_MAP: None}, {PORT_MAP: []}):
+    nothing: list[Any] = [None, {}, {PORT_MAP: None}, {PORT_MAP: []}]
+    for options in nothing:
         assert plugin.call("NetworkDriver.ProgramExternalConnectivity", ids(Options=options)) == {}
     assert host.state() == before
 

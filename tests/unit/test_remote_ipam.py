@@ -85,7 +85,7 @@ def test_default_pools_overlap_nothing_and_end_in_words(host: Host) -> None:
     host.routes = [IPv4Network("172.21.5.0/24"), IPv4Network("192.168.0.0/18"), IPv6Network("fd00::/8")]
     make_network(host, IPv4Network("172.22.0.0/16"), None)
     in_the_way = [own, IPv4Network("172.20.0.0/16"), IPv4Network("172.22.0.0/16"), *host.routes[:2]]
-    free = [net for net in DEFAULTS if not any(net.overlaps(other) for other in in_the_way)]  # type: ignore[arg-type]
+    free = [net for net in DEFAULTS if not any(net.overlaps(other) for other in in_the_way)]
     assert [pool(host, None) for _ in free] == free
     refuses(host, Exhausted, "all predefined address pools have been fully subnetted", lambda: pool(host, None))
 

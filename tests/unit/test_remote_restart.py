@@ -97,7 +97,7 @@ ENDING: list[Call] = [
     delete_network,
 ]
 LIFE = [*MAKING, *ENDING]
-ANSWERS = {
+ANSWERS: dict[Call, Any] = {
     pool: POOL,
     gateway: "10.9.0.1/16",
     create_network: "active",
