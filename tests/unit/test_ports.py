@@ -4,7 +4,7 @@ of what was refused."""
 from __future__ import annotations
 
 import errno
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 
 import msgspec
 import pytest
