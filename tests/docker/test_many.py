@@ -73,6 +73,6 @@ def test_a_hundred_containers_come_and_go(lab: Lab) -> None:
     assert first.pings(last.ip4)
     in_parallel(remove, names)
     for call in CALLS:
-        assert quick(lab, call, 0.1) > 0.8, call  # not all: containers are started and ended on the same cores
+        assert quick(lab, call, 0.1) > 0.5, call  # not all: containers are started and ended on the same cores
     lab.docker("network", "rm", "crowd")
     assert leftovers(lab) == []
