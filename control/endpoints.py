@@ -80,7 +80,7 @@ class Endpoints:
                     created=utcnow(),
                     slot=slot,
                     ifname=self._free_ifname(network, sandbox) if driver.capabilities.addresses else "",
-                    mac=mac or (addressing.make_mac(ipv4) if driver.capabilities.addresses else ""),
+                    mac=mac or (addressing.make_mac(ipv4, siblings) if driver.capabilities.addresses else ""),
                     ipv4=ipv4,
                     ipv6=ipv6,
                     aliases=spec.aliases,

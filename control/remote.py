@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final
 
@@ -183,9 +184,7 @@ class RemoteNetworks:
         options: Mapping[str, str],
     ) -> Endpoint:
         siblings = self._records.on_network(network.id)
-        given = addressing.check_mac(mac, network, siblings) if mac else addressing.make_mac(ipv4)
-        while any(sibling.mac == given for sibling in siblings):
-            given = addressing.make_mac(None)
+        given = addressing.check_mac(mac, network, siblings) if mac else addressing.make_mac(ipv4, siblings)
         slot = self._records.slots.take()
         try:
             endpoint = self._deps.driver_of(network).settle_endpoint(
@@ -234,8 +233,10 @@ class RemoteNetworks:
         """
         self._begin_deletion(network_id, endpoint_id)
         deletion = self._cleaners.submit(self._finish_deletion, endpoint_id)
-        with suppress(TimeoutError):
+        try:
             deletion.result(_PATIENCE_S)
+        except TimeoutError:
+            deletion.add_done_callback(partial(_log_failure, endpoint_id))
 
     def _begin_deletion(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Takes its ports away, and takes note that the rest is to go."""
@@ -421,6 +422,12 @@ def _as_asked(
     if (known.network_id, known.ipv4, known.ipv6, known.mac) != (network.id, ipv4, ipv6, given):
         raise Conflict(f"endpoint {known.id[:12]} exists already, with other settings: delete it first")
     return known
+
+
+def _log_failure(endpoint_id: EndpointId, deletion: Future[None]) -> None:
+    """What nobody waits for any more is said in the log; the next start, or deletion, finishes it."""
+    if not deletion.cancelled() and (error := deletion.exception()) is not None:
+        LOG.error("endpoint %s is not deleted whole: %s", endpoint_id[:12], error)
 
 
 def _peer_of(endpoint_id: str) -> str:

@@ -101,7 +101,7 @@ def error_key(method: str) -> str:
 
 
 def error_of(method: str, document: dict[str, Any]) -> str:
-    assert document.keys() == {error_key(method)}, document
+    assert document.keys() == {error_key(method), "Err"}, document
     return str(document[error_key(method)])
 
 
