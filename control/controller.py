@@ -63,6 +63,7 @@ class NetworkController:
             self._records,
             self._endpoints,
             self.remote,
+            self.remote_ipam,
             discard_network=self._networks.discard,
             discard_sandbox=self._discard_sandbox,
         )

@@ -106,8 +106,7 @@ class RemoteNetworks:
                 return
             for endpoint in self._records.on_network(network.id):
                 LOG.warning("removing endpoint %s with its network %s", endpoint.id[:12], network.name)
-                self._begin_deletion(network_id, endpoint.id)
-                self._finish_deletion(endpoint.id)
+                self.discard(endpoint)
             self._networks.remove(network_id, owner=OWNER)
 
     # -- endpoints -----------------------------------------------------------------------------------------------
@@ -215,8 +214,7 @@ class RemoteNetworks:
         with self._endpoint_locks.held(rival.id):
             self._require_leftover(network, rival)  # once more: it may have been joining
             LOG.warning("removing endpoint %s: it has no device, and its address went to another", rival.id[:12])
-            self._begin_deletion(network.id, rival.id)
-            self._finish_deletion(rival.id)
+            self.discard(rival)
 
     def _require_leftover(self, network: Network, rival: Endpoint) -> None:
         """Raises Forbidden for an endpoint that has a device, and is not being deleted."""
@@ -237,6 +235,11 @@ class RemoteNetworks:
             deletion.result(_PATIENCE_S)
         except TimeoutError:
             deletion.add_done_callback(partial(_log_failure, endpoint_id))
+
+    def discard(self, endpoint: Endpoint) -> None:
+        """Deletes an endpoint that its engine knows nothing of any more; raises DatapathFailed, StoreError."""
+        self._begin_deletion(endpoint.network_id, endpoint.id)
+        self._finish_deletion(endpoint.id)
 
     def _begin_deletion(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Takes its ports away, and takes note that the rest is to go."""

@@ -107,7 +107,7 @@ def _ifinfo(index: int = 0, *, up: bool | None = None, family: int = 0) -> bytes
 def veth_add(
     ifname: str, *, master: int, peer_ifname: str, peer_netns_fd: int | None, peer_mac: bytes, mtu: int
 ) -> Request:
-    """A veth pair, both ends down: the host end a port of `master`, the peer in the other namespace, if there is one."""
+    """A veth pair, both ends down: the host end a port of `master`, the peer in the other namespace if one is named."""
     peer = _ifinfo() + b"".join(
         (
             text(IFLA_IFNAME, peer_ifname),

@@ -126,7 +126,10 @@ class Driver:
         """A container engine has started on this host, and may have changed the firewall. May be repeated."""
 
     def remains(self, endpoint: Endpoint) -> bool:
-        """Whether the endpoint's device is on this host, in whatever condition."""
+        """Whether the endpoint's device is where it belongs, in whatever condition.
+
+        That is its sandbox, or until a container engine first moves it there, this namespace.
+        """
         return True
 
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:

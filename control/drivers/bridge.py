@@ -408,7 +408,12 @@ class BridgeDriver(Driver):
         )
 
     def remains(self, endpoint: Endpoint) -> bool:
-        return devices.ifindex(endpoint.host_ifname) is not None
+        """An engine that gives an endpoint up moves its peer back, as the kernel then tells by the carrier it had."""
+        index = devices.ifindex(endpoint.host_ifname)
+        if index is None:
+            return False
+        is_here = endpoint.is_remote and devices.ifindex(endpoint.ifname) is not None
+        return not (is_here and devices.has_had_carrier(index))
 
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         present = {link.ifname: link for link in links.dump()}
@@ -417,7 +422,10 @@ class BridgeDriver(Driver):
         for endpoint in endpoints:
             link = present.get(endpoint.host_ifname)
             bridge = present.get(bridge_name(by_id[endpoint.network_id], endpoint.shard))
-            if link is not None and bridge is not None and link.master == bridge.ifindex and link.flags & rtnl.IFF_UP:
+            if link is None or bridge is None or link.master != bridge.ifindex or not link.flags & rtnl.IFF_UP:
+                continue
+            is_here = endpoint.is_remote and endpoint.ifname in present
+            if not is_here or self.remains(endpoint):
                 whole.add(endpoint.id)
         return whole
 

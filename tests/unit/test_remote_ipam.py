@@ -236,6 +236,20 @@ def test_releasing_what_is_not_taken_changes_nothing(host: Host, ipam: RemoteIpa
     assert host.state() == before
 
 
+def test_an_address_that_an_endpoint_has_is_not_released(host: Host, ipam: RemoteIpam) -> None:
+    """A release that comes late is for an endpoint that was lost; the address has gone to this one since."""
+    pool(host)
+    make_network(host)
+    given = take(host, mac=MAC)
+    make_endpoint(host, given, MAC)
+    before = host.state()
+    ipam.release_address(POOL, IPv4Interface(given).ip)
+    assert host.state() == before
+    host.controller.remote.delete_endpoint(N, E)
+    ipam.release_address(POOL, IPv4Interface(given).ip)
+    assert take(host, given.partition("/")[0], mac=MAC2) == given
+
+
 # -- repeated calls --------------------------------------------------------------------------------------------------
 
 
