@@ -20,7 +20,7 @@ import msgspec
 from control import addressing, ports
 from control.deps import Deps
 from control.endpoints import Endpoints
-from control.errors import Conflict, ControlError, DatapathFailed, Forbidden, InvalidArgument, NotFound
+from control.errors import Conflict, ControlError, Forbidden, InvalidArgument, NotFound
 from control.events import Event, EventBus
 from control.locks import KeyedLocks
 from control.model import (
@@ -65,18 +65,6 @@ class RemoteNetworks:
     def stop(self) -> None:
         """Endpoints that are still being deleted are left to the next start. Idempotent."""
         self._cleaners.shutdown(cancel_futures=True)
-
-    def engine_started(self) -> None:
-        """Lets the drivers see to what a start of the engine changes on the host; raises DatapathFailed."""
-        with self._records.lock:
-            networks, endpoints = self._records.networks(), self._records.endpoints()
-        for name, driver in self._deps.drivers.items():
-            own = [network for network in networks if network.driver == name]
-            ids = {network.id for network in own}
-            try:
-                driver.engine_started(own, [endpoint for endpoint in endpoints if endpoint.network_id in ids])
-            except OSError as error:
-                raise DatapathFailed(f"the driver {name} is not ready for docker: {error}") from error
 
     # -- networks ------------------------------------------------------------------------------------------------
 

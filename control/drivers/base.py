@@ -122,8 +122,8 @@ class Driver:
         """What makes the endpoint's `ports` reachable at the host's."""
         raise NotImplementedByDriver(f"the driver {self.name} publishes no ports: leave them out")
 
-    def engine_started(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
-        """A container engine has started on this host, and may have changed the firewall. May be repeated."""
+    def restore_firewall(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        """Puts back what others may have taken out of the host's firewall. May be repeated."""
 
     def remains(self, endpoint: Endpoint) -> bool:
         """Whether the endpoint's device is where it belongs, in whatever condition.

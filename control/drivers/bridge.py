@@ -211,6 +211,10 @@ class BridgeDriver(Driver):
         nft.remove(policy)
         docker_firewall.dismiss(policy.bridges)
 
+    def _policies(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[nft.Policy]:
+        shards = _shards(networks, endpoints)
+        return [self._policy(network, sorted(shards[network.id])) for network in networks]
+
     def _policy(self, network: Network, shards: Sequence[int]) -> nft.Policy:
         return nft.Policy(
             bridges=[bridge_name(network, shard) for shard in shards],
@@ -390,7 +394,7 @@ class BridgeDriver(Driver):
         for network in networks:
             self._add_gateways(network)
         shards = _shards(networks, endpoints)
-        policies = [self._policy(network, sorted(shards[network.id])) for network in networks]
+        policies = self._policies(networks, endpoints)
         if policies or nft.exists():
             nft.synchronize(policies, [each for endpoint in endpoints for each in _publications(endpoint)])
         docker_firewall.synchronize([bridge for policy in policies for bridge in policy.bridges])
@@ -400,12 +404,11 @@ class BridgeDriver(Driver):
                 known |= {bridge_name(by_id[id_], shard), *_trunk_names(by_id[id_], shard)}
         devices.delete_links([name for name, link in present.items() if _is_ours(link) and name not in known])
 
-    def engine_started(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+    def restore_firewall(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
         """Docker's FORWARD policy is new with each of its starts, and DOCKER-USER with its first."""
-        by_id = {network.id: network for network in networks}
-        docker_firewall.admit(
-            [bridge_name(by_id[id_], n) for id_, ns in _shards(networks, endpoints).items() for n in sorted(ns)]
-        )
+        policies = self._policies(networks, endpoints)
+        nft.restore(policies, [each for endpoint in endpoints for each in _publications(endpoint)])
+        docker_firewall.admit([bridge for policy in policies for bridge in policy.bridges])
 
     def remains(self, endpoint: Endpoint) -> bool:
         """An engine that gives an endpoint up moves its peer back, as the kernel then tells by the carrier it had."""
