@@ -51,7 +51,7 @@ def build_plugin_app(
     app = web.Application(client_max_size=limits.max_body_bytes)
     for route in routes:
         app.router.add_post(f"/{route.name}", _entry(route, workers, limits, metrics))
-    app.router.add_route("*", "/{elsewhere:.*}", _elsewhere)
+    app.router.add_route("*", "/{elsewhere:(?s:.*)}", _elsewhere)
     return app
 
 
