@@ -200,7 +200,13 @@ def check_mac(mac: str, network: Network, siblings: Sequence[Endpoint]) -> str:
     return normal
 
 
-def make_mac(ipv4: IPv4Interface | None) -> str:
-    """A locally administered address: 02:42 and the IPv4 address as Docker has it, random without one."""
+def make_mac(ipv4: IPv4Interface | None, siblings: Sequence[Endpoint]) -> str:
+    """A locally administered address that none of the network's endpoints has.
+
+    02:42 and the IPv4 address as Docker has it; random without one, and where somebody asked for that MAC before.
+    """
+    taken = {sibling.mac for sibling in siblings}
     tail = ipv4.ip.packed if ipv4 is not None else secrets.token_bytes(4)
-    return (b"\x02\x42" + tail).hex(":")
+    while (mac := (b"\x02\x42" + tail).hex(":")) in taken:
+        tail = secrets.token_bytes(4)
+    return mac

@@ -16,7 +16,7 @@ from typing import Any
 from control.deps import Deps
 from control.drivers.base import EndpointCounters
 from control.endpoints import Endpoints
-from control.errors import Conflict, Forbidden, InvalidArgument
+from control.errors import Conflict, DatapathFailed, Forbidden, InvalidArgument
 from control.events import Event, EventBus, Listener
 from control.locks import KeyedLocks
 from control.model import (
@@ -63,6 +63,7 @@ class NetworkController:
             self._records,
             self._endpoints,
             self.remote,
+            self.remote_ipam,
             discard_network=self._networks.discard,
             discard_sandbox=self._discard_sandbox,
         )
@@ -172,6 +173,18 @@ class NetworkController:
             "broken": dict(self._reconciler.failures),
             **self.counts(),
         }
+
+    def restore_firewall(self) -> None:
+        """Puts back what others took out of the host's firewall; raises DatapathFailed."""
+        with self._records.lock:
+            networks, endpoints = self._records.networks(), self._records.endpoints()
+        for name, driver in self._deps.drivers.items():
+            own = [network for network in networks if network.driver == name and not network.config_only]
+            ids = {network.id for network in own}
+            try:
+                driver.restore_firewall(own, [endpoint for endpoint in endpoints if endpoint.network_id in ids])
+            except OSError as error:
+                raise DatapathFailed(f"the firewall of {name} networks is not whole: {error}") from error
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Calls `listener` with every Event, in whatever thread; returns what ends the subscription."""

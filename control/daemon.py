@@ -43,6 +43,7 @@ from control.config import DEFAULT_PATH, Config, ConfigError, listen_address, lo
 from control.controller import NetworkController
 from control.controller_factory import build_controller
 from control.errors import ControlError
+from control.firewall_watch import FirewallWatcher
 from control.metrics import Metrics, release
 from control.notify import notify
 from control.plugin.ipam import IpamDriver
@@ -50,6 +51,7 @@ from control.plugin.network import NetworkDriver
 from control.plugin.server import build_plugin_app
 from control.watch import ProcessWatcher
 from control.workers import Workers
+from datapath.nft_monitor import TableMonitor
 
 LOG = logging.getLogger("linkspand")
 
@@ -125,6 +127,7 @@ async def run(config: Config) -> bool:
         watcher = ProcessWatcher(controller, workers)
         stack.push_async_callback(watcher.close)
         await watcher.start()
+        _watch_firewall(controller, workers, stack)
         context = Context(controller, config.api, metrics, watcher, workers)
         context.events.start(controller.subscribe)
         if metrics_socket is not None:
@@ -222,6 +225,18 @@ async def _start_controller(controller: NetworkController, workers: Workers, sta
         await workers.change(controller.start)
     finally:
         stack.push_async_callback(workers.read, controller.stop)
+
+
+def _watch_firewall(controller: NetworkController, workers: Workers, stack: AsyncExitStack) -> None:
+    try:
+        monitor = TableMonitor()
+    except OSError as error:
+        LOG.warning("cannot watch the firewall, what others flush comes back with the next start: %s", error)
+        return
+    stack.callback(monitor.close)
+    watcher = FirewallWatcher(monitor, controller, workers)
+    stack.push_async_callback(watcher.close)
+    watcher.start()
 
 
 async def _serve_plugin(

@@ -123,7 +123,8 @@ class Endpoints:
             driver.validate_endpoint(network, spec)
             siblings = self._records.on_network(network.id)
             endpoint_id = EndpointId(secrets.token_hex(32))
-            mac = addressing.check_mac(spec.mac, network, self.on_link(network)) if spec.mac else None
+            on_link = self.on_link(network)
+            mac = addressing.check_mac(spec.mac, network, on_link) if spec.mac else None
             (ipv4, ipv6), changes = addressing.request_addresses(
                 self._deps.ipam, network, spec, owner=f"sandbox {sandbox.name}"
             )
@@ -137,7 +138,7 @@ class Endpoints:
                     created=utcnow(),
                     slot=slot,
                     ifname=self._free_ifname(network, sandbox) if driver.capabilities.addresses else "",
-                    mac=mac or (addressing.make_mac(ipv4) if driver.capabilities.addresses else ""),
+                    mac=mac or (addressing.make_mac(ipv4, on_link) if driver.capabilities.addresses else ""),
                     ipv4=ipv4,
                     ipv6=ipv6,
                     aliases=spec.aliases,

@@ -124,6 +124,7 @@ class Networks:
             if spec.config_from:
                 self._configuration(spec.config_from)  # it may have gone meanwhile
             pools, changes = take_pools()
+            segment = self._records.segments.take()
             try:
                 network = Network(
                     id=network_id,
@@ -131,7 +132,7 @@ class Networks:
                     driver=spec.driver,
                     state=NetworkState.CREATING,
                     created=utcnow(),
-                    segment=self._records.segments.take(),
+                    segment=segment,
                     internal=spec.internal,
                     attachable=spec.attachable,
                     enable_ipv4=spec.enable_ipv4,
@@ -148,6 +149,7 @@ class Networks:
                 )
                 self._records.commit(put=[network], changes=changes)
             except Exception:
+                self._records.segments.give_back(segment)
                 addressing.release_pools(self._deps.ipam, pools)
                 raise
             self._changing.add(network.id)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Final
 
 from control import ports
 from control.deps import Deps
 from control.drivers.base import Driver
 from control.endpoints import Endpoints
 from control.errors import ControlError
-from control.model import Endpoint, EndpointState, Network, NetworkState, PublishedPort, Sandbox, SandboxState
+from control.model import Endpoint, EndpointState, Network, NetworkState, PublishedPort, Sandbox, SandboxState, utcnow
 from control.plan import Step
 from control.records import Records
 from control.remote import RemoteNetworks
+from control.remote_ipam import RemoteIpam
 
 LOG = logging.getLogger(__name__)
+
+_ON_ITS_WAY: Final = timedelta(minutes=1)
+"""How long an engine may take from making an endpoint to joining it, repeated calls included."""
 
 
 class Reconciler:
@@ -27,6 +33,7 @@ class Reconciler:
         records: Records,
         endpoints: Endpoints,
         remote: RemoteNetworks,
+        remote_ipam: RemoteIpam,
         *,
         discard_network: Callable[[Network], None],
         discard_sandbox: Callable[[Sandbox], None],
@@ -36,6 +43,7 @@ class Reconciler:
         self._records = records
         self._endpoints = endpoints
         self._remote = remote
+        self._remote_ipam = remote_ipam
         self._discard_network = discard_network
         self._discard_sandbox = discard_sandbox
 
@@ -96,16 +104,24 @@ class Reconciler:
                 self._apply(f"network {network.name}", driver.network_steps(network))
         for endpoint in endpoints:
             if endpoint.is_remote:
-                if endpoint.state is EndpointState.JOINED and endpoint.id not in intact:
+                if endpoint.id not in intact:
                     self._repair_remote(driver, endpoint)
             elif endpoint.id not in intact:
                 steps = driver.endpoint_steps(self._endpoints.join_of(endpoint))
                 self._apply(f"endpoint {endpoint.id[:12]}", steps, is_broken=True)
 
     def _repair_remote(self, driver: Driver, endpoint: Endpoint) -> None:
-        """A device that is there is in its sandbox and stays; one that is gone can only be asked for again."""
+        """A device that is there is in its sandbox and stays. An endpoint without one is its engine's no more.
+
+        Engines make an endpoint when they start a container, and join it at once; one that was made just now may be on
+        its way there.
+        """
         if not driver.remains(endpoint):
-            self._reset(endpoint)
+            is_new = utcnow() - endpoint.created < _ON_ITS_WAY
+            if endpoint.state is EndpointState.JOINED or not is_new:
+                self._drop(endpoint)
+            return
+        if endpoint.state is not EndpointState.JOINED:
             return
         what = f"endpoint {endpoint.id[:12]}"
         LOG.warning("%s is not whole in the kernel: applying it again", what)
@@ -113,6 +129,14 @@ class Reconciler:
             self._deps.reapply(driver.endpoint_steps(self._endpoints.join_of(endpoint)), f"{what} could not be mended")
         except ControlError as error:
             self._failed(what, error)
+
+    def _drop(self, endpoint: Endpoint) -> None:
+        LOG.warning("removing endpoint %s, which has no device: its engine has given it up", endpoint.id[:12])
+        try:
+            self._remote.discard(endpoint)
+            self._remote_ipam.release_lost(endpoint)
+        except ControlError as error:
+            self._failed(f"endpoint {endpoint.id[:12]}", error)
 
     def _reset(self, endpoint: Endpoint) -> None:
         LOG.warning(

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final
 
@@ -19,7 +20,7 @@ import msgspec
 from control import addressing, ports
 from control.deps import Deps
 from control.endpoints import Endpoints
-from control.errors import Conflict, ControlError, DatapathFailed, Forbidden, InvalidArgument, NotFound
+from control.errors import Conflict, ControlError, Forbidden, InvalidArgument, NotFound
 from control.events import Event, EventBus
 from control.locks import KeyedLocks
 from control.model import (
@@ -65,18 +66,6 @@ class RemoteNetworks:
         """Endpoints that are still being deleted are left to the next start. Idempotent."""
         self._cleaners.shutdown(cancel_futures=True)
 
-    def engine_started(self) -> None:
-        """Lets the drivers see to what a start of the engine changes on the host; raises DatapathFailed."""
-        with self._records.lock:
-            networks, endpoints = self._records.networks(), self._records.endpoints()
-        for name, driver in self._deps.drivers.items():
-            own = [network for network in networks if network.driver == name]
-            ids = {network.id for network in own}
-            try:
-                driver.engine_started(own, [endpoint for endpoint in endpoints if endpoint.network_id in ids])
-            except OSError as error:
-                raise DatapathFailed(f"the driver {name} is not ready for docker: {error}") from error
-
     # -- networks ------------------------------------------------------------------------------------------------
 
     def create_network(self, network_id: NetworkId, spec: NetworkSpec) -> Network:
@@ -105,8 +94,7 @@ class RemoteNetworks:
                 return
             for endpoint in self._records.on_network(network.id):
                 LOG.warning("removing endpoint %s with its network %s", endpoint.id[:12], network.name)
-                self._begin_deletion(network_id, endpoint.id)
-                self._finish_deletion(endpoint.id)
+                self.discard(endpoint)
             self._networks.remove(network_id, owner=OWNER)
 
     # -- endpoints -----------------------------------------------------------------------------------------------
@@ -182,10 +170,8 @@ class RemoteNetworks:
         mac: str | None,
         options: Mapping[str, str],
     ) -> Endpoint:
-        siblings = self._records.on_network(network.id)
-        given = addressing.check_mac(mac, network, siblings) if mac else addressing.make_mac(ipv4)
-        while any(sibling.mac == given for sibling in siblings):
-            given = addressing.make_mac(None)
+        siblings, on_link = self._records.on_network(network.id), self._endpoints.on_link(network)
+        given = addressing.check_mac(mac, network, on_link) if mac else addressing.make_mac(ipv4, on_link)
         slot = self._records.slots.take()
         try:
             endpoint = self._deps.driver_of(network).settle_endpoint(
@@ -216,8 +202,7 @@ class RemoteNetworks:
         with self._endpoint_locks.held(rival.id):
             self._require_leftover(network, rival)  # once more: it may have been joining
             LOG.warning("removing endpoint %s: it has no device, and its address went to another", rival.id[:12])
-            self._begin_deletion(network.id, rival.id)
-            self._finish_deletion(rival.id)
+            self.discard(rival)
 
     def _require_leftover(self, network: Network, rival: Endpoint) -> None:
         """Raises Forbidden for an endpoint that has a device, and is not being deleted."""
@@ -234,8 +219,15 @@ class RemoteNetworks:
         """
         self._begin_deletion(network_id, endpoint_id)
         deletion = self._cleaners.submit(self._finish_deletion, endpoint_id)
-        with suppress(TimeoutError):
+        try:
             deletion.result(_PATIENCE_S)
+        except TimeoutError:
+            deletion.add_done_callback(partial(_log_failure, endpoint_id))
+
+    def discard(self, endpoint: Endpoint) -> None:
+        """Deletes an endpoint that its engine knows nothing of any more; raises DatapathFailed, StoreError."""
+        self._begin_deletion(endpoint.network_id, endpoint.id)
+        self._finish_deletion(endpoint.id)
 
     def _begin_deletion(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Takes its ports away, and takes note that the rest is to go."""
@@ -421,6 +413,12 @@ def _as_asked(
     if (known.network_id, known.ipv4, known.ipv6, known.mac) != (network.id, ipv4, ipv6, given):
         raise Conflict(f"endpoint {known.id[:12]} exists already, with other settings: delete it first")
     return known
+
+
+def _log_failure(endpoint_id: EndpointId, deletion: Future[None]) -> None:
+    """What nobody waits for any more is said in the log; the next start, or deletion, finishes it."""
+    if not deletion.cancelled() and (error := deletion.exception()) is not None:
+        LOG.error("endpoint %s is not deleted whole: %s", endpoint_id[:12], error)
 
 
 def _peer_of(endpoint_id: str) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 from control.deps import Deps
 from control.errors import ControlError, InvalidArgument, NotFound
 from control.ipam.base import Pool
-from control.model import Address, Endpoint, Subnet
+from control.model import Address, Endpoint, EndpointState, Subnet
 from control.records import Records
 from control.store.base import Change
 
@@ -93,11 +93,25 @@ class RemoteIpam:
             return _in_pool(pool_id, given)
 
     def release_address(self, pool_id: str, address: Address) -> None:
-        """Harmless for what is not there. Raises InvalidArgument for a pool that is not the engine's."""
+        """Harmless for what is not there, and for what an endpoint has: it went to that one since it was lost.
+
+        Raises InvalidArgument for a pool that is not the engine's.
+        """
         _check_space(pool_id)
         with self._records.lock:
+            if self._is_held(pool_id, address):
+                return
             with suppress(NotFound):
                 self._unstored += self._ipam.release_address(pool_id, address)
+            self._store()
+
+    def release_lost(self, endpoint: Endpoint) -> None:
+        """Gives back what an endpoint has that the engine will not give back: it knows nothing of it any more."""
+        with self._records.lock:
+            for interface in (endpoint.ipv4, endpoint.ipv6):
+                for pool in self._ipam.pools(SPACE) if interface is not None else ():
+                    if interface is not None and interface.network == pool.subnet:
+                        self._unstored += self._ipam.release_address(pool.id, interface.ip)
             self._store()
 
     def _store(self, changes: Sequence[Change] = ()) -> None:
@@ -105,6 +119,16 @@ class RemoteIpam:
         if self._unstored or changes:
             self._records.commit(changes=[*self._unstored, *changes])
             self._unstored.clear()
+
+    def _is_held(self, pool_id: str, address: Address) -> bool:
+        """Whether an endpoint on the pool's network has the address, and is not being deleted."""
+        return any(
+            _has(endpoint, address)
+            for network in self._records.networks()
+            if network.owner and any(str(pool.subnet) == _subnet_of(pool_id) for pool in network.pools)
+            for endpoint in self._records.on_network(network.id)
+            if endpoint.state is not EndpointState.LEAVING
+        )
 
     def _is_unused(self, pool_id: str, address: Address, mac: str) -> bool:
         """Whether nobody can have got the address yet: its network is being made, or no endpoint has it."""

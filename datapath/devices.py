@@ -75,6 +75,12 @@ def is_up(ifname: str) -> bool:
     return bool(struct.unpack_from("=h", reply, 16)[0] & rtnl.IFF_UP)
 
 
+def has_had_carrier(index: int) -> bool:
+    """Whether the device ever had a carrier, as a veth has when both ends are up; raises NetlinkError."""
+    with _iproute(f"look at device {index}") as ip:
+        return bool(ip.get_links(index)[0].get_attr("IFLA_CARRIER_UP_COUNT"))
+
+
 def take_note_of_carrier(ifname: str) -> None:
     """Has the kernel act on the device's carrier now.
 

@@ -233,6 +233,14 @@ def synchronize(policies: Sequence[Policy], publications: Sequence[Publication] 
     _apply(_RULES + flushes + changes + _port_changes("add", publications))
 
 
+def restore(policies: Sequence[Policy], publications: Sequence[Publication] = ()) -> None:
+    """Makes the table hold at least these networks and ports, in one transaction; may run beside `add`, `publish` and
+    their opposites."""
+    if policies:
+        changes = "".join(_changes("add", _elements(policy)) for policy in policies)
+        _apply(_RULES + changes + _port_changes("add", publications))
+
+
 def allow_loopback(bridge: str) -> None:
     """Lets the host itself reach ports that are published on `bridge`'s network through 127.0.0.1. May be repeated.
 

@@ -129,11 +129,14 @@ class Driver:
         """What makes the endpoint's `ports` reachable at the host's."""
         raise NotImplementedByDriver(f"the driver {self.name} publishes no ports: leave them out")
 
-    def engine_started(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
-        """A container engine has started on this host, and may have changed the firewall. May be repeated."""
+    def restore_firewall(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        """Puts back what others may have taken out of the host's firewall. May be repeated."""
 
     def remains(self, endpoint: Endpoint) -> bool:
-        """Whether the endpoint's device is on this host, in whatever condition."""
+        """Whether the endpoint's device is where it belongs, in whatever condition.
+
+        That is its sandbox, or until a container engine first moves it there, this namespace.
+        """
         return True
 
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:

@@ -183,6 +183,10 @@ class BridgeDriver(Driver):
         nft.remove(policy)
         docker_firewall.dismiss(policy.bridges)
 
+    def _policies(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[nft.Policy]:
+        shards = _shards(networks, endpoints)
+        return [self._policy(network, sorted(shards[network.id])) for network in networks]
+
     def _policy(self, network: Network, shards: Sequence[int]) -> nft.Policy:
         return nft.Policy(
             bridges=[bridge_name(network, shard) for shard in shards],
@@ -362,7 +366,7 @@ class BridgeDriver(Driver):
         for network in networks:
             self._add_gateways(network)
         shards = _shards(networks, endpoints)
-        policies = [self._policy(network, sorted(shards[network.id])) for network in networks]
+        policies = self._policies(networks, endpoints)
         if policies or nft.exists():
             nft.synchronize(policies, [each for endpoint in endpoints for each in _publications(endpoint)])
         docker_firewall.synchronize([bridge for policy in policies for bridge in policy.bridges])
@@ -372,15 +376,19 @@ class BridgeDriver(Driver):
                 known |= {bridge_name(by_id[id_], shard), *_trunk_names(by_id[id_], shard)}
         devices.delete_links([name for name, link in present.items() if _is_ours(link) and name not in known])
 
-    def engine_started(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+    def restore_firewall(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
         """Docker's FORWARD policy is new with each of its starts, and DOCKER-USER with its first."""
-        by_id = {network.id: network for network in networks}
-        docker_firewall.admit(
-            [bridge_name(by_id[id_], n) for id_, ns in _shards(networks, endpoints).items() for n in sorted(ns)]
-        )
+        policies = self._policies(networks, endpoints)
+        nft.restore(policies, [each for endpoint in endpoints for each in _publications(endpoint)])
+        docker_firewall.admit([bridge for policy in policies for bridge in policy.bridges])
 
     def remains(self, endpoint: Endpoint) -> bool:
-        return devices.ifindex(endpoint.host_ifname) is not None
+        """An engine that gives an endpoint up moves its peer back, as the kernel then tells by the carrier it had."""
+        index = devices.ifindex(endpoint.host_ifname)
+        if index is None:
+            return False
+        is_here = endpoint.is_remote and devices.ifindex(endpoint.ifname) is not None
+        return not (is_here and devices.has_had_carrier(index))
 
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         present = {link.ifname: link for link in links.dump()}
@@ -389,7 +397,10 @@ class BridgeDriver(Driver):
         for endpoint in endpoints:
             link = present.get(endpoint.host_ifname)
             bridge = present.get(bridge_name(by_id[endpoint.network_id], endpoint.shard))
-            if link is not None and bridge is not None and link.master == bridge.ifindex and link.flags & rtnl.IFF_UP:
+            if link is None or bridge is None or link.master != bridge.ifindex or not link.flags & rtnl.IFF_UP:
+                continue
+            is_here = endpoint.is_remote and endpoint.ifname in present
+            if not is_here or self.remains(endpoint):
                 whole.add(endpoint.id)
         return whole
 

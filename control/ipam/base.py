@@ -75,6 +75,9 @@ class Ipam(Protocol):
     def find(self, pool_id: str, owner: str) -> Address | None:
         """An address of the pool that was requested for `owner`; raises NotFound for the pool."""
 
+    def pools(self, space: str) -> list[Pool]:
+        """The pools of the space."""
+
     def untouched(self, space: str) -> set[str]:
         """The pools of the space of which nobody holds an address."""
 

@@ -151,10 +151,16 @@ class PoolIpam:
             value = next((value for value, holder in state.leases.items() if holder == owner), None)
             return None if value is None else state.subnet.address_type(value)
 
+    def pools(self, space: str) -> list[Pool]:
+        with self._lock:
+            return [state.pool for state in self._states(space)]
+
     def untouched(self, space: str) -> set[str]:
         with self._lock:
-            pools = [pool for v in (4, 6) for subnet in self._spaces.subnets(space, v) for pool in subnet.pools]
-            return {state.pool.id for state in pools if not state.leases}
+            return {state.pool.id for state in self._states(space) if not state.leases}
+
+    def _states(self, space: str) -> list[PoolState]:
+        return [state for v in (4, 6) for subnet in self._spaces.subnets(space, v) for state in subnet.pools]
 
     def usage(self, pool_id: str) -> tuple[int, int]:
         """Both are exact, and O(1); the first counts the whole subnet, as Docker's IPsInUse does."""

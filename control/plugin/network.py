@@ -24,6 +24,7 @@ class NetworkDriver:
 
     def __init__(self, controller: NetworkController) -> None:
         self._remote = controller.remote
+        self._restore_firewall = controller.restore_firewall
         self._drivers = controller.driver_names()
 
     def routes(self) -> list[Route[Any]]:
@@ -44,8 +45,8 @@ class NetworkDriver:
         ]
 
     def activate(self, _: Nothing) -> dict[str, Any]:
-        """The engine's first call, and the first after each of its starts."""
-        self._remote.engine_started()
+        """The engine's first call, and the first after each of its starts, which may change the firewall."""
+        self._restore_firewall()
         return {"Implements": ["NetworkDriver", "IpamDriver"]}
 
     def capabilities(self, _: Nothing) -> dict[str, Any]:

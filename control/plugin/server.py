@@ -51,7 +51,7 @@ def build_plugin_app(
     app = web.Application(client_max_size=limits.max_body_bytes)
     for route in routes:
         app.router.add_post(f"/{route.name}", _entry(route, workers, limits, metrics))
-    app.router.add_route("*", "/{elsewhere:.*}", _elsewhere)
+    app.router.add_route("*", "/{elsewhere:(?s:.*)}", _elsewhere)
     return app
 
 
@@ -71,9 +71,9 @@ def _entry(
             message = decode(await read_body(request, limits), route.message)
             answer = await workers.change(route.handler, message)
         except MalformedMessage as error:
-            status, answer = 400, {route.error_key: str(error)}
+            status, answer = 400, _failure(route, str(error))
         except web.HTTPException as error:
-            status, answer = error.status, {route.error_key: error.text or error.reason}
+            status, answer = error.status, _failure(route, error.text or error.reason)
         except ControlError as error:
             if isinstance(error, DatapathFailed | StoreError):
                 LOG.error("%s failed", route.name, exc_info=error)
@@ -85,11 +85,16 @@ def _entry(
             reference = secrets.token_hex(4)
             LOG.exception("%s failed unexpectedly, reference %s", route.name, reference)
             metrics.errors.labels("unexpected").inc()
-            status, answer = 500, {route.error_key: f"internal error: look for {reference} in linkspand's log"}
+            status, answer = 500, _failure(route, f"internal error: look for {reference} in linkspand's log")
         metrics.request_seconds.labels(f"/{route.name}", "POST", str(status)).observe(time.monotonic() - begin)
         return _answer(answer, status)
 
     return entry
+
+
+def _failure(route: Route[Any], text: str) -> dict[str, Any]:
+    """With another status than 200 the engine looks for "Err", whichever protocol it is."""
+    return {route.error_key: text, "Err": text}
 
 
 def _answer(body: dict[str, Any], status: int = 200) -> web.Response:

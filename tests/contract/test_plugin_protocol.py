@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from control.config import ApiSection
+from control.model import EndpointId, EndpointState, NetworkId
 from tests.api_server import ask
 from tests.plugin_server import (
     EP,
@@ -98,7 +101,7 @@ def error_key(method: str) -> str:
 
 
 def error_of(method: str, document: dict[str, Any]) -> str:
-    assert document.keys() == {error_key(method)}, document
+    assert document.keys() == {error_key(method), "Err"}, document
     return str(document[error_key(method)])
 
 
@@ -359,6 +362,25 @@ def test_a_client_that_goes_away_half_way_is_no_error_of_ours(
     while time.monotonic() < deadline:
         assert plugin.call("Plugin.Activate")
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_call_that_waits_for_the_kernel_holds_up_no_other(plugin: PluginServer, host: Host) -> None:
+    plugin.call("NetworkDriver.CreateNetwork", network())
+    plugin.call("NetworkDriver.CreateEndpoint", endpoint())
+    host.driver.gate = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(ask, plugin.path, "POST", "/NetworkDriver.Join", join()) for _ in range(2)]
+        while host.controller.remote.endpoint(NetworkId(NET), EndpointId(EP)).state is not EndpointState.JOINING:
+            pass
+        other = ident("other")
+        plugin.call("NetworkDriver.CreateEndpoint", endpoint(other, v4="10.9.0.3/16"))
+        plugin.call("NetworkDriver.EndpointOperInfo", ids(other))
+        plugin.call("NetworkDriver.Leave", ids(other))
+        plugin.call("IpamDriver.RequestPool", {"AddressSpace": "docker", "Pool": "10.0.0.0/8"})
+        assert not any(each.done() for each in waiting)
+        host.driver.gate.set()
+        first, second = (each.result(10).json for each in waiting)
+    assert first == second  # the one that came twice is the same
 
 
 def test_one_connection_serves_many_calls_whatever_became_of_the_first(plugin: PluginServer) -> None:

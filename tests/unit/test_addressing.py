@@ -276,12 +276,18 @@ def test_what_is_no_mac_of_one_device_is_refused(written: str) -> None:
 
 @given(st.ip_addresses(v=4))
 def test_the_mac_follows_from_the_ipv4_address(address: Any) -> None:
-    made = addressing.make_mac(IPv4Interface(f"{address}/16"))
+    made = addressing.make_mac(IPv4Interface(f"{address}/16"), ())
     assert made == "02:42:" + address.packed.hex(":")
     assert addressing.check_mac(made, network(()), []) == made
 
 
 def test_a_mac_without_an_address_is_random_and_locally_administered() -> None:
-    made = {addressing.make_mac(None) for _ in range(50)}
+    made = {addressing.make_mac(None, ()) for _ in range(50)}
     assert len(made) == 50
     assert all(mac.startswith("02:42:") for mac in made)
+
+
+def test_a_mac_that_somebody_asked_for_before_is_not_made_again() -> None:
+    address = IPv4Interface("10.0.0.2/24")
+    taken = addressing.make_mac(address, ())
+    assert addressing.make_mac(address, [sibling(taken)]) != taken

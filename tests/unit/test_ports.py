@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
-from typing import Any
 
 import msgspec
 import pytest
@@ -161,9 +160,18 @@ class Families(StrictPorts):
         super().__init__()
         self.asked: list[tuple[bool, bool]] = []
 
-    def hold(self, *args: Any, v4: bool = True, v6: bool = True) -> None:
+    def hold(
+        self,
+        protocol: str,
+        host_ip: IPv4Address | IPv6Address | None,
+        first: int,
+        count: int = 1,
+        *,
+        v4: bool = True,
+        v6: bool = True,
+    ) -> None:
         self.asked.append((v4, v6))
-        super().hold(*args, v4=v4, v6=v6)
+        super().hold(protocol, host_ip, first, count, v4=v4, v6=v6)
 
 
 @pytest.mark.parametrize(("v4", "v6"), [("10.9.0.2/16", None), (None, "fd00::2/64"), ("10.9.0.2/16", "fd00::2/64")])
@@ -260,10 +268,19 @@ def test_one_port_of_the_host_for_two_of_the_endpoint_is_refused(holder: StrictP
 class Elsewhere(StrictPorts):
     """Has no address 192.0.2.9."""
 
-    def hold(self, protocol: str, host_ip: IPv4Address | IPv6Address | None, *args: Any, **families: bool) -> None:
+    def hold(
+        self,
+        protocol: str,
+        host_ip: IPv4Address | IPv6Address | None,
+        first: int,
+        count: int = 1,
+        *,
+        v4: bool = True,
+        v6: bool = True,
+    ) -> None:
         if host_ip == IPv4Address("192.0.2.9"):
             raise OSError(errno.EADDRNOTAVAIL, "this host has no address 192.0.2.9 to publish a port of")
-        super().hold(protocol, host_ip, *args, **families)
+        super().hold(protocol, host_ip, first, count, v4=v4, v6=v6)
 
 
 def test_an_address_that_the_host_has_not_is_refused_naming_it() -> None:

@@ -85,7 +85,7 @@ def test_default_pools_overlap_nothing_and_end_in_words(host: Host) -> None:
     host.routes = [IPv4Network("172.21.5.0/24"), IPv4Network("192.168.0.0/18"), IPv6Network("fd00::/8")]
     make_network(host, IPv4Network("172.22.0.0/16"), None)
     in_the_way = [own, IPv4Network("172.20.0.0/16"), IPv4Network("172.22.0.0/16"), *host.routes[:2]]
-    free = [net for net in DEFAULTS if not any(net.overlaps(other) for other in in_the_way)]  # type: ignore[arg-type]
+    free = [net for net in DEFAULTS if not any(net.overlaps(other) for other in in_the_way)]
     assert [pool(host, None) for _ in free] == free
     refuses(host, Exhausted, "all predefined address pools have been fully subnetted", lambda: pool(host, None))
 
@@ -234,6 +234,20 @@ def test_releasing_what_is_not_taken_changes_nothing(host: Host, ipam: RemoteIpa
     for address in ("10.9.0.3", "10.9.0.0", "10.10.0.1", "fd00::1", "::ffff:10.9.0.2"):
         ipam.release_address(POOL, ip_address(address))
     assert host.state() == before
+
+
+def test_an_address_that_an_endpoint_has_is_not_released(host: Host, ipam: RemoteIpam) -> None:
+    """A release that comes late is for an endpoint that was lost; the address has gone to this one since."""
+    pool(host)
+    make_network(host)
+    given = take(host, mac=MAC)
+    make_endpoint(host, given, MAC)
+    before = host.state()
+    ipam.release_address(POOL, IPv4Interface(given).ip)
+    assert host.state() == before
+    host.controller.remote.delete_endpoint(N, E)
+    ipam.release_address(POOL, IPv4Interface(given).ip)
+    assert take(host, given.partition("/")[0], mac=MAC2) == given
 
 
 # -- repeated calls --------------------------------------------------------------------------------------------------

@@ -7,16 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, ip_network
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from control.controller import NetworkController
 from control.errors import ControlError, NotFound
-from control.model import Endpoint, EndpointId, EndpointState, Network, NetworkId, NetworkSpec, NetworkState, PoolSpec
+from control.model import (
+    Endpoint,
+    EndpointId,
+    EndpointState,
+    Network,
+    NetworkId,
+    NetworkSpec,
+    NetworkState,
+    PoolSpec,
+    to_json,
+)
 from control.ports import PortWish
+from control.store.base import Put
 from tests.fakes import FakeDriver
 from tests.plugin_server import EP, KEY, NET, Crash, Host
 
@@ -97,7 +110,7 @@ ENDING: list[Call] = [
     delete_network,
 ]
 LIFE = [*MAKING, *ENDING]
-ANSWERS = {
+ANSWERS: dict[Call, Any] = {
     pool: POOL,
     gateway: "10.9.0.1/16",
     create_network: "active",
@@ -339,18 +352,38 @@ def test_an_endpoint_that_had_joined_is_kept_with_its_ports(hosts: Callable[[], 
     assert len(held) == 2
 
 
-def test_an_endpoint_that_had_joined_and_lost_its_device_is_in_no_sandbox(hosts: Callable[[], Host]) -> None:
+def what_it_has(host: Host) -> tuple[Any, ...]:
+    """What there is of endpoints, anywhere, and what they have taken."""
+    leases = {key for key in host.state()["store"] if key[0] in ("lease", "endpoint")}
+    driver = host.driver
+    return host.controller.endpoints(), leases, set(driver.endpoints), set(driver.published), set(host.ports.held)
+
+
+def test_an_endpoint_that_had_joined_and_lost_its_device_is_gone_with_all_it_had(hosts: Callable[[], Host]) -> None:
+    """Its engine gave it up while nobody listened; the address and the ports are for the next one."""
     host = hosts()
-    play(host, MAKING)
+    play(host, before(address))
+    without = what_it_has(host)
+    play(host, [address, create_endpoint, join, publish])
     host.driver.endpoints.clear()
     host.boot()
-    found = endpoint(host)
-    assert (found.state, found.sandbox_key, found.ports) == (EndpointState.CREATED, "", ())
-    assert host.driver.endpoints == {}
-    assert host.driver.published == set()
-    assert host.ports.held == set()
-    play(host, [join, publish])
-    assert set(host.driver.endpoints) == {EP}
+    assert what_it_has(host) == without
+    play(host, [release_address, delete_endpoint])
+    assert what_it_has(host) == without
+    play(host, [address, create_endpoint, join, publish])
+
+
+def test_an_endpoint_that_never_joined_is_given_a_minute(hosts: Callable[[], Host]) -> None:
+    host = hosts()
+    play(host, before(address))
+    without = what_it_has(host)
+    play(host, [address, create_endpoint])
+    host.boot()
+    was = endpoint(host)
+    old = msgspec.structs.replace(was, created=was.created - timedelta(minutes=1))
+    host.store.write([Put("endpoint", was.id, to_json(old))])
+    host.boot()
+    assert what_it_has(host) == without
 
 
 def test_a_device_that_goes_while_linkspand_runs_is_made_again_by_the_next_join(hosts: Callable[[], Host]) -> None:
