@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from datapath.features import Answer, check
 from tests.api_server import Reply
 from tests.hosts import Host, host, wait_for
 from tests.leaks import leaks, purge
@@ -87,11 +88,13 @@ def test_an_endpoint_is_on_the_existing_network_with_its_router(machine: Host) -
     assert (a.default_route(4), a.default_route(6)) == ((ROUTER4, "eth0"), (ROUTER6, "eth0"))
     assert a.pings(ROUTER4)
     assert a.pings(ROUTER6)
+    hooks = "tcx" if check("tcx").answer is Answer.YES else "clsact"
     assert status(machine, "pub") == {
         "linkspan.parent": PARENT,
         "linkspan.parent_state": "up",
         "linkspan.macvlan_mode": "bridge",
-        "linkspan.path": "kernel macvlan",
+        "linkspan.path": f"kernel macvlan, eBPF on the parent ({hooks})",
+        "linkspan.host_access": "on",
     }
     gateways = {f"{ROUTER4}/24", f"{ROUTER6}/64"}
     for link in machine.ip("addr"):
