@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.check_config:
         print(f"{arguments.config or DEFAULT_PATH}: the configuration is valid")
         return 0
-    lean.use_one_arena()
+    lean.set_up_heap()
+    lean.give_back_what_starting_took()
     _log_to_stderr(config.daemon.log_level)
     try:
         is_clean = asyncio.run(run(config))
@@ -140,6 +141,7 @@ async def run(config: Config) -> bool:
         await _serve(build_app(context), api_socket, config, stack)
         LOG.info("linkspand %s is ready on %s after %.3f s", release(), config.socket_path, time.monotonic() - begin)
         notify("READY=1", f"MAINPID={os.getpid()}")
+        lean.give_back_what_starting_took()
         await stop.wait()
         notify("STOPPING=1")
         LOG.info("stopping; networks and sandboxes go on")

@@ -8,12 +8,14 @@ SSL_CTX_load_verify_locations(3).
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from typing import Final
 
 _NOWHERE: Final = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
-_M_ARENA_MAX: Final = -8
+_M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1
 """malloc.h; not in ctypes."""
+_LARGE_BYTES: Final = 128 * 1024
 
 
 def _import_aiohttp() -> None:
@@ -29,13 +31,24 @@ def _import_aiohttp() -> None:
                 os.environ[name] = value
 
 
-def use_one_arena() -> None:
+def set_up_heap() -> None:
     """Has all threads share one heap, before the first of them starts: the interpreter's lock makes more of them
-    useless, and each costs memory that is never given back. Does nothing where malloc is not glibc's; see
-    mallopt(3)."""
+    useless, and each costs memory that is never given back. What is large, as the bodies of answers are, stays apart
+    from it and is given back at once: left to itself, malloc would take larger and larger blocks from the heap. Does
+    nothing where malloc is not glibc's; see mallopt(3)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
+
+
+def give_back_what_starting_took() -> None:
+    """Returns to the kernel what imports, or the start, have freed: a megabyte each; see malloc_trim(3)."""
+    gc.collect()
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 _import_aiohttp()

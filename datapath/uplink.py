@@ -92,11 +92,15 @@ class Uplinks:
         names = sorted({*stations_by_parent, *host_access})
         try:
             self._maps = self._programs.load()
+        except (OSError, loader.LoaderError) as error:
+            self._give_up(str(error), logging.DEBUG)  # the accelerator of the bridges warns of the same
+            return
+        try:
             self._known = {name: index for name in names if (index := devices.ifindex(name)) is not None}
             self._fill(stations_by_parent, host_access)
             self._clear()
-        except (OSError, loader.LoaderError) as error:
-            self._give_up(str(error))
+        except OSError as error:
+            self._give_up(str(error), logging.WARNING)
             return
         self.problem = None
         for name in names:
@@ -111,11 +115,11 @@ class Uplinks:
             return "tcx" if features.check("tcx").answer is features.Answer.YES else "clsact"
         return self._wanted
 
-    def _give_up(self, problem: str) -> None:
+    def _give_up(self, problem: str, level: int) -> None:
         """Detaches what an earlier linkspan has attached: nobody keeps its maps up to date."""
         self.problem = problem
         self.fallbacks["ebpf"] = problem
-        LOG.warning("no eBPF programs, stations cannot reach their host and are not policed: %s", problem)
+        LOG.log(level, "macvlan stations cannot reach their host and are not policed: %s", problem)
         for index in self._hooks.attached():
             try:
                 self._hooks.detach(index, f"ifindex {index}")
