@@ -21,7 +21,6 @@ from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCou
 from control.drivers.inside import link_local, mac_bytes
 from control.drivers.options import (
     ACCEL,
-    BOOLEANS,
     IFACE_PREFIX,
     IFNAME,
     MTU,
@@ -32,6 +31,7 @@ from control.drivers.options import (
     check_mtu,
     check_network,
     check_prefix,
+    is_on,
 )
 from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument
 from control.model import Endpoint, EndpointSpec, Network, NetworkId, NetworkSpec
@@ -73,10 +73,6 @@ _OPTIONS: Final[Mapping[str, Check]] = {
     MTU: check_mtu,
     IFACE_PREFIX: check_prefix,
 }
-
-
-def _option(network: Network, option: str, default: bool = True) -> bool:
-    return BOOLEANS[network.options[option].lower()] if option in network.options else default
 
 
 def bridge_name(network: Network, shard: int = 0) -> str:
@@ -191,9 +187,9 @@ class BridgeDriver(Driver):
         return nft.Policy(
             bridges=[bridge_name(network, shard) for shard in shards],
             subnets=[pool.subnet for pool in network.pools],
-            connected=_option(network, ICC),
+            connected=is_on(network, ICC),
             internal=network.internal,
-            masquerade=_option(network, MASQUERADE, self._default_masquerade),
+            masquerade=is_on(network, MASQUERADE, self._default_masquerade),
         )
 
     def _add_gateways(self, network: Network) -> None:
@@ -260,7 +256,7 @@ class BridgeDriver(Driver):
         devices.add_bridge(bridge, mac=mac, mtu=mtu, ipv6=False)
         nft.add(self._policy(network, [0, shard]))
         docker_firewall.admit([bridge])
-        devices.add_trunk(up, root, down, bridge, mtu=mtu, isolated=not _option(network, ICC))
+        devices.add_trunk(up, root, down, bridge, mtu=mtu, isolated=not is_on(network, ICC))
 
     def _add_veth(self, join: Join) -> None:
         endpoint = join.endpoint
@@ -304,7 +300,7 @@ class BridgeDriver(Driver):
         host, mac, bridge = endpoint.host_ifname, mac_bytes(endpoint.mac), bridge_name(network)
         index, bridge_index = devices.need_ifindex(host), devices.need_ifindex(bridge)
         requests = [
-            rtnl.bridge_port(index, host, learning=False, unicast_flood=False, isolated=not _option(network, ICC)),
+            rtnl.bridge_port(index, host, learning=False, unicast_flood=False, isolated=not is_on(network, ICC)),
             rtnl.fdb_add(index, host, mac),
             rtnl.link_no_auto_address(index, host),
             rtnl.link_up(index, host),
@@ -338,7 +334,7 @@ class BridgeDriver(Driver):
             ip4=endpoint.ipv4.ip if endpoint.ipv4 else None,
             ip6=endpoint.ipv6.ip if endpoint.ipv6 else None,
             ip6_ll=link_local(mac).ip if endpoint.ipv6 else None,
-            is_connected=_option(network, ICC),
+            is_connected=is_on(network, ICC),
         )
 
     def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:
@@ -353,7 +349,7 @@ class BridgeDriver(Driver):
         ]
 
     def _is_accelerated(self, network: Network) -> bool:
-        return _option(network, ACCEL, self._default_accel)
+        return is_on(network, ACCEL, self._default_accel)
 
     # -- start and looking ---------------------------------------------------------------------------------------
 

@@ -23,7 +23,6 @@ from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCou
 from control.drivers.inside import mac_bytes
 from control.drivers.options import (
     ACCEL,
-    BOOLEANS,
     IFACE_PREFIX,
     IFNAME,
     MTU,
@@ -34,19 +33,20 @@ from control.drivers.options import (
     check_mtu,
     check_network,
     check_prefix,
+    is_on,
 )
+from control.drivers.parent import check_mtu_of_parent, usable_parent
 from control.errors import (
     AddressInUse,
     Conflict,
     Exhausted,
     Forbidden,
     InvalidArgument,
-    NotFound,
     NotImplementedByDriver,
 )
 from control.model import Endpoint, EndpointSpec, EndpointState, Network, NetworkSpec, PoolSpec, SandboxId
 from control.plan import Step
-from datapath import accel, conflict, devices, features, links, parents, rtnl
+from datapath import accel, conflict, devices, links, parents, rtnl
 from datapath.parents import Parent
 from datapath.uplink import Station, Uplinks
 
@@ -59,7 +59,6 @@ HOST_ACCESS: Final = "linkspan.host_access"
 _PASSTHRU: Final = "passthru"
 _OUR_WAITING: Final = re.compile(r"lp[0-9a-f]{12}")
 """A device that waits for a container engine to move it away."""
-_MACVLANS: Final = ("macvlan", "macvtap")
 
 
 def _check_parent(option: str, value: str) -> None:
@@ -97,7 +96,7 @@ def parent_of(network: Network) -> str:
 
 def _is_checked(network: Network) -> bool:
     """Whether addresses are looked for before they are given out. On an isolated parent IPAM knows everybody."""
-    return parent_of(network) != _mark(network) and BOOLEANS[network.options.get(CONFLICT_CHECK, "on").lower()]
+    return parent_of(network) != _mark(network) and is_on(network, CONFLICT_CHECK)
 
 
 def _mark(network: Network) -> str:
@@ -108,16 +107,12 @@ def _mark(network: Network) -> str:
     return f"lm-{network.id[:12]}"
 
 
-def _option(network: Network | NetworkSpec, option: str, default: bool) -> bool:
-    return BOOLEANS[network.options[option].lower()] if option in network.options else default
-
-
 def _has_host_access(network: Network | NetworkSpec) -> bool:
     """Whether the host and the network's endpoints reach each other; in bridge mode unless it is turned off.
 
     An isolated parent has no address of the host's.
     """
-    return bool(network.options.get(PARENT)) and _option(network, HOST_ACCESS, mode_of(network) == "bridge")
+    return bool(network.options.get(PARENT)) and is_on(network, HOST_ACCESS, mode_of(network) == "bridge")
 
 
 class MacvlanDriver(Driver):
@@ -140,7 +135,7 @@ class MacvlanDriver(Driver):
     def validate(self, spec: NetworkSpec, others: Sequence[Network]) -> None:
         check_network(spec, _OPTIONS)
         ifname = spec.options.get(PARENT)
-        if mode_of(spec) == _PASSTHRU and _option(spec, HOST_ACCESS, False):
+        if mode_of(spec) == _PASSTHRU and is_on(spec, HOST_ACCESS, False):
             raise InvalidArgument(
                 f"option {HOST_ACCESS}=on cannot be had in mode {_PASSTHRU}, where the one endpoint has the parent to "
                 "itself: use another mode"
@@ -155,7 +150,7 @@ class MacvlanDriver(Driver):
                     f"parent {ifname} has network {other.name} in mode {mode_of(other)}: "
                     f"a network in mode {_PASSTHRU} shares its parent with no other"
                 )
-        _check_mtu_of_parent(spec, _usable_parent(ifname))
+        check_mtu_of_parent(spec, usable_parent(ifname))
 
     def _check_overlaps(self, spec: NetworkSpec, ifname: str | None, others: Sequence[Network]) -> None:
         """Networks on other parents are other networks, which may have the same subnets; those of other drivers are the
@@ -351,7 +346,7 @@ class MacvlanDriver(Driver):
                 self._uplinks.detach(parent)
 
     def _is_accelerated(self, network: Network) -> bool:
-        return _option(network, ACCEL, self._default_accel)
+        return is_on(network, ACCEL, self._default_accel)
 
     def _places(self, endpoint: Endpoint) -> list[str | None]:
         """The namespaces where the device may be: None is linkspand's, where it waits for an engine."""
@@ -423,18 +418,20 @@ class MacvlanDriver(Driver):
     def _path(self, network: Network) -> str:
         if not self._is_accelerated(network):
             return f"kernel macvlan ({ACCEL}=off)"
-        problem = self._uplinks.problem or self._uplinks.fallbacks.get(f"parent {parent_of(network)}")
-        if problem:
+        if problem := self._problem(network):
             return f"kernel macvlan: {problem}"
         return f"kernel macvlan, eBPF on the parent ({self._uplinks.attachment})"
 
     def _host_access(self, network: Network) -> str:
         if not _has_host_access(network):
             return "off"
-        problem = self._uplinks.problem or self._uplinks.fallbacks.get(f"parent {parent_of(network)}")
-        if not self._is_accelerated(network):
-            problem = f"it takes the programs ({ACCEL}=off)"
+        accelerated = self._is_accelerated(network)
+        problem = self._problem(network) if accelerated else f"it takes the programs ({ACCEL}=off)"
         return f"off: {problem}" if problem else "on"
+
+    def _problem(self, network: Network) -> str | None:
+        """Why there are no programs on the network's parent."""
+        return self._uplinks.problem or self._uplinks.fallbacks.get(f"parent {parent_of(network)}")
 
     def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
         """From the programs on the parents. What macvlan hands to a group's members is counted for its sender alone."""
@@ -463,58 +460,6 @@ def _station(network: Network, endpoint: Endpoint) -> Station:
         is_bridged=mode_of(network) == "bridge",
         host_access=_has_host_access(network),
     )
-
-
-def _usable_parent(ifname: str) -> Parent:
-    """The device that endpoints would be on, or that a sub-interface will be made on.
-
-    Raises NotFound, InvalidArgument, Conflict for a device that cannot be a parent.
-    """
-    found = parents.look(ifname)
-    if found is None:
-        return _lower_of_missing(ifname)
-    if found.ifname != ifname:
-        raise InvalidArgument(f"parent {ifname} is another name of device {found.ifname}: use that")
-    if found.is_loopback:
-        raise InvalidArgument(f"parent {ifname} is the loopback: no other machine is reached by it")
-    if found.kind in _MACVLANS:
-        raise InvalidArgument(f"parent {ifname} is a {found.kind} device itself: use the device that it is on")
-    if not found.is_ethernet:
-        raise InvalidArgument(f"parent {ifname} is no Ethernet device: macvlan needs MAC addresses")
-    if ifname in found.marks:
-        raise InvalidArgument(f"parent {ifname} is the isolated parent of another network: it goes with that")
-    if found.master:
-        raise Conflict(f"parent {ifname} is a port of another device (a bridge or bond): use that as the parent")
-    return found
-
-
-def _lower_of_missing(ifname: str) -> Parent:
-    named = parents.split_vlan(ifname)
-    if named is None:
-        raise NotFound(f"parent {ifname} does not exist on this host: `ip link` shows the devices that do")
-    lower, vlan_id = named
-    if not 1 <= vlan_id <= parents.MAX_VLAN_ID:
-        raise InvalidArgument(f"parent {ifname}: {vlan_id} is no VLAN id, which goes from 1 to {parents.MAX_VLAN_ID}")
-    found = parents.look(lower)
-    if found is None:
-        raise NotFound(f"parent {ifname} does not exist on this host, nor does {lower}, which it would be made on")
-    if found.is_loopback or not found.is_ethernet:
-        raise InvalidArgument(f"parent {ifname} cannot be made: {lower} is no Ethernet device")
-    if not found.is_up:
-        raise Conflict(f"parent {ifname} cannot be made: {lower} is down; set it up first")
-    supported = features.check("vlan")
-    if supported.answer is features.Answer.NO:
-        raise Forbidden(
-            f"parent {ifname} cannot be made: this kernel has no 802.1Q sub-interfaces ({supported.reason})"
-        )
-    return found
-
-
-def _check_mtu_of_parent(spec: NetworkSpec, parent: Parent) -> None:
-    if int(spec.options.get(MTU, "0")) > parent.mtu:
-        raise InvalidArgument(
-            f"option {MTU}={spec.options[MTU]} is more than the MTU of the parent {parent.ifname}: {parent.mtu} bytes"
-        )
 
 
 def _check_overlap(pool: PoolSpec, other: Network) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from control.errors import InvalidArgument
-from control.model import EndpointSpec, NetworkSpec
+from control.model import EndpointSpec, Network, NetworkSpec
 
 ACCEL: Final = "linkspan.accel"
 MTU: Final = "com.docker.network.driver.mtu"
@@ -25,6 +25,11 @@ Check = Callable[[str, str], None]
 def check_boolean(option: str, value: str) -> None:
     if value.lower() not in BOOLEANS:
         raise InvalidArgument(f"invalid value {value!r} for option {option}: use true or false")
+
+
+def is_on(network: Network | NetworkSpec, option: str, default: bool = True) -> bool:
+    """The value of an option that `check_boolean` has passed."""
+    return BOOLEANS[network.options[option].lower()] if option in network.options else default
 
 
 def check_mtu(option: str, value: str) -> None:
