@@ -334,6 +334,7 @@ class MacvlanDriver(Driver):
             try:
                 self._uplinks.attach(parent, self._uplinks.has_host_access(parent, station))
                 self._uplinks.add(parent, station)
+                self._uplinks.fallbacks.pop(f"parent {parent}", None)
             except OSError as error:
                 self._uplinks.fallbacks[f"parent {parent}"] = str(error)
                 LOG.warning("parent %s has no eBPF programs: %s", parent, error)
