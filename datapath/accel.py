@@ -12,14 +12,13 @@ grace period with the rtnl lock held, about 11 ms on an idle host, in which no o
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, Literal
 
-from datapath import abi, bpf, devices, loader, rtnl
+from datapath import abi, devices, loader, rtnl, tcx
 from datapath.maps import Maps
 from datapath.programs import Programs
 
@@ -148,10 +147,10 @@ class Accelerator:
         self._drop_links(keep=())
 
     def _drop_links(self, keep: Collection[str]) -> None:
-        """Unpins the tcx links of all host ends but these, which detaches them."""
+        """Detaches the tcx links of all host ends but these."""
         for pin in self._links_dir.iterdir() if self._links_dir.is_dir() else ():
             if pin.name.rpartition("-")[0] not in keep:
-                pin.unlink()
+                tcx.detach(pin)
 
     def attach(self, port: Port) -> None:
         """Tells the programs of the endpoint and runs them on its host end.
@@ -224,18 +223,7 @@ class Accelerator:
         self._links_dir.mkdir(exist_ok=True)
         for program, direction in ((PROGRAM_OUT, "out"), (PROGRAM_IN, "in")):
             pin = self._links_dir / f"{ifname}-{direction}"
-            if pin.exists():
-                link = bpf.obj_get(pin)
-                try:
-                    bpf.link_update(link, self.programs[program])
-                finally:
-                    os.close(link)
-                continue
-            link = bpf.tcx_attach(self.programs[program], index, egress=direction == "in")
-            try:
-                bpf.obj_pin(link, pin)
-            finally:
-                os.close(link)
+            tcx.attach(pin, self.programs[program], index, egress=direction == "in")
 
     def _open_maps(self) -> Maps:
         if self._maps is None:

@@ -10,7 +10,6 @@ nothing.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Final, Literal
 
 from pyroute2 import IPRoute
 
-from datapath import bpf, rtnl
+from datapath import rtnl, tcx
 
 Attachment = Literal["clsact", "tcx"]
 
@@ -50,7 +49,7 @@ class Hooks:
         if self.attachment == "tcx":
             self._drop_filters(index, label)
             for hook, (_, fd) in programs.items():
-                self._link(index, hook, fd)
+                tcx.attach(self._pin(index, hook), fd, index, egress=hook == "out")
             return
         self._drop_links(index)
         with rtnl.Rtnl() as netlink:
@@ -85,26 +84,9 @@ class Hooks:
     def _qdisc_mark(self, index: int) -> Path:
         return self.directory / f"{index}-qdisc"
 
-    def _link(self, index: int, hook: str, fd: int) -> None:
-        pin = self._pin(index, hook)
-        if pin.exists():
-            link = bpf.obj_get(pin)
-            try:
-                if bpf.link_info(link).ifindex == index:
-                    bpf.link_update(link, fd)
-                    return
-            finally:
-                os.close(link)
-            pin.unlink()  # its device is gone, and another has got the number
-        link = bpf.tcx_attach(fd, index, egress=hook == "out")
-        try:
-            bpf.obj_pin(link, pin)
-        finally:
-            os.close(link)
-
     def _drop_links(self, index: int) -> None:
         for hook in _PARENTS:
-            self._pin(index, hook).unlink(missing_ok=True)
+            tcx.detach(self._pin(index, hook))
 
     def _drop_filters(self, index: int, label: str) -> None:
         if not self._filters_mark(index).exists():

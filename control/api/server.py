@@ -244,5 +244,6 @@ def remove_stale_socket(path: Path) -> None:
             return
         pid, _, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     raise ListenError(
-        f"cannot listen on {path}: process {pid} serves it already; stop that one, or use another --run-dir"
+        f"cannot listen on {path}: process {pid} serves it already; "
+        "stop that one, or use another --run-dir or --plugin-socket"
     )

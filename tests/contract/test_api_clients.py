@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from control.config import ApiSection
 from tests.api_server import DEADLINE_SECONDS, ApiServer, UnixConnection
 from tests.fakes import FakeDriver, fake_controller
+from tests.waiting import until
 
 LIMITS = ApiSection(idle_timeout_seconds=0.4, body_timeout_seconds=0.4, stop_timeout_seconds=1.0, workers=4)
 
@@ -32,13 +33,6 @@ def connected(server: ApiServer, sent: bytes) -> socket.socket:
     sock.connect(str(server.socket_path))
     sock.sendall(sent)
     return sock
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET", b"GET /networks HTTP/1.1\r\nHost: x\r\n"])

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.api_server import DEADLINE_SECONDS, ask
+from tests.waiting import until
 
 # argv[1] says how the fake behaves: "" well, "stuck": changes never end, else: that text is its start's error.
 PROGRAM = """
@@ -55,7 +56,8 @@ class Daemon:
         self.socket_path = directory / "run" / "linkspan.sock"
         self._log_path = directory / f"log-{time.monotonic_ns()}"
         words = [sys.executable, "-c", PROGRAM, mood, f"--run-dir={directory}/run", f"--state-dir={directory}/state"]
-        words += ["--metrics-listen=off", f"--group={OWN_GROUP}"]  # the last of a flag counts
+        words += [f"--plugin-socket={directory}/plugin.sock", "--metrics-listen=off"]
+        words += [f"--group={OWN_GROUP}"]  # the last of a flag counts
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [*words, *flags], stderr=log, env=os.environ | (env or {}), cwd=Path(__file__).parents[2]
@@ -90,13 +92,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for daemon in started:
         daemon.process.kill()
         daemon.process.wait()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_systemd_is_told_when_it_serves_and_when_it_stops(start: Start, tmp_path: Path) -> None:
@@ -160,9 +155,10 @@ def test_a_state_directory_serves_one_daemon(start: Start, tmp_path: Path) -> No
     assert f"{tmp_path}/state belongs to another linkspand, process {first.process.pid}" in second.log
 
 
-def test_a_socket_that_somebody_else_serves_is_left_alone(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run/linkspan.sock", "plugin.sock"])
+def test_a_socket_that_somebody_else_serves_is_left_alone(start: Start, tmp_path: Path, name: str) -> None:
     (tmp_path / "run").mkdir()
-    path = tmp_path / "run" / "linkspan.sock"
+    path = tmp_path / name
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
         other.bind(str(path))
         other.listen()

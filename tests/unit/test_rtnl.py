@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_interface
 from typing import Any
 
 import pytest
-from pyroute2.netlink import NLA_F_NESTED
+from pyroute2.netlink import NLA_F_NESTED, nlmsg
 from pyroute2.netlink.rtnl import (
     RTM_DELLINK,
     RTM_DELLINKPROP,
@@ -41,12 +41,17 @@ ALL_PROTOCOLS = 0x0003
 Attributes = Sequence[tuple[Any, ...]]
 
 
-class blockmsg(tcmsg):  # type: ignore[misc]
-    """tcmsg with two attributes that pyroute2 does not know (linux/rtnetlink.h)."""
+class blockmsg(nlmsg):  # type: ignore[misc]
+    """A tcmsg with two attributes that pyroute2 does not know (linux/rtnetlink.h).
 
+    No subclass of pyroute2's tcmsg: a message class hands its compiled attributes to its subclasses once it was used.
+    """
+
+    fields = tcmsg.fields
     nla_map = (
-        *tcmsg.nla_map,
-        *((f"TCA_UNUSED{number}", "none") for number in range(9, 13)),
+        ("TCA_UNSPEC", "none"),
+        ("TCA_KIND", "asciiz"),
+        *((f"TCA_UNUSED{number}", "none") for number in range(2, 13)),
         ("TCA_INGRESS_BLOCK", "uint32"),
         ("TCA_EGRESS_BLOCK", "uint32"),
     )
