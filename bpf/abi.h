@@ -84,6 +84,12 @@ struct ls_station_key {
 	__u8 pad[2];
 };
 
+/* Map limits: array by slot, how often an endpoint may send what all others get a copy of. */
+struct ls_limit {
+	__u64 cost_ns; /* what a packet takes of each second; 0: no limit */
+	__u64 spent;   /* the programs': CLOCK_MONOTONIC until which the packets so far have used the time up */
+};
+
 /* Map ep_counters: per-CPU array by slot. out: sent by the endpoint; in: delivered to it. Packets are
  * wire packets (a GSO packet counts its segments), bytes are the kernel's packet lengths, as device statistics have
  * them: with the Ethernet header, once for a GSO packet, and without an outer VLAN tag. */
@@ -114,6 +120,7 @@ enum ls_drop_reason {
 	LS_DROP_SPOOFED_ARP = 5,   /* ARP sender MAC or IPv4 is not the endpoint's */
 	LS_DROP_SPOOFED_ND = 6,    /* ND source or link-layer address option, or NA target, is not the endpoint's */
 	LS_DROP_TOO_DEEP = 7,      /* more VLAN tags, IPv6 extension headers or ND options than are looked through */
+	LS_DROP_STORM = 8,         /* more packets for everybody than the endpoint may send in a second */
 };
 
 #endif

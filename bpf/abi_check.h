@@ -50,6 +50,10 @@ LS_ASSERT_AT(struct ls_station_key, ifindex, 0);
 LS_ASSERT_AT(struct ls_station_key, mac, 4);
 LS_ASSERT_AT(struct ls_station_key, pad, 10);
 
+LS_ASSERT_SIZE(struct ls_limit, 16);
+LS_ASSERT_AT(struct ls_limit, cost_ns, 0);
+LS_ASSERT_AT(struct ls_limit, spent, 8);
+
 LS_ASSERT_SIZE(struct ls_counters, 64);
 LS_ASSERT_AT(struct ls_counters, out_fast_packets, 0);
 LS_ASSERT_AT(struct ls_counters, out_fast_bytes, 8);

@@ -33,6 +33,9 @@ LS_MAP("hash", struct ls_fdb_key, struct ls_fdb, fdb, LS_MAX_ENDPOINTS, 0);
 LS_MAP("hash", __u32, struct ls_parent, parents, LS_MAX_PARENTS, 0);
 LS_MAP("hash", struct ls_station_key, struct ls_endpoint, stations, LS_MAX_ENDPOINTS, 0);
 
+/* Not per CPU, so the limit is the endpoint's on all of them; programs on two CPUs at once may let one more through. */
+LS_MAP("array", __u32, struct ls_limit, limits, LS_MAX_ENDPOINTS, 0);
+
 /* Read a few times an hour per pair of endpoints: memory only for what is in use. */
 LS_MAP("hash", struct ls_neigh4_key, struct ls_neighbour, neigh4, LS_MAX_NEIGHBOURS, BPF_F_NO_PREALLOC);
 LS_MAP("hash", struct ls_neigh6_key, struct ls_neighbour, neigh6, LS_MAX_NEIGHBOURS, BPF_F_NO_PREALLOC);

@@ -176,6 +176,14 @@ class StationKey(_Record, ctype="struct ls_station_key"):
 
 
 @dataclass(frozen=True)
+class Limit(_Record, ctype="struct ls_limit"):
+    """Value of limits: nanoseconds that a packet for everybody takes of each second, and the time used up."""
+
+    cost_ns: int
+    spent: int = 0
+
+
+@dataclass(frozen=True)
 class Counters(_Record, ctype="struct ls_counters"):
     """Value of ep_counters: packets, and bytes with Ethernet header, sent by (out) or delivered to (in) an endpoint."""
 
@@ -203,4 +211,16 @@ class DropKey(_Record, ctype="struct ls_drop_key"):
     reason: int
 
 
-RECORDS: Final = (Endpoint, FdbKey, FdbEntry, Neigh4Key, Neigh6Key, Neighbour, Parent, StationKey, Counters, DropKey)
+RECORDS: Final = (
+    Endpoint,
+    FdbKey,
+    FdbEntry,
+    Neigh4Key,
+    Neigh6Key,
+    Neighbour,
+    Parent,
+    StationKey,
+    Limit,
+    Counters,
+    DropKey,
+)

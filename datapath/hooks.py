@@ -100,10 +100,26 @@ class Hooks:
         self._filters_mark(index).rmdir()
 
 
-def _clsact_add(index: int, label: str) -> rtnl.Request:
+def attach_inside(netns_path: str, ifname: str, name: str, prog_fd: int, classid: int) -> None:
+    """Runs a program at the egress of a device in a namespace, as a clsact filter whose class it reads as tc_classid.
+
+    Not through a tcx link, which knows no class. It ends with the device. Replaces the one of an earlier call; raises
+    OSError.
+    """
+    with rtnl.Rtnl(netns_path) as netlink:
+        index = netlink.ifindex(ifname)
+        if index is None:
+            raise OSError(errno.ENODEV, f"there is no device {ifname} in {netns_path}")
+        clsact = _clsact_add(index, ifname, frozenset({errno.EEXIST}))
+        netlink.apply([clsact, _filter(index, ifname, "out", name, prog_fd, classid)])
+
+
+def _clsact_add(index: int, label: str, tolerated: frozenset[int] = frozenset()) -> rtnl.Request:
     body = struct.pack("=BxxxiIII", 0, index, rtnl.TC_H_CLSACT & 0xFFFF0000, rtnl.TC_H_CLSACT, 0)
     body += rtnl.text(rtnl.TCA_KIND, "clsact")
-    return rtnl.Request(f"add clsact to {label}", rtnl.RTM_NEWQDISC, rtnl.NLM_F_CREATE | rtnl.NLM_F_EXCL, body)
+    return rtnl.Request(
+        f"add clsact to {label}", rtnl.RTM_NEWQDISC, rtnl.NLM_F_CREATE | rtnl.NLM_F_EXCL, body, tolerated
+    )
 
 
 def _filter_header(index: int, hook: str) -> bytes:
@@ -111,13 +127,14 @@ def _filter_header(index: int, hook: str) -> bytes:
     return struct.pack("=BxxxiIII", 0, index, _HANDLE, _PARENTS[hook], info)
 
 
-def _filter(index: int, label: str, hook: str, name: str, prog_fd: int) -> rtnl.Request:
+def _filter(index: int, label: str, hook: str, name: str, prog_fd: int, classid: int = 0) -> rtnl.Request:
     """A direct-action program (tc-bpf(8)); one that has the same place is replaced."""
     options = rtnl.nest(
         rtnl.TCA_OPTIONS,
         rtnl.u32(rtnl.TCA_BPF_FD, prog_fd),
         rtnl.text(rtnl.TCA_BPF_NAME, name),
         rtnl.u32(rtnl.TCA_BPF_FLAGS, rtnl.TCA_BPF_FLAG_ACT_DIRECT),
+        *([rtnl.u32(rtnl.TCA_BPF_CLASSID, classid)] if classid else []),
     )
     body = _filter_header(index, hook) + rtnl.text(rtnl.TCA_KIND, "bpf") + options
     return rtnl.Request(f"attach {name} to {label}", rtnl.RTM_NEWTFILTER, rtnl.NLM_F_CREATE, body)

@@ -24,6 +24,7 @@ from datapath.abi import (
     Endpoint,
     FdbEntry,
     FdbKey,
+    Limit,
     Neigh4Key,
     Neigh6Key,
     Neighbour,
@@ -37,6 +38,7 @@ Address = IPv4Address | IPv6Address
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 _GROUP_BIT: Final = 1
+_SECOND_NS: Final = 1_000_000_000
 _LABELS: Final = {int(reason): reason.label for reason in DropReason}
 
 
@@ -51,6 +53,7 @@ class Maps:
         self._stations = maps["stations"]
         self._neigh4 = maps["neigh4"]
         self._neigh6 = maps["neigh6"]
+        self._limits = maps["limits"]
         self._counters = maps["ep_counters"]
         self._drops = maps["ep_drops"]
         self._epoch = maps["epoch"]
@@ -185,6 +188,11 @@ class Maps:
             key6 = Neigh6Key.unpack(raw)
             found[key6.segment, key6.ip6] = Neighbour.unpack(value)
         return found
+
+    def limit_put(self, slot: int, packets_per_second: int) -> None:
+        """Has an endpoint send at most so many packets a second that everybody gets; 0 for no limit."""
+        cost_ns = _SECOND_NS // packets_per_second if packets_per_second else 0
+        self._limits.update(_U32.pack(slot), Limit(cost_ns).pack())
 
     def counters(self, slots: Collection[int] | None = None) -> dict[int, Counters]:
         """Counters by slot, summed over CPUs, of these slots or of all that an endpoint has. One batch of system

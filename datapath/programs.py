@@ -22,6 +22,7 @@ class Programs:
         self._failure: OSError | loader.LoaderError | None = None
         self._descriptors: dict[str, int] = {}
         self._facts: dict[str, str] = {}
+        self._is_compiled = False
 
     def load(self) -> Maps:
         """The maps, open, with all programs pinned beside them.
@@ -44,12 +45,18 @@ class Programs:
         loaded = loader.load(str(self.bpffs_dir), run_dir=str(self._run_dir))
         for name, path in loaded.programs.items():
             self._descriptors[name] = bpf.obj_get(path)
+        self._is_compiled = loaded.compiled
         self._facts = {"programs": "compiled at start" if loaded.compiled else "taken from bpffs"}
         return Maps.open(loaded.maps)
 
     def __getitem__(self, name: str) -> int:
         """The descriptor of a loaded program."""
         return self._descriptors[name]
+
+    @property
+    def are_new(self) -> bool:
+        """Whether `load` has made them, so that what an earlier linkspan has attached is older."""
+        return self._is_compiled
 
     def prune(self) -> None:
         """Removes the pins of other versions; raises LoaderError."""

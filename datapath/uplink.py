@@ -21,7 +21,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Literal
 
 from datapath import abi, devices, features, loader
-from datapath.hooks import Attachment, Hooks
+from datapath.hooks import Attachment, Hooks, attach_inside
 from datapath.maps import Maps
 from datapath.programs import Programs
 
@@ -29,6 +29,7 @@ LOG = logging.getLogger(__name__)
 
 PROGRAM_OUT: Final = "ls_parent_out"
 PROGRAM_IN: Final = "ls_parent_in"
+PROGRAM_LIMIT: Final = "ls_station_out"
 _SIOCGIFHWADDR: Final = 0x8927
 
 
@@ -202,6 +203,22 @@ class Uplinks:
         known = None if index is None else self._open_maps().station(index, station.mac)
         if index is not None and known is not None and known.slot == station.slot:
             self._remove(index, known)
+
+    def limit(self, netns_path: str, ifname: str, slot: int, packets_per_second: int) -> None:
+        """Has a station's device drop what it sends to everybody past so many packets in a second.
+
+        `ifname` is its device in that namespace, and loses the program in any other. With 0 none is attached.
+        """
+        if self.problem:
+            return
+        self._open_maps().limit_put(slot, packets_per_second)
+        if packets_per_second:
+            attach_inside(netns_path, ifname, PROGRAM_LIMIT, self._programs[PROGRAM_LIMIT], slot)
+
+    @property
+    def are_new(self) -> bool:
+        """Whether the programs at stations' devices, which `start` does not see to, are to be replaced."""
+        return not self.problem and self._programs.are_new
 
     def stations(self, parent: str) -> int:
         """How many stations the programs know on a parent."""

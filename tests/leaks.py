@@ -11,11 +11,12 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from datapath.loader import sources
 from tests.hosts import ROOT, Host
 
 OWN = "linkspan0"
 MAPS = set(re.findall(r'LS_MAP\("\w+", [^,]+, [^,]+, (\w+),', (ROOT / "bpf/maps.h").read_text()))
-PROGRAMS = ("ls_ep_in-", "ls_ep_out-", "ls_parent_in-", "ls_parent_out-")
+PROGRAMS = tuple(f"{name}-" for name in sources.PROGRAMS)
 
 
 def purge(host: Host) -> None:

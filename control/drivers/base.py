@@ -125,6 +125,10 @@ class Driver:
         """What brings the endpoint into its sandbox; network_steps were applied before."""
         return ()
 
+    def moved_in(self, network: Network, endpoint: Endpoint) -> None:
+        """Called when a container engine has moved an endpoint's device to its sandbox, perhaps more than once. Never
+        raises: an engine that asks where a device is expects an answer."""
+
     def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:
         """What makes the endpoint's `ports` reachable at the host's."""
         raise NotImplementedByDriver(f"the driver {self.name} publishes no ports: leave them out")

@@ -33,6 +33,7 @@ from control.drivers.options import (
     check_mtu,
     check_network,
     check_prefix,
+    check_rate,
     is_on,
 )
 from control.drivers.parent import check_mtu_of_parent, usable_parent
@@ -56,6 +57,9 @@ PARENT: Final = "parent"
 MODE: Final = "macvlan_mode"
 CONFLICT_CHECK: Final = "linkspan.conflict_check"
 HOST_ACCESS: Final = "linkspan.host_access"
+BROADCAST_LIMIT: Final = "linkspan.broadcast_limit"
+DEFAULT_BROADCAST_LIMIT: Final = 100
+"""Packets a second. Address resolution needs a few now and then; 500 endpoints get a copy of each."""
 _PASSTHRU: Final = "passthru"
 _OUR_WAITING: Final = re.compile(r"lp[0-9a-f]{12}")
 """A device that waits for a container engine to move it away."""
@@ -79,6 +83,7 @@ _OPTIONS: Final[Mapping[str, Check]] = {
     ACCEL: check_boolean,
     CONFLICT_CHECK: check_boolean,
     HOST_ACCESS: check_boolean,
+    BROADCAST_LIMIT: check_rate,
     MTU: check_mtu,
     IFACE_PREFIX: check_prefix,
 }
@@ -245,6 +250,14 @@ class MacvlanDriver(Driver):
                 )
             )
         if join.netns_path is not None:
+            if self._is_accelerated(join.network):
+                steps.append(
+                    Step(
+                        f"limit the broadcasts of {endpoint.ifname} {where}",
+                        partial(self._limit, join.network, endpoint, join.netns_path),
+                        lambda: None,
+                    )
+                )
             steps.append(
                 Step(
                     f"set up {endpoint.ifname} in sandbox {join.holder}",
@@ -346,6 +359,23 @@ class MacvlanDriver(Driver):
             if not self._uplinks.stations(parent):
                 self._uplinks.detach(parent)
 
+    def _limit(self, network: Network, endpoint: Endpoint, netns_path: str) -> None:
+        """Like police, it is worth a warning if it cannot be had, and no more."""
+        what = f"limit of broadcasts of network {network.name}"
+        try:
+            found = _find_in(netns_path, endpoint, None)
+            if found is not None:
+                self._uplinks.limit(netns_path, found.ifname, endpoint.slot, _broadcast_limit(network))
+            self._uplinks.fallbacks.pop(what, None)
+        except OSError as error:
+            self._uplinks.fallbacks[what] = str(error)
+            LOG.warning("net=%s: endpoint %s may flood the others: %s", network.name, endpoint.id[:12], error)
+
+    def moved_in(self, network: Network, endpoint: Endpoint) -> None:
+        """A device that is moved to another namespace loses its filters on the way (net/core/dev.c, dev_shutdown)."""
+        if self._is_accelerated(network):
+            self._limit(network, endpoint, endpoint.sandbox_key)
+
     def _is_accelerated(self, network: Network) -> bool:
         return is_on(network, ACCEL, self._default_accel)
 
@@ -385,6 +415,11 @@ class MacvlanDriver(Driver):
                 stations.setdefault(parent_of(network), []).append(_station(network, endpoint))
         access = {parent: any(station.host_access for station in each) for parent, each in stations.items()}
         self._uplinks.start(stations, access)
+        if self._uplinks.are_new:
+            for endpoint in endpoints:
+                if endpoint.state is EndpointState.JOINED and self._is_accelerated(by_id[endpoint.network_id]):
+                    path = endpoint.sandbox_key or self._netns_path(endpoint.sandbox_id)
+                    self._limit(by_id[endpoint.network_id], endpoint, path)
 
     def remains(self, endpoint: Endpoint) -> bool:
         return self._find(endpoint) is not None
@@ -412,6 +447,7 @@ class MacvlanDriver(Driver):
         }
         if found is not None and found.marks:
             facts["linkspan.parent_made"] = "isolated" if found.ifname == _mark(network) else "802.1Q sub-interface"
+        facts[BROADCAST_LIMIT] = self._shown_limit(network)
         if CONFLICT_CHECK in network.options:
             facts[CONFLICT_CHECK] = "on" if _is_checked(network) else "off"
         return facts
@@ -422,6 +458,10 @@ class MacvlanDriver(Driver):
         if problem := self._problem(network):
             return f"kernel macvlan: {problem}"
         return f"kernel macvlan, eBPF on the parent ({self._uplinks.attachment})"
+
+    def _shown_limit(self, network: Network) -> str:
+        limit = _broadcast_limit(network) if self._is_accelerated(network) and not self._uplinks.problem else 0
+        return f"{limit} packets/s" if limit else "none"
 
     def _host_access(self, network: Network) -> str:
         if not _has_host_access(network):
@@ -448,6 +488,11 @@ class MacvlanDriver(Driver):
             return DriverStatus({"path": "kernel macvlan"}, {"macvlan ebpf": self._uplinks.problem})
         facts = {"path": "kernel macvlan, eBPF on the parents", **self._uplinks.facts()}
         return DriverStatus(facts, self._uplinks.fallbacks)
+
+
+def _broadcast_limit(network: Network) -> int:
+    """Packets a second that an endpoint may send to everybody; 0 for no limit."""
+    return int(network.options.get(BROADCAST_LIMIT, DEFAULT_BROADCAST_LIMIT))
 
 
 def _station(network: Network, endpoint: Endpoint) -> Station:

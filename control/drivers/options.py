@@ -13,6 +13,7 @@ ACCEL: Final = "linkspan.accel"
 MTU: Final = "com.docker.network.driver.mtu"
 IFACE_PREFIX: Final = "com.docker.network.container_iface_prefix"
 IFNAME: Final = "com.docker.network.endpoint.ifname"
+MAX_RATE: Final = 1_000_000
 BOOLEANS: Final = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 _IFNAME: Final = re.compile(r"[^\s/:]{1,15}")
 _NO_IFNAMES: Final = (".", "..", "all", "default")
@@ -35,6 +36,13 @@ def is_on(network: Network | NetworkSpec, option: str, default: bool = True) -> 
 def check_mtu(option: str, value: str) -> None:
     if not (value.isascii() and value.isdecimal()) or not 68 <= int(value) <= 65535:
         raise InvalidArgument(f"invalid value {value!r} for option {option}: use a number of bytes from 68 to 65535")
+
+
+def check_rate(option: str, value: str) -> None:
+    if not (value.isascii() and value.isdecimal()) or int(value) > MAX_RATE:
+        raise InvalidArgument(
+            f"invalid value {value!r} for option {option}: use packets per second, up to {MAX_RATE}, or 0 for no limit"
+        )
 
 
 def check_prefix(option: str, value: str) -> None:

@@ -56,6 +56,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "stations": Shape(MapType.HASH, abi.StationKey.SIZE, abi.Endpoint.SIZE, abi.MAX_ENDPOINTS, 0),
     "neigh4": Shape(MapType.HASH, abi.Neigh4Key.SIZE, abi.Neighbour.SIZE, abi.MAX_NEIGHBOURS, _NO_PREALLOC),
     "neigh6": Shape(MapType.HASH, abi.Neigh6Key.SIZE, abi.Neighbour.SIZE, abi.MAX_NEIGHBOURS, _NO_PREALLOC),
+    "limits": Shape(MapType.ARRAY, _U32, abi.Limit.SIZE, abi.MAX_ENDPOINTS, 0),
     "ep_counters": Shape(MapType.PERCPU_ARRAY, _U32, abi.Counters.SIZE, abi.MAX_ENDPOINTS, 0),
     "ep_drops": Shape(MapType.PERCPU_HASH, abi.DropKey.SIZE, _U64, abi.MAX_DROP_KEYS, _NO_PREALLOC),
 }

@@ -19,6 +19,7 @@ PROGRAMS: Final = {
     "ls_ep_in": "tc_endpoint_in.c",
     "ls_parent_out": "tc_parent_out.c",
     "ls_parent_in": "tc_parent_in.c",
+    "ls_station_out": "tc_station_out.c",
 }
 
 _KEY_DIGITS: Final = 12

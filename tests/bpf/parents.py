@@ -57,6 +57,7 @@ class ParentLab:
         self.lab.reset()
         self.clear()
         self.set_parent()
+        self.maps.clear_slot(0)
         for host in (A, B, SLOW):
             self.maps.clear_slot(host.slot)
             self.add(host, access=host is not SLOW)
@@ -77,12 +78,12 @@ class ParentLab:
                 self.maps.neighbour_put(self.segment, address, abi.Neighbour(host.mac_bytes, 0))
 
     def out(self, packet: Packet | bytes, **context: int) -> Seen:
-        return self._run("ls_parent_out", packet, **context)
+        return self.run("ls_parent_out", packet, **context)
 
     def into(self, packet: Packet | bytes, **context: int) -> Seen:
-        return self._run("ls_parent_in", packet, **context)
+        return self.run("ls_parent_in", packet, **context)
 
-    def _run(self, program: str, packet: Packet | bytes, **context: int) -> Seen:
+    def run(self, program: str, packet: Packet | bytes, **context: int) -> Seen:
         before = self._counts()
         result = self.lab.run(program, packet, PARENT, **context)
         return Seen(result.retval, result.data_out, _grown(before, self._counts()))
@@ -90,7 +91,7 @@ class ParentLab:
     def judge(self, program: str, frame: bytes) -> Seen:
         """Any frame from 14 bytes on. What the kernel takes for no test run (see Lab.judge) is sent by a device."""
         try:
-            return self._run(program, frame)
+            return self.run(program, frame)
         except OSError as error:
             if error.errno != errno.EINVAL or len(frame) >= 54:
                 raise

@@ -42,6 +42,7 @@ STRUCTS = {
     "stations": (abi.StationKey, abi.Endpoint),
     "neigh4": (abi.Neigh4Key, abi.Neighbour),
     "neigh6": (abi.Neigh6Key, abi.Neighbour),
+    "limits": (None, abi.Limit),
     "ep_counters": (None, abi.Counters),
     "ep_drops": (abi.DropKey, None),
 }
@@ -54,6 +55,7 @@ C_NAMES = {
     abi.Neighbour: "ls_neighbour",
     abi.Parent: "ls_parent",
     abi.StationKey: "ls_station_key",
+    abi.Limit: "ls_limit",
     abi.Counters: "ls_counters",
     abi.DropKey: "ls_drop_key",
 }

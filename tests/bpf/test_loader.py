@@ -21,16 +21,24 @@ from tests.isolated import isolated, run
 pytestmark = pytest.mark.root
 
 MAPS = {
-    "abi_version", "epoch", "ep_by_if", "fdb", "parents", "stations", "neigh4", "neigh6", "ep_counters", "ep_drops"
+    "abi_version", "epoch", "ep_by_if", "fdb", "parents", "stations", "neigh4", "neigh6", "limits", "ep_counters",
+    "ep_drops",
 }  # fmt: skip
-PROGRAMS = {"ls_ep_out", "ls_ep_in", "ls_parent_out", "ls_parent_in"}
+PROGRAMS = {"ls_ep_out", "ls_ep_in", "ls_parent_out", "ls_parent_in", "ls_station_out"}
 USED = {
-    "ls_ep_out": MAPS - {"abi_version", "parents", "stations"},
+    "ls_ep_out": MAPS - {"abi_version", "parents", "stations", "limits"},
     "ls_ep_in": {"ep_by_if", "ep_counters"},
-    "ls_parent_out": MAPS - {"abi_version", "ep_by_if", "fdb"},
+    "ls_parent_out": MAPS - {"abi_version", "ep_by_if", "fdb", "limits"},
     "ls_parent_in": {"epoch", "parents", "stations", "ep_counters", "ep_drops"},
+    "ls_station_out": {"limits", "ep_drops"},
 }
-PRIVATE = {"ls_ep_out": ["flows"], "ls_ep_in": [], "ls_parent_out": ["flows"], "ls_parent_in": ["flows"]}
+PRIVATE = {
+    "ls_ep_out": ["flows"],
+    "ls_ep_in": [],
+    "ls_parent_out": ["flows"],
+    "ls_parent_in": ["flows"],
+    "ls_station_out": [],
+}
 
 
 @pytest.fixture
@@ -114,6 +122,7 @@ def test_bpftool_sees_the_programs_and_maps_that_were_meant(place):
         "stations": ("hash", abi.MAX_ENDPOINTS),
         "neigh4": ("hash", abi.MAX_NEIGHBOURS),
         "neigh6": ("hash", abi.MAX_NEIGHBOURS),
+        "limits": ("array", abi.MAX_ENDPOINTS),
         "ep_counters": ("percpu_array", abi.MAX_ENDPOINTS),
         "ep_drops": ("percpu_hash", abi.MAX_DROP_KEYS),
     }
@@ -180,6 +189,7 @@ def test_the_shapes_are_those_of_maps_h():
         "stations": [1, 12, 52, 16384, 0],
         "neigh4": [1, 8, 8, 65536, 1],
         "neigh6": [1, 20, 8, 65536, 1],
+        "limits": [2, 4, 16, 16384, 0],
         "ep_counters": [6, 4, 64, 16384, 0],
         "ep_drops": [5, 8, 8, 65536, 1],
     }
@@ -372,6 +382,7 @@ def test_the_verifier_has_little_to_do(place):
     """The kernel's limit is a million; a program that grows towards it should do so on purpose."""
     mounted(place)
     limits = {"ls_ep_out": 150_000, "ls_ep_in": 100, "ls_parent_out": 80_000, "ls_parent_in": 15_000}
+    limits["ls_station_out"] = 500
     for name, path in load(place).programs.items():
         fd = bpf.obj_get(path)
         info = bpf.prog_info(fd)

@@ -95,6 +95,7 @@ def test_an_endpoint_is_on_the_existing_network_with_its_router(machine: Host) -
         "linkspan.macvlan_mode": "bridge",
         "linkspan.path": f"kernel macvlan, eBPF on the parent ({hooks})",
         "linkspan.host_access": "on",
+        "linkspan.broadcast_limit": "100 packets/s",
     }
     gateways = {f"{ROUTER4}/24", f"{ROUTER6}/64"}
     for link in machine.ip("addr"):
