@@ -24,6 +24,8 @@
 /* endpoint.flags */
 #define LS_EP_FAST 1    /* unicast for a local endpoint, or of a station for its host, may take the fast path */
 #define LS_EP_BRIDGED 2 /* station: macvlan in bridge mode, so its frames for another such one never leave the host */
+#define LS_EP_VEPA 256     /* station in VEPA mode: what a switch sends back of its group packets is for the others too */
+#define LS_EP_SWITCHED 512 /* station that is a veth pair: programs at its host end have judged what it sends */
 
 /* parent.flags */
 #define LS_PARENT_HOST 1 /* the host and those stations that have LS_EP_FAST reach each other */
@@ -45,7 +47,8 @@ struct ls_endpoint {
 	__u8 ip6_ll[16];  /* link-local, EUI-64 of mac; all zero: none */
 };
 
-/* Map fdb: the endpoints that the fast path may deliver to, so only such as have LS_EP_FAST. */
+/* Map fdb: the endpoints that the fast path may deliver to, so only such as have LS_EP_FAST, and all switched stations.
+ * On a parent with such, ff:ff:ff:ff:ff:ff is for the bridge that copies group packets to them. */
 struct ls_fdb_key {
 	__u32 segment;
 	__u8 mac[6];

@@ -29,6 +29,8 @@ LS_INLINE int ls_learn(const struct __sk_buff *skb, struct ls_flow *flow, __u32 
 		return 0;
 	ls_flow_begin(flow, eth, ifindex, now);
 	station = ls_station(ifindex, eth->h_source);
+	if (station && (station->flags & LS_EP_SWITCHED))
+		return 1; /* ls_switch_out has judged and counted it */
 	if (station) {
 		flow->endpoint = *station;
 		if (!(parent->flags & LS_PARENT_HOST))
@@ -63,13 +65,6 @@ LS_INLINE int ls_copy(struct __sk_buff *skb, __u32 ifindex, __u16 note)
 	bpf_clone_redirect(skb, ifindex, BPF_F_INGRESS);
 	skb->tc_index = others;
 	return TC_ACT_UNSPEC;
-}
-
-/* Groups that end at the next device (01:80:c2:00:00:0x: IEEE 802.1Q, 8.6.3; LLDP, LACP, 802.1X) are for what is at the
- * other end of the wire, as with a bridge. */
-LS_INLINE int ls_is_for_wire(const __u8 *mac)
-{
-	return ls_load32(mac) == bpf_htonl(0x0180c200) && (ls_load16(mac + 4) & bpf_htons(0xfff0)) == 0;
 }
 
 LS_INLINE int ls_from_station(struct __sk_buff *skb, const struct ls_flow *flow, __u32 ifindex)

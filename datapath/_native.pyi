@@ -35,6 +35,8 @@ class Lib:
     LS_PARENT_SEGMENT: int
     LS_EP_FAST: int
     LS_EP_BRIDGED: int
+    LS_EP_VEPA: int
+    LS_EP_SWITCHED: int
     LS_PARENT_HOST: int
     LS_NEIGH_ROUTER: int
     BPF_ANY: int
@@ -56,6 +58,7 @@ class Lib:
     BPF_TCX_INGRESS: int
     BPF_TCX_EGRESS: int
     XDP_FLAGS_DRV_MODE: int
+    XDP_FLAGS_SKB_MODE: int
     BPF_FUNC_redirect_peer: int
 
     def ls_bpf_obj_get(self, path: bytes) -> int: ...

@@ -22,6 +22,8 @@ MAX_PARENTS: Final[int] = lib.LS_MAX_PARENTS
 PARENT_SEGMENT: Final[int] = lib.LS_PARENT_SEGMENT
 EP_FAST: Final[int] = lib.LS_EP_FAST
 EP_BRIDGED: Final[int] = lib.LS_EP_BRIDGED
+EP_VEPA: Final[int] = lib.LS_EP_VEPA
+EP_SWITCHED: Final[int] = lib.LS_EP_SWITCHED
 PARENT_HOST: Final[int] = lib.LS_PARENT_HOST
 NEIGH_ROUTER: Final[int] = lib.LS_NEIGH_ROUTER
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, Literal
 
-from datapath import abi, devices, loader, rtnl, tcx
+from datapath import abi, bpf, devices, loader, pinned, rtnl
 from datapath.maps import Maps
 from datapath.programs import Programs
 
@@ -150,7 +151,7 @@ class Accelerator:
         """Detaches the tcx links of all host ends but these."""
         for pin in self._links_dir.iterdir() if self._links_dir.is_dir() else ():
             if pin.name.rpartition("-")[0] not in keep:
-                tcx.detach(pin)
+                pinned.detach(pin)
 
     def attach(self, port: Port) -> None:
         """Tells the programs of the endpoint and runs them on its host end.
@@ -223,7 +224,8 @@ class Accelerator:
         self._links_dir.mkdir(exist_ok=True)
         for program, direction in ((PROGRAM_OUT, "out"), (PROGRAM_IN, "in")):
             pin = self._links_dir / f"{ifname}-{direction}"
-            tcx.attach(pin, self.programs[program], index, egress=direction == "in")
+            fd, is_egress = self.programs[program], direction == "in"
+            pinned.attach(pin, fd, index, partial(bpf.tcx_attach, fd, index, is_egress))
 
     def _open_maps(self) -> Maps:
         if self._maps is None:

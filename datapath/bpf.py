@@ -298,10 +298,11 @@ def tcx_attach(prog_fd: int, ifindex: int, egress: bool = False) -> int:
     return _check(result, "BPF_LINK_CREATE", f"tcx {'egress' if egress else 'ingress'} of ifindex {ifindex}")
 
 
-def xdp_attach(prog_fd: int, ifindex: int) -> int:
-    """Attaches an XDP program to a device in native (driver) mode and returns the link."""
-    result = lib.ls_bpf_link_create(prog_fd, ifindex, lib.BPF_XDP, lib.XDP_FLAGS_DRV_MODE)
-    return _check(result, "BPF_LINK_CREATE", f"native XDP of ifindex {ifindex}")
+def xdp_attach(prog_fd: int, ifindex: int, *, generic: bool = False) -> int:
+    """Attaches an XDP program to a device, in native (driver) mode unless `generic` is said, and returns the link."""
+    mode = lib.XDP_FLAGS_SKB_MODE if generic else lib.XDP_FLAGS_DRV_MODE
+    result = lib.ls_bpf_link_create(prog_fd, ifindex, lib.BPF_XDP, mode)
+    return _check(result, "BPF_LINK_CREATE", f"{'generic' if generic else 'native'} XDP of ifindex {ifindex}")
 
 
 def link_update(link_fd: int, prog_fd: int) -> None:

@@ -20,13 +20,13 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error
 
-from datapath import rtnl
+from datapath import netns, rtnl
 
 _RTN_UNICAST = 1
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFMTU = 0x8921
 _SIOCETHTOOL = 0x8946
-_ETHTOOL_GLINK = 0x0A
+_ETHTOOL_GLINK, _ETHTOOL_SGRO = 0x0A, 0x2C
 
 
 @contextmanager
@@ -88,20 +88,31 @@ def take_note_of_carrier(ifname: str) -> None:
     just got a carrier, and a bridge does not forward to it. Asking for the link's state (SIOCETHTOOL, ETHTOOL_GLINK)
     makes it catch up. Raises OSError.
     """
-    value = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_GLINK, 0))
+    _ethtool(None, ifname, _ETHTOOL_GLINK, 0)
+
+
+def enable_gro(netns_path: str | None, ifname: str) -> None:
+    """Turns on generic receive offload. A veth has the receive queue that XDP redirects into only with it
+    (drivers/net/veth.c, veth_xdp_xmit). Raises OSError."""
+    _ethtool(netns_path, ifname, _ETHTOOL_SGRO, 1)
+
+
+def _ethtool(netns_path: str | None, ifname: str, command: int, data: int) -> None:
+    value = ctypes.create_string_buffer(struct.pack("=II", command, data))
     request = struct.pack("16sP16x", ifname.encode(), ctypes.addressof(value))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+    with socket.socket(fileno=netns.open_socket(netns_path, socket.AF_INET, socket.SOCK_DGRAM)) as control:
         fcntl.ioctl(control, _SIOCETHTOOL, request)
 
 
-def add_bridge(ifname: str, *, mac: str, mtu: int, ipv6: bool) -> None:
+def add_bridge(ifname: str, *, mac: str, mtu: int, ipv6: bool, snooping: bool = True) -> None:
     """A Linux bridge, up.
 
     `mac` keeps its address from changing with its ports; without `ipv6` it gets no address of its own. The host takes
-    no routes and addresses from whoever is on the bridge.
+    no routes and addresses from whoever is on the bridge. Without `snooping` all ports get all multicast.
     """
+    settings = {} if snooping else {"br_mcast_snooping": 0}
     with _iproute(f"add bridge {ifname}", errno.EEXIST) as ip:
-        ip.link("add", ifname=ifname, kind="bridge", address=mac)
+        ip.link("add", ifname=ifname, kind="bridge", address=mac, **settings)
     index = socket.if_nametoindex(ifname)
     # Not at creation: only a later change tells br_netfilter, which else drops fragments of more than 1,500 bytes.
     with _iproute(f"set the MTU of {ifname}") as ip:

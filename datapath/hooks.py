@@ -14,12 +14,13 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
 from pyroute2 import IPRoute
 
-from datapath import rtnl, tcx
+from datapath import bpf, pinned, rtnl
 
 Attachment = Literal["clsact", "tcx"]
 
@@ -49,7 +50,7 @@ class Hooks:
         if self.attachment == "tcx":
             self._drop_filters(index, label)
             for hook, (_, fd) in programs.items():
-                tcx.attach(self._pin(index, hook), fd, index, egress=hook == "out")
+                pinned.attach(self._pin(index, hook), fd, index, partial(bpf.tcx_attach, fd, index, hook == "out"))
             return
         self._drop_links(index)
         with rtnl.Rtnl() as netlink:
@@ -86,7 +87,7 @@ class Hooks:
 
     def _drop_links(self, index: int) -> None:
         for hook in _PARENTS:
-            tcx.detach(self._pin(index, hook))
+            pinned.detach(self._pin(index, hook))
 
     def _drop_filters(self, index: int, label: str) -> None:
         if not self._filters_mark(index).exists():

@@ -126,6 +126,15 @@ class Maps:
             self._forget()
         return was_there
 
+    def flooder_put(self, parent: int, bridge: int) -> None:
+        """Has packets for groups copied to the switched stations of a parent by a bridge, both given by ifindex."""
+        if _write(self._fdb, _flooder(parent), FdbEntry(ifindex=bridge, slot=0).pack()):
+            self._forget()
+
+    def flooder_delete(self, parent: int) -> None:
+        if self._fdb.delete(_flooder(parent)):
+            self._forget()
+
     def fdb(self) -> dict[FdbKey, FdbEntry]:
         return {FdbKey.unpack(key): FdbEntry.unpack(value) for key, value in self._fdb.items()}
 
@@ -236,13 +245,13 @@ class Maps:
         Receivers go before senders, so that no packet takes the fast path to an endpoint that cannot answer.
         """
         for key in self.fdb():
-            if (key.segment, key.mac) not in fdb:
+            if key.segment < PARENT_SEGMENT and (key.segment, key.mac) not in fdb:
                 self.fdb_delete(key.segment, key.mac)
         for segment, address in self.neighbours():
             if segment < PARENT_SEGMENT and (segment, address) not in neighbours:
                 self.neighbour_delete(segment, address)
-        for ifindex in self.endpoints():
-            if ifindex not in ifindexes:
+        for ifindex, endpoint in self.endpoints().items():
+            if endpoint.segment < PARENT_SEGMENT and ifindex not in ifindexes:
                 self.endpoint_delete(ifindex)
         kept = {station.slot for station in self.stations().values()}.union(slots)
         for raw, _ in list(self._drops.items()):
@@ -270,6 +279,10 @@ def _write(table: Map, key: bytes, value: bytes) -> bool:
         return False
     table.update(key, value)
     return True
+
+
+def _flooder(parent: int) -> bytes:
+    return FdbKey(PARENT_SEGMENT | parent, b"\xff" * 6).pack()
 
 
 def _require_sound(endpoint: Endpoint) -> None:

@@ -44,7 +44,7 @@ IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 IFA_F_NODAD: Final = 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
-NDA_DST, NDA_LLADDR, NTF_MASTER, NUD_NOARP, NUD_PERMANENT = 1, 2, 0x04, 0x40, 0x80
+NDA_DST, NDA_LLADDR, NTF_SELF, NTF_MASTER, NUD_NOARP, NUD_PERMANENT = 1, 2, 0x02, 0x04, 0x40, 0x80
 TCA_KIND, TCA_OPTIONS, TCA_INGRESS_BLOCK, TCA_EGRESS_BLOCK = 1, 2, 13, 14
 TCA_BPF_CLASSID, TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT = 3, 6, 7, 8, 1
 TC_H_CLSACT, TCM_IFINDEX_MAGIC_BLOCK = 0xFFFFFFF1, 0xFFFFFFFF
@@ -237,8 +237,22 @@ def fdb_delete(index: int, label: str, mac: bytes) -> Request:
     return Request(f"delete {mac.hex(':')} from the FDB of {label}", RTM_DELNEIGH, 0, _fdb_entry(index, mac), _GONE)
 
 
-def _fdb_entry(index: int, mac: bytes) -> bytes:
-    return struct.pack("=BxxxiHBB", socket.AF_BRIDGE, index, NUD_NOARP, NTF_MASTER, 0) + attr(NDA_LLADDR, mac)
+def _fdb_entry(index: int, mac: bytes, state: int = NUD_NOARP, flags: int = NTF_MASTER) -> bytes:
+    return struct.pack("=BxxxiHBB", socket.AF_BRIDGE, index, state, flags, 0) + attr(NDA_LLADDR, mac)
+
+
+def mac_filter_add(index: int, label: str, mac: bytes) -> Request:
+    """Has a device take in packets for one more MAC (bridge(8), "fdb add ... self"); one that it has is no error."""
+    what = f"have {label} take packets for {mac.hex(':')}"
+    return Request(
+        what, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_EXCL, _fdb_entry(index, mac, NUD_PERMANENT, NTF_SELF), _EXISTS
+    )
+
+
+def mac_filter_delete(index: int, label: str, mac: bytes) -> Request:
+    """Undoes `mac_filter_add`; a device that is gone, or does not have the MAC, is no error."""
+    what = f"have {label} take no more packets for {mac.hex(':')}"
+    return Request(what, RTM_DELNEIGH, 0, _fdb_entry(index, mac, NUD_PERMANENT, NTF_SELF), _GONE | {errno.EINVAL})
 
 
 def neighbour_add(index: int, label: str, address: IPv4Address | IPv6Address, mac: bytes) -> Request:

@@ -18,17 +18,20 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from types import MappingProxyType
 from typing import Final, Literal
 
 from datapath import abi, devices, features, loader
 from datapath.hooks import Attachment, Hooks, attach_inside
 from datapath.maps import Maps
 from datapath.programs import Programs
+from datapath.switch import Switch, Switching
 
 LOG = logging.getLogger(__name__)
 
 PROGRAM_OUT: Final = "ls_parent_out"
 PROGRAM_IN: Final = "ls_parent_in"
+PROGRAM_SWITCH: Final = "ls_switch_in"
 PROGRAM_LIMIT: Final = "ls_station_out"
 _SIOCGIFHWADDR: Final = 0x8927
 
@@ -37,9 +40,9 @@ _SIOCGIFHWADDR: Final = 0x8927
 class Station:
     """What the programs know of one macvlan endpoint.
 
-    `slot` is unique among all endpoints of this machine. `is_bridged`: its device is in bridge mode, so that its
-    packets for other such stations do not go out. Without `host_access` it cannot reach the host even where its parent
-    allows that.
+    `slot` is unique among all endpoints of this machine. `mode` is macvlan's. Without `host_access` it cannot reach the
+    host even where its parent allows that. `broadcast_limit` is in packets a second, 0 for none. With a `host_ifname`
+    it is a veth pair with this host end on a switched parent, else a macvlan device.
     """
 
     slot: int
@@ -47,8 +50,10 @@ class Station:
     ip4: IPv4Address | None
     ip6: IPv6Address | None
     ip6_ll: IPv6Address | None
-    is_bridged: bool = True
+    mode: str = "bridge"
     host_access: bool = True
+    broadcast_limit: int = 0
+    host_ifname: str = ""
 
     def record(self, ifindex: int) -> abi.Endpoint:
         return abi.Endpoint(
@@ -56,7 +61,9 @@ class Station:
             slot=self.slot,
             ip4=self.ip4,
             mac=self.mac,
-            flags=(abi.EP_FAST if self.host_access else 0) | (abi.EP_BRIDGED if self.is_bridged else 0),
+            flags=(abi.EP_FAST if self.host_access else 0)
+            | (abi.EP_SWITCHED if self.host_ifname else 0)
+            | {"bridge": abi.EP_BRIDGED, "vepa": abi.EP_VEPA}.get(self.mode, 0),
             ip6=self.ip6,
             ip6_ll=self.ip6_ll,
         )
@@ -75,6 +82,7 @@ class Uplinks:
     def __init__(self, programs: Programs, attachment: Literal["auto", "clsact", "tcx"] = "auto") -> None:
         """`auto` means tcx links where the kernel has them (6.6), clsact filters elsewhere."""
         self._programs = programs
+        self._switch = Switch(programs)
         self._wanted = attachment
         self._maps: Maps | None = None
         self._lock = threading.Lock()
@@ -83,7 +91,12 @@ class Uplinks:
         self.fallbacks: dict[str, str] = {}
         self.attachment: Attachment = "clsact"
 
-    def start(self, stations_by_parent: Mapping[str, Sequence[Station]], host_access: Mapping[str, bool]) -> None:
+    def start(
+        self,
+        stations_by_parent: Mapping[str, Sequence[Station]],
+        host_access: Mapping[str, bool],
+        switched: Mapping[str, Switching] = MappingProxyType({}),
+    ) -> None:
         """Makes the maps hold exactly these stations, and the programs run on the named parents alone.
 
         A parent without an entry in `host_access` has none. One that does not exist, or does not take the programs, is
@@ -99,6 +112,10 @@ class Uplinks:
         try:
             self._known = {name: index for name in names if (index := devices.ifindex(name)) is not None}
             self._fill(stations_by_parent, host_access)
+            if self._programs.are_new and any(
+                each.host_ifname for all_ in stations_by_parent.values() for each in all_
+            ):
+                self._switch.renew()
             self._clear()
         except OSError as error:
             self._give_up(str(error), logging.WARNING)
@@ -106,7 +123,7 @@ class Uplinks:
         self.problem = None
         for name in names:
             try:
-                self._run_on(devices.need_ifindex(name), name)
+                self._run_on(devices.need_ifindex(name), name, switched.get(name))
             except OSError as error:
                 self.fallbacks[f"parent {name}"] = str(error)
                 LOG.warning("parent %s has no eBPF programs: %s", name, error)
@@ -138,6 +155,11 @@ class Uplinks:
             if station.host_access
             for address in station.addresses()
         }
+        self._switch.prune(
+            maps,
+            stations,
+            [abi.StationKey(index, each.mac) for index, all_ in stations.items() for each in all_ if each.host_ifname],
+        )
         in_use = {endpoint.slot for endpoint in maps.endpoints().values()}
         for key, record in maps.stations().items():
             if (key.ifindex, key.mac) not in keys:
@@ -159,8 +181,8 @@ class Uplinks:
         for index in self._hooks.attached() - set(self._known.values()):
             self._hooks.detach(index, f"ifindex {index}")
 
-    def attach(self, parent: str, host_access: bool) -> None:
-        """Runs the programs on a parent.
+    def attach(self, parent: str, host_access: bool, switching: Switching | None = None) -> None:
+        """Runs the programs on a parent, which is a switched one if it says how.
 
         To be called again when `host_access` changes or the parent has got another MAC. The host cannot be reached
         through a parent in passthru mode, all of whose packets go to the one station.
@@ -171,7 +193,7 @@ class Uplinks:
             index = devices.need_ifindex(parent)
             self._know(parent, index)
             self._put_parent(index, parent, host_access)
-            self._run_on(index, parent)
+            self._run_on(index, parent, switching)
 
     def detach(self, parent: str) -> None:
         """Takes the programs off a parent, and makes them forget its stations; the parent may be gone."""
@@ -204,16 +226,13 @@ class Uplinks:
         if index is not None and known is not None and known.slot == station.slot:
             self._remove(index, known)
 
-    def limit(self, netns_path: str, ifname: str, slot: int, packets_per_second: int) -> None:
-        """Has a station's device drop what it sends to everybody past so many packets in a second.
+    def limit_device(self, netns_path: str, ifname: str, station: Station) -> None:
+        """Has a station's macvlan device drop what it sends to everybody past its limit.
 
-        `ifname` is its device in that namespace, and loses the program in any other. With 0 none is attached.
+        `ifname` is the device in that namespace, and loses the program in any other.
         """
-        if self.problem:
-            return
-        self._open_maps().limit_put(slot, packets_per_second)
-        if packets_per_second:
-            attach_inside(netns_path, ifname, PROGRAM_LIMIT, self._programs[PROGRAM_LIMIT], slot)
+        if not self.problem and station.broadcast_limit:
+            attach_inside(netns_path, ifname, PROGRAM_LIMIT, self._programs[PROGRAM_LIMIT], station.slot)
 
     @property
     def are_new(self) -> bool:
@@ -241,6 +260,10 @@ class Uplinks:
         slots = {station.slot for station in maps.stations().values()}
         return maps.counters(slots), {slot: drops for slot, drops in maps.drops().items() if slot in slots}
 
+    def generic(self, parent: str) -> str | None:
+        """Why a parent that is to run XDP natively runs it generic, or None."""
+        return self._switch.generic.get(parent)
+
     def facts(self) -> Mapping[str, str]:
         return {**self._programs.facts(), "parent attachment": self.attachment}
 
@@ -262,9 +285,11 @@ class Uplinks:
                 self._forget(before, parent)
         self._known[parent] = index
 
-    def _run_on(self, index: int, parent: str) -> None:
-        programs = {hook: (name, self._programs[name]) for hook, name in (("out", PROGRAM_OUT), ("in", PROGRAM_IN))}
-        self._hooks.attach(index, parent, programs)
+    def _run_on(self, index: int, parent: str, switching: Switching | None) -> None:
+        names = {"out": PROGRAM_OUT, "in": PROGRAM_IN if switching is None else PROGRAM_SWITCH}
+        self._hooks.attach(index, parent, {hook: (name, self._programs[name]) for hook, name in names.items()})
+        if switching is not None:
+            self._switch.open(self._open_maps(), index, parent, switching)
 
     def _put_parent(self, index: int, parent: str, host_access: bool) -> None:
         flags = abi.PARENT_HOST if host_access else 0
@@ -277,7 +302,10 @@ class Uplinks:
         known = maps.station(index, station.mac)
         if known is None or known.slot != station.slot:
             maps.clear_slot(station.slot)
+        maps.limit_put(station.slot, station.broadcast_limit)
         maps.station_put(index, record)
+        if station.host_ifname:
+            self._switch.put(maps, station.host_ifname, record)
         stale = () if known is None else _addresses(known)
         kept = station.addresses() if station.host_access else []
         for address in stale:
@@ -291,6 +319,8 @@ class Uplinks:
         for address in _addresses(record):
             maps.neighbour_delete(record.segment, address)
         maps.station_delete(index, record.mac)
+        if record.flags & abi.EP_SWITCHED:
+            self._switch.remove(maps, record)
         maps.clear_slot(record.slot)
 
     def _forget(self, index: int, parent: str) -> None:
@@ -299,6 +329,7 @@ class Uplinks:
         for key, record in maps.stations().items():
             if key.ifindex == index:
                 self._remove(index, record)
+        self._switch.close(maps, index, parent)
         self._hooks.detach(index, parent)
 
     def _open_maps(self) -> Maps:

@@ -47,4 +47,11 @@ LS_INLINE void ls_flow_begin(struct ls_flow *flow, const struct ethhdr *eth, __u
 	__builtin_memcpy(flow->endpoint.mac, eth->h_source, ETH_ALEN);
 }
 
+/* Groups that end at the next device (01:80:c2:00:00:0x: IEEE 802.1Q, 8.6.3; LLDP, LACP, 802.1X) are for what is at the
+ * other end of the wire, as with a bridge. */
+LS_INLINE int ls_is_for_wire(const __u8 *mac)
+{
+	return ls_load32(mac) == bpf_htonl(0x0180c200) && (ls_load16(mac + 4) & bpf_htons(0xfff0)) == 0;
+}
+
 #endif

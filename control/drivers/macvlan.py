@@ -18,9 +18,10 @@ from typing import Final
 
 import msgspec
 
-from control.drivers import inside
+from control.drivers import inside, macvlan_veth
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
 from control.drivers.inside import mac_bytes
+from control.drivers.macvlan_veth import DEVICE, is_switched, switching
 from control.drivers.options import (
     ACCEL,
     IFACE_PREFIX,
@@ -84,6 +85,8 @@ _OPTIONS: Final[Mapping[str, Check]] = {
     CONFLICT_CHECK: check_boolean,
     HOST_ACCESS: check_boolean,
     BROADCAST_LIMIT: check_rate,
+    macvlan_veth.DEVICE: macvlan_veth.check_device,
+    macvlan_veth.PARENT_HOOK: macvlan_veth.check_hook,
     MTU: check_mtu,
     IFACE_PREFIX: check_prefix,
 }
@@ -146,9 +149,12 @@ class MacvlanDriver(Driver):
                 "itself: use another mode"
             )
         self._check_overlaps(spec, ifname, others)
+        on_it = [
+            other for other in others if ifname and other.driver == self.name and other.options.get(PARENT) == ifname
+        ]
+        macvlan_veth.check(spec, mode_of(spec), ifname, on_it, self._uplinks)
         if not ifname:
             return
-        on_it = [other for other in others if other.driver == self.name and other.options.get(PARENT) == ifname]
         for other in on_it:
             if _PASSTHRU in (mode_of(spec), mode_of(other)):
                 raise Conflict(
@@ -196,6 +202,8 @@ class MacvlanDriver(Driver):
             found = parents.look(parent_of(network))
             mac = found.mac.hex(":") if found is not None else mac
         ifname = endpoint.driver_options.get(IFNAME, endpoint.ifname)
+        if is_switched(network):
+            endpoint = macvlan_veth.settle(endpoint)
         return msgspec.structs.replace(endpoint, ifname=ifname, mac=mac)
 
     def shares_link(self, network: Network, other: Network) -> bool:
@@ -214,15 +222,16 @@ class MacvlanDriver(Driver):
                     partial(devices.delete_links, [mark]),
                 )
             ]
+        steps = [Step(f"look for the parent {ifname}", partial(_require_parent, network), lambda: None)]
         if parents.split_vlan(ifname) is not None:
-            return [
+            steps = [
                 Step(
                     f"create the sub-interface {ifname} unless it is there",
                     partial(parents.hold_vlan, ifname, mark),
                     partial(parents.release_vlan, ifname, mark),
                 )
             ]
-        return [Step(f"look for the parent {ifname}", partial(_require_parent, network), lambda: None)]
+        return [*steps, *(macvlan_veth.network_steps(network, ifname) if is_switched(network) else ())]
 
     # -- an endpoint ---------------------------------------------------------------------------------------------
 
@@ -230,7 +239,9 @@ class MacvlanDriver(Driver):
         endpoint = join.endpoint
         where = f"in sandbox {join.holder}" if join.netns_path is not None else "for its engine"
         steps = [
-            Step(
+            macvlan_veth.device_step(join, parent_of(join.network))
+            if is_switched(join.network)
+            else Step(
                 f"create macvlan {endpoint.ifname} on {parent_of(join.network)} {where}",
                 partial(self._add, join),
                 partial(self._delete, join),
@@ -250,7 +261,7 @@ class MacvlanDriver(Driver):
                 )
             )
         if join.netns_path is not None:
-            if self._is_accelerated(join.network):
+            if self._is_accelerated(join.network) and not is_switched(join.network):
                 steps.append(
                     Step(
                         f"limit the broadcasts of {endpoint.ifname} {where}",
@@ -261,7 +272,11 @@ class MacvlanDriver(Driver):
             steps.append(
                 Step(
                     f"set up {endpoint.ifname} in sandbox {join.holder}",
-                    partial(_set_up_inside, join, join.netns_path),
+                    partial(
+                        macvlan_veth.set_up_inside if is_switched(join.network) else _set_up_inside,
+                        join,
+                        join.netns_path,
+                    ),
                     lambda: None,
                 )
             )
@@ -345,10 +360,13 @@ class MacvlanDriver(Driver):
         parent = parent_of(network)
         with self._uplinks_lock:
             try:
-                self._uplinks.attach(parent, self._uplinks.has_host_access(parent, station))
+                access = self._uplinks.has_host_access(parent, station)
+                self._uplinks.attach(parent, access, switching(network))
                 self._uplinks.add(parent, station)
                 self._uplinks.fallbacks.pop(f"parent {parent}", None)
             except OSError as error:
+                if is_switched(network):
+                    raise
                 self._uplinks.fallbacks[f"parent {parent}"] = str(error)
                 LOG.warning("parent %s has no eBPF programs: %s", parent, error)
 
@@ -365,7 +383,7 @@ class MacvlanDriver(Driver):
         try:
             found = _find_in(netns_path, endpoint, None)
             if found is not None:
-                self._uplinks.limit(netns_path, found.ifname, endpoint.slot, _broadcast_limit(network))
+                self._uplinks.limit_device(netns_path, found.ifname, _station(network, endpoint))
             self._uplinks.fallbacks.pop(what, None)
         except OSError as error:
             self._uplinks.fallbacks[what] = str(error)
@@ -373,7 +391,7 @@ class MacvlanDriver(Driver):
 
     def moved_in(self, network: Network, endpoint: Endpoint) -> None:
         """A device that is moved to another namespace loses its filters on the way (net/core/dev.c, dev_shutdown)."""
-        if self._is_accelerated(network):
+        if self._is_accelerated(network) and not is_switched(network):
             self._limit(network, endpoint, endpoint.sandbox_key)
 
     def _is_accelerated(self, network: Network) -> bool:
@@ -406,6 +424,7 @@ class MacvlanDriver(Driver):
                 if link.kind == "macvlan" and _OUR_WAITING.fullmatch(link.ifname) and link.ifname not in waiting
             ]
         )
+        macvlan_veth.sweep(networks, endpoints)
         parents.sweep({_mark(network) for network in networks})
         by_id = {network.id: network for network in networks}
         stations: dict[str, list[Station]] = {}
@@ -414,21 +433,30 @@ class MacvlanDriver(Driver):
             if self._is_accelerated(network) and endpoint.state is not EndpointState.CREATED:
                 stations.setdefault(parent_of(network), []).append(_station(network, endpoint))
         access = {parent: any(station.host_access for station in each) for parent, each in stations.items()}
-        self._uplinks.start(stations, access)
+        switched = {parent_of(network): how for network in networks if (how := switching(network)) is not None}
+        self._uplinks.start(stations, access, switched)
         if self._uplinks.are_new:
             for endpoint in endpoints:
-                if endpoint.state is EndpointState.JOINED and self._is_accelerated(by_id[endpoint.network_id]):
+                network = by_id[endpoint.network_id]
+                is_limited = self._is_accelerated(network) and not is_switched(network)
+                if endpoint.state is EndpointState.JOINED and is_limited:
                     path = endpoint.sandbox_key or self._netns_path(endpoint.sandbox_id)
-                    self._limit(by_id[endpoint.network_id], endpoint, path)
+                    self._limit(network, endpoint, path)
 
     def remains(self, endpoint: Endpoint) -> bool:
+        if endpoint.host_ifname:
+            return macvlan_veth.remains(endpoint)
         return self._find(endpoint) is not None
 
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         """An endpoint whose parent was renamed is whole: its device is as good as before."""
         indices = {network.id: devices.ifindex(parent_of(network)) for network in networks}
         whole: set[str] = {id_ for id_, index in indices.items() if index is not None}
+        by_id = {network.id: network for network in networks}
         for endpoint in endpoints:
+            if endpoint.host_ifname:
+                whole |= {endpoint.id} if macvlan_veth.is_whole(by_id[endpoint.network_id], endpoint) else set()
+                continue
             lower = indices[endpoint.network_id]
             link = self._find(endpoint, lower)
             is_set_up = link is not None and (endpoint.is_remote or link.flags & rtnl.IFF_UP)
@@ -442,6 +470,7 @@ class MacvlanDriver(Driver):
             "linkspan.parent": parent_of(network),
             "linkspan.parent_state": found.state if found is not None else "gone",
             "linkspan.macvlan_mode": mode_of(network),
+            DEVICE: macvlan_veth.VETH if is_switched(network) else self.name,
             "linkspan.path": self._path(network),
             "linkspan.host_access": self._host_access(network),
         }
@@ -455,9 +484,19 @@ class MacvlanDriver(Driver):
     def _path(self, network: Network) -> str:
         if not self._is_accelerated(network):
             return f"kernel macvlan ({ACCEL}=off)"
-        if problem := self._problem(network):
+        problem = self._problem(network)
+        if is_switched(network):
+            return f"none: {problem}" if problem else f"eBPF switch ({self._uplinks.attachment}{self._hook(network)})"
+        if problem:
             return f"kernel macvlan: {problem}"
         return f"kernel macvlan, eBPF on the parent ({self._uplinks.attachment})"
+
+    def _hook(self, network: Network) -> str:
+        how = switching(network)
+        if how is None or how.hook == "tc":
+            return ""
+        reason = self._uplinks.generic(parent_of(network))
+        return f", generic XDP: {reason}" if reason else ", native XDP"
 
     def _shown_limit(self, network: Network) -> str:
         limit = _broadcast_limit(network) if self._is_accelerated(network) and not self._uplinks.problem else 0
@@ -503,8 +542,10 @@ def _station(network: Network, endpoint: Endpoint) -> Station:
         ip4=endpoint.ipv4.ip if endpoint.ipv4 else None,
         ip6=endpoint.ipv6.ip if endpoint.ipv6 else None,
         ip6_ll=inside.link_local(mac).ip if endpoint.ipv6 else None,
-        is_bridged=mode_of(network) == "bridge",
+        mode=mode_of(network),
         host_access=_has_host_access(network),
+        broadcast_limit=_broadcast_limit(network),
+        host_ifname=endpoint.host_ifname,
     )
 
 

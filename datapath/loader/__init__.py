@@ -138,7 +138,12 @@ def _locked(layout: pins.Layout, deadline: float) -> Iterator[None]:
 def _compile(layout: pins.Layout, directory: Path, log_path: Path, python: str, deadline: float) -> None:
     request = {
         "programs": [
-            {"name": name, "text": _flatten(directory, source), "pin": str(layout.programs()[name])}
+            {
+                "name": name,
+                "text": _flatten(directory, source),
+                "is_xdp": source.startswith("xdp_"),
+                "pin": str(layout.programs()[name]),
+            }
             for name, source in sources.PROGRAMS.items()
         ],
         "maps": {name: shape.fields() for name, shape in pins.SHAPES.items()},

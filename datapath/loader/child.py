@@ -82,7 +82,8 @@ def run(request: dict[str, Any]) -> None:
                 raise Failed("maps", name, f"{table} is {shape} in the sources, {wanted} elsewhere")
         ctypes.set_errno(0)
         try:
-            function = module.load_func(name.encode(), bcc.BPF.SCHED_CLS)
+            kind = bcc.BPF.XDP if program["is_xdp"] else bcc.BPF.SCHED_CLS
+            function = module.load_func(name.encode(), kind)
         except Exception as error:
             raise Failed("load", name, error, ctypes.get_errno()) from error
         try:

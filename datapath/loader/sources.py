@@ -13,13 +13,18 @@ from datapath import abi
 
 DIRECTORY: Final = Path(__file__).resolve().parents[2] / "bpf"
 
-# A program is one file in bpf/ with one function of the program's name, and one row here.
+# A program is one file in bpf/ with one function of the program's name, and one row here. Files are called tc_ or xdp_
+# for what the program runs at.
 PROGRAMS: Final = {
     "ls_ep_out": "tc_endpoint_out.c",
     "ls_ep_in": "tc_endpoint_in.c",
     "ls_parent_out": "tc_parent_out.c",
     "ls_parent_in": "tc_parent_in.c",
     "ls_station_out": "tc_station_out.c",
+    "ls_switch_out": "tc_switch_out.c",
+    "ls_switch_in": "tc_switch_in.c",
+    "ls_switch_to": "tc_switch_to.c",
+    "ls_switch_xdp": "xdp_switch_in.c",
 }
 
 _KEY_DIGITS: Final = 12

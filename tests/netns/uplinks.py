@@ -146,7 +146,7 @@ class World:
             ip4=IPv4Address(node.ip4),
             ip6=IPv6Address(node.ip6),
             ip6_ll=IPv6Address(node.ip6_ll),
-            is_bridged=mode == "bridge",
+            mode=mode,
         )
 
     def _address(self, node: Node) -> None:

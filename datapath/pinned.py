@@ -1,15 +1,16 @@
-"""Programs at the tcx hooks of a device, held by pinned links (kernel 6.6): they outlive the process."""
+"""Programs at a device's hooks that are held by pinned links: they outlive the process (tcx: kernel 6.6; XDP: 5.9)."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from datapath import bpf
 
 
-def attach(pin: Path, prog_fd: int, ifindex: int, *, egress: bool) -> None:
-    """Runs a program at a hook of a device and pins the link; a link that is pinned there gets the new program.
+def attach(pin: Path, prog_fd: int, ifindex: int, create: Callable[[], int]) -> None:
+    """Runs a program on a device and pins the link that `create` returns; one that is pinned gets the new program.
 
     No packet in between passes without one. A pin of a device that is gone is replaced. Raises OSError.
     """
@@ -22,7 +23,7 @@ def attach(pin: Path, prog_fd: int, ifindex: int, *, egress: bool) -> None:
         finally:
             os.close(link)
         pin.unlink()
-    link = bpf.tcx_attach(prog_fd, ifindex, egress)
+    link = create()
     try:
         bpf.obj_pin(link, pin)
     finally:
