@@ -1,6 +1,7 @@
-"""Macvlan endpoints against the kernel's own macvlan, made by hand on a parent of its own; and their host beside them.
+"""Macvlan endpoints, both kinds of devices, against the kernel's own macvlan made by hand; and their host beside them.
 
-One switch and one other machine behind both parents. The programs of linkspan are on one parent alone.
+One switch and one other machine behind all parents, each of which has one kind: by hand, linkspan's macvlan devices,
+and linkspan's veth pairs with the parent's switch in tc and in XDP.
 """
 
 from __future__ import annotations
@@ -13,54 +14,106 @@ from bench.report import Bar, Result, Table
 from bench.stats import percentile, ratios, spread
 from bench.world import World, world
 
-OUT_BY_HAND, OUT = "by hand, to another machine", "Linkspan, to another machine"
-LOCAL_BY_HAND, LOCAL = "by hand, endpoint to endpoint", "Linkspan, endpoint to endpoint"
-FROM_HOST, BRIDGED = "Linkspan, host to endpoint", "Linkspan's bridge, host to endpoint"
-NETWORK: Final = "pub"
+BY_HAND: Final = "by hand"
+KINDS: Final = {
+    "macvlan": {},
+    "veth, tc": {"linkspan.macvlan_device": "veth"},
+    "veth, XDP": {"linkspan.macvlan_device": "veth", "linkspan.parent_hook": "xdp"},
+}
+"""Linkspan's kinds of devices, by the options of their network; the first is the default."""
+BRIDGED: Final = "Linkspan's bridge, host to endpoint"
 STREAM_ROUNDS: Final = 40
 _HOST: Final = "/proc/1/ns/net"
-_BY_HAND, _OURS = 21, 20
-"""The subnets, 10.N.0.0/24: by hand on eth2, linkspan's on eth1."""
+_SUBNETS: Final = {BY_HAND: 20} | {kind: 21 + number for number, kind in enumerate(KINDS)}
+"""10.N.0.0/24, on the parent ethN."""
+
+
+def out(kind: str) -> str:
+    return f"{kind}, to another machine"
+
+
+def local(kind: str) -> str:
+    return f"{kind}, endpoint to endpoint"
+
+
+def from_host(kind: str) -> str:
+    return f"{kind}, host to endpoint"
 
 
 def build(machine: World) -> list[Path]:
-    """All paths; the host has an address on eth1 only, and the other machine, .2, one in each subnet."""
+    """All paths; the host, .10, has addresses on linkspan's parents, and the other machine, .2, one in each subnet."""
     switch, other = machine.netns("switch"), machine.netns("other")
     machine.ip(switch, "link", "add", "br0", "up", "type", "bridge")
-    for port, end, ifname in (("p1", _HOST, "eth1"), ("p2", _HOST, "eth2"), ("p3", other, "eth0")):
+    ends = [(f"p{number}", _HOST, f"eth{number}") for number in _SUBNETS.values()]
+    whole = "xdp"  # what a veth leaves of checksums for later, XDP loses; on a cable they are in the packet
+    for port, end, ifname in (*ends, ("p1", other, "eth0"), ("p2", other, whole)):
         machine.ip(end, "link", "add", ifname, "type", "veth", "peer", "name", port, "netns", switch)
         machine.ip(switch, "link", "set", port, "master", "br0", "up")
         machine.ip(end, "link", "set", ifname, "up")
-    machine.ip(_HOST, "address", "add", f"10.{_OURS}.0.10/24", "dev", "eth1")
-    for number in (_BY_HAND, _OURS):
-        machine.ip(other, "address", "add", f"10.{number}.0.2/24", "dev", "eth0")
-    hand = [_by_hand(machine, number) for number in (0, 1)]
-    config = {"Subnet": f"10.{_OURS}.0.0/24", "Gateway": f"10.{_OURS}.0.2", "IPRange": f"10.{_OURS}.0.64/26"}
-    options = {"parent": "eth1", "linkspan.conflict_check": "off"}
-    body = {"Name": NETWORK, "Driver": "macvlan", "Options": options, "IPAM": {"Config": [config]}}
-    machine.api("POST", "/networks/create", body)
-    ours = [machine.sandbox(f"m{number}", NETWORK) for number in (0, 1)]
-    host_target = machine.sandbox("m2", NETWORK)
+    machine.run(other, "ethtool", "-K", whole, "tx", "off")
+    for kind, number in _SUBNETS.items():
+        ifname = whole if "XDP" in kind else "eth0"
+        machine.ip(other, "address", "add", f"10.{number}.0.2/24", "dev", ifname)
+        if kind != BY_HAND:
+            machine.ip(_HOST, "address", "add", f"10.{number}.0.10/24", "dev", f"eth{number}")
+    built = _paths_by_hand(machine, other)
+    for kind in KINDS:
+        built += _paths(machine, other, kind)
     machine.api("POST", "/networks/create", {"Name": paths.FAST_NETWORK})
     bridged = machine.sandbox("b0", paths.FAST_NETWORK)
-    address = paths.address_of
+    return [*built, Path(BRIDGED, machine, _HOST, bridged, paths.address_of(machine, "b0", paths.FAST_NETWORK))]
+
+
+def _paths(machine: World, other: str, kind: str) -> list[Path]:
+    number = _SUBNETS[kind]
+    network = f"pub{number}"
+    config = {"Subnet": f"10.{number}.0.0/24", "Gateway": f"10.{number}.0.2", "IPRange": f"10.{number}.0.64/26"}
+    options = {"parent": f"eth{number}", "linkspan.conflict_check": "off", **KINDS[kind]}
+    body = {"Name": network, "Driver": "macvlan", "Options": options, "IPAM": {"Config": [config]}}
+    machine.api("POST", "/networks/create", body)
+    names = [f"m{number}-{end}" for end in (0, 1, 2)]
+    ends = [machine.sandbox(name, network) for name in names]
     return [
-        Path(OUT_BY_HAND, machine, hand[0], other, f"10.{_BY_HAND}.0.2"),
-        Path(OUT, machine, ours[0], other, f"10.{_OURS}.0.2"),
-        Path(LOCAL_BY_HAND, machine, hand[0], hand[1], f"10.{_BY_HAND}.0.21"),
-        Path(LOCAL, machine, ours[0], ours[1], address(machine, "m1", NETWORK)),
-        Path(FROM_HOST, machine, _HOST, host_target, address(machine, "m2", NETWORK)),
-        Path(BRIDGED, machine, _HOST, bridged, address(machine, "b0", paths.FAST_NETWORK)),
+        Path(out(kind), machine, ends[0], other, f"10.{number}.0.2"),
+        Path(local(kind), machine, ends[0], ends[1], paths.address_of(machine, names[1], network)),
+        Path(from_host(kind), machine, _HOST, ends[2], paths.address_of(machine, names[2], network)),
+    ]
+
+
+def _paths_by_hand(machine: World, other: str) -> list[Path]:
+    subnet = _SUBNETS[BY_HAND]
+    ends = [_by_hand(machine, number) for number in (0, 1)]
+    return [
+        Path(out(BY_HAND), machine, ends[0], other, f"10.{subnet}.0.2"),
+        Path(local(BY_HAND), machine, ends[0], ends[1], f"10.{subnet}.0.21"),
     ]
 
 
 def _by_hand(machine: World, number: int) -> str:
     end = machine.netns(f"h{number}")
-    machine.ip(_HOST, "link", "add", "link", "eth2", "name", f"h{number}", "type", "macvlan", "mode", "bridge")
+    machine.ip(
+        _HOST,
+        "link",
+        "add",
+        "link",
+        f"eth{_SUBNETS[BY_HAND]}",
+        "name",
+        f"h{number}",
+        "type",
+        "macvlan",
+        "mode",
+        "bridge",
+    )
     machine.ip(_HOST, "link", "set", f"h{number}", "name", "eth0", "netns", end)
-    machine.ip(end, "address", "add", f"10.{_BY_HAND}.0.{20 + number}/24", "dev", "eth0")
+    machine.ip(end, "address", "add", f"10.{_SUBNETS[BY_HAND]}.0.{20 + number}/24", "dev", "eth0")
     machine.ip(end, "link", "set", "eth0", "up")
     return end
+
+
+def against() -> dict[str, str]:
+    """What each path that has one is compared with."""
+    kinds = (BY_HAND, *KINDS)
+    return {of(kind): of(BY_HAND) for kind in kinds for of in (out, local)}
 
 
 def suite(rounds: int) -> Result:
@@ -69,36 +122,38 @@ def suite(rounds: int) -> Result:
         machine.start()
         built = build(machine)
         measured = latency.measure(built, rounds)
-        streams = throughput.measure(built[:4], STREAM_ROUNDS)
+        streams = throughput.measure([path for path in built if path.name in against()], STREAM_ROUNDS)
     tables, bars = [], []
     for proto in latency.PROTOS:
         trips = {path.name: measured[path.name, proto] for path in built}
-        bases = {OUT: OUT_BY_HAND, LOCAL: LOCAL_BY_HAND}
+        bases = {name: base for name, base in against().items() if name != base}
         rows = []
         for name, samples in trips.items():
-            p50, against = spread(samples.p50s()), trips[bases.get(name, name)]
+            p50, other = spread(samples.p50s()), trips[bases.get(name, name)]
             rows.append(
                 [
                     name,
                     f"{p50.median:.2f}",
                     f"{p50.low:.2f} .. {p50.high:.2f}",
                     f"{percentile(samples.ordered(), 99):.1f}",
-                    f"{ratios(samples.p50s(), against.p50s()).median:.3f}",
+                    f"{ratios(samples.p50s(), other.p50s()).median:.3f}",
                 ]
             )
         title = f"{proto.upper()} round trip, {latency.PAYLOAD_BYTES} B, both ends on one core: us"
         tables.append(Table(title, ("", "p50", "10 % .. 90 % of rounds", "p99", "x by hand"), rows))
-        for name, base in bases.items():
+        for name in (out("macvlan"), local("macvlan")):
+            base = bases[name]
             ratio = ratios(trips[name].p50s(), trips[base].p50s())
             bars.append(Bar(f"{proto.upper()} round trip p50, {name}, against {base}", "<=", 1.0, ratio))
     rows = []
     for name, rates in streams.items():
         rate = spread([value / 1e9 for value in rates])
-        rows.append([name, f"{rate.median:.1f}", f"{rate.low:.1f} .. {rate.high:.1f}"])
-    tables.append(Table("TCP throughput, one stream: Gbit/s", ("", "median", "10 % .. 90 %"), rows))
+        by_hand = ratios(rates, streams[against()[name]]).median
+        rows.append([name, f"{rate.median:.1f}", f"{rate.low:.1f} .. {rate.high:.1f}", f"{by_hand:.2f}"])
+    tables.append(Table("TCP throughput, one stream: Gbit/s", ("", "median", "10 % .. 90 %", "x by hand"), rows))
     bars += [
-        Bar(f"throughput, {name}, against by hand", ">=", 1.0, ratios(streams[name], streams[base]))
-        for name, base in ((OUT, OUT_BY_HAND), (LOCAL, LOCAL_BY_HAND))
+        Bar(f"throughput, {name}, against by hand", ">=", 1.0, ratios(streams[name], streams[against()[name]]))
+        for name in (out("macvlan"), local("macvlan"))
     ]
     p50s = {f"{name}, {proto}": one.p50s() for (name, proto), one in measured.items()}
     return Result(tables, bars, {"p50_us": p50s, "bits_per_second": dict(streams)})
