@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from control.deps import Deps
-from control.drivers.base import EndpointCounters
+from control.drivers.base import EndpointCounters, ParentState
 from control.endpoints import Endpoints
 from control.errors import Conflict, DatapathFailed, Forbidden, InvalidArgument
 from control.events import Event, EventBus, Listener
 from control.locks import KeyedLocks
+from control.mending import Mender
 from control.model import (
     Endpoint,
     EndpointSpec,
@@ -43,6 +44,7 @@ from control.sandboxes import (
     kill_processes,
     process_start,
 )
+from datapath.link_monitor import LinkChange
 
 LOG = logging.getLogger(__name__)
 
@@ -68,6 +70,15 @@ class NetworkController:
             discard_sandbox=self._discard_sandbox,
         )
         self._sandbox_locks = KeyedLocks()
+        self._mender = Mender(
+            deps,
+            self._records,
+            self._networks,
+            self._endpoints,
+            self.remote,
+            exclusive=self._exclusive,
+            failures=self._reconciler.failures,
+        )
 
     # -- start and stop ------------------------------------------------------------------------------------------
 
@@ -163,16 +174,39 @@ class NetworkController:
         }
 
     def status(self) -> dict[str, Any]:
-        """Facts and fallbacks of every driver, what could not be repaired at start, and how much there is of all."""
+        """Facts and fallbacks of every driver, what could not be repaired, the devices of the host that networks are
+        on, and how much there is of all."""
         drivers = {name: driver.status() for name, driver in self._deps.drivers.items()}
+        failures = dict(self._reconciler.failures)
+        known = self._names() if failures else ()
         return {
             "drivers": {name: dict(status.facts) for name, status in drivers.items()},
             "fallbacks": {
                 feature: reason for status in drivers.values() for feature, reason in status.fallbacks.items()
             },
-            "broken": dict(self._reconciler.failures),
+            "broken": {what: why for what, why in failures.items() if what in known},
+            "parents": [
+                {"network": network.name, "parent": parent.ifname, "state": parent.state, "up": parent.is_up}
+                for network, parent in self.parents()
+            ],
             **self.counts(),
         }
+
+    def _names(self) -> set[str]:
+        """What messages call the objects that there are."""
+        return {
+            *(f"network {network.name}" for network in self._records.networks()),
+            *(f"sandbox {sandbox.name}" for sandbox in self._records.sandboxes()),
+            *(f"endpoint {endpoint.id[:12]}" for endpoint in self._records.endpoints()),
+        }
+
+    def parents(self) -> list[tuple[Network, ParentState]]:
+        """The devices of the host that networks are on, by network."""
+        return [
+            (network, parent)
+            for network in self._records.networks()
+            if not network.config_only and (parent := self._deps.driver_of(network).parent(network)) is not None
+        ]
 
     def restore_firewall(self) -> None:
         """Puts back what others took out of the host's firewall; raises DatapathFailed."""
@@ -185,6 +219,13 @@ class NetworkController:
                 driver.restore_firewall(own, [endpoint for endpoint in endpoints if endpoint.network_id in ids])
             except OSError as error:
                 raise DatapathFailed(f"the firewall of {name} networks is not whole: {error}") from error
+
+    def links_changed(self, changes: Collection[LinkChange] | None) -> None:
+        """Has the networks follow the host's devices after these changes, None for any.
+
+        Raises DatapathFailed when the devices cannot be looked at; what cannot be mended is in `status`.
+        """
+        self._mender.links_changed(changes)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Calls `listener` with every Event, in whatever thread; returns what ends the subscription."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ from control.model import (
 )
 from control.records import Records
 from control.store.base import Change
+
+LOG = logging.getLogger(__name__)
 
 MAX_NAME_LENGTH: Final = 128
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
@@ -166,6 +169,24 @@ class Networks:
             self._changing.discard(network.id)
         self._emit("create", made)
         return made
+
+    def mend(self, network_id: NetworkId) -> None:
+        """Applies again a network that is not whole in the kernel; harmless for one that is gone, or going.
+
+        Raises DatapathFailed with what there is left as it is, Conflict, and OSError when it cannot be looked at.
+        """
+        with self._records.lock:
+            network = self._records.network_by_id(network_id)
+            if network is None or network.state is not NetworkState.ACTIVE or network.id in self._changing:
+                return
+            self._changing.add(network.id)
+        try:
+            driver = self._deps.driver_of(network)
+            if network.id not in driver.intact([network], ()):
+                LOG.warning("network %s is not whole in the kernel: applying it again", network.name)
+                self._deps.reapply(driver.network_steps(network), f"network {network.name} could not be applied again")
+        finally:
+            self._changing.discard(network.id)
 
     # -- removing ------------------------------------------------------------------------------------------------
 

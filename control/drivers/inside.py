@@ -16,7 +16,8 @@ def set_up(join: Join, netns_path: str, *, gateway_mac: bytes | None = None) -> 
 
     The link goes up last of what lets packets through. The gateway is the only router: else each sandbox could make
     itself the router of the others, and each would ask all others for one again and again. With `gateway_mac` nobody
-    asks for the gateway's MAC either. May be repeated. Raises Conflict, and NetlinkError for what the kernel refuses.
+    asks for the gateway's MAC either. An engine's sandbox keeps a default route that it has. May be repeated. Raises
+    Conflict, and NetlinkError for what the kernel refuses.
     """
     endpoint = join.endpoint
     if endpoint.ipv6 is not None:
@@ -39,7 +40,8 @@ def set_up(join: Join, netns_path: str, *, gateway_mac: bytes | None = None) -> 
             if gateway_mac is not None:
                 requests.append(rtnl.neighbour_add(index, label, gateway, gateway_mac))
             if is_default:
-                requests.append(rtnl.default_route_add(index, label, gateway.packed))
+                is_ours = join.sandbox is not None
+                requests.append(rtnl.default_route_add(index, label, gateway.packed, replace=is_ours))
         netlink.apply(requests)
 
 
