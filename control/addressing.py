@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Sequence
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Final
 
 from control.errors import Conflict, Exhausted, InvalidArgument
@@ -186,6 +186,48 @@ def gateway_for(network: Network, interface: IPv4Interface | IPv6Interface | Non
 def has_gateway(network: Network, version: int) -> bool:
     """Whether endpoints of the network can take it as their default route."""
     return not network.internal and any(pool.gateway is not None for pool in _pools_of(network, version))
+
+
+def link_local(mac: str) -> IPv6Interface:
+    """The EUI-64 link-local address of a MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:6]
+    return IPv6Interface((IPv6Address(b"\xfe\x80" + bytes(6) + identifier), 64))
+
+
+def check_link_locals(
+    network: Network, endpoint: Endpoint, on_link: Sequence[Endpoint]
+) -> tuple[Address, Endpoint] | None:
+    """A link-local address of the endpoint's that one of `on_link` has already, and that one.
+
+    Raises InvalidArgument for an address that no endpoint of the network can have.
+    """
+    for address in endpoint.link_local_ips:
+        subnet = next((pool.subnet for pool in network.pools if address in pool.subnet), None)
+        if subnet is not None:
+            raise InvalidArgument(
+                f"invalid link-local IP address {address}: it is in subnet {subnet} of network {network.name}: ask for "
+                f"it as IPv{address.version} address"
+            )
+        if not network.pools or (address.version == 6 and not _pools_of(network, 6)):
+            raise InvalidArgument(
+                f"network {network.name} has no IPv{address.version} subnet: link-local address {address} cannot be had"
+            )
+    own = {*endpoint.link_local_ips, *_own_link_local(endpoint)}
+    for other in on_link:
+        for address in _addresses(other) if endpoint.link_local_ips else other.link_local_ips:
+            if address in own:
+                return address, other
+    return None
+
+
+def _addresses(endpoint: Endpoint) -> list[Address]:
+    given = [each.ip for each in (endpoint.ipv4, endpoint.ipv6) if each is not None]
+    return [*given, *_own_link_local(endpoint), *endpoint.link_local_ips]
+
+
+def _own_link_local(endpoint: Endpoint) -> list[Address]:
+    return [link_local(endpoint.mac).ip] if endpoint.ipv6 is not None else []
 
 
 def check_mac(mac: str, network: Network, siblings: Sequence[Endpoint]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -103,7 +103,7 @@ class Endpoints:
             try:
                 return network, self._bring_in(network, sandbox, endpoint)
             except AddressInUse as error:
-                if error.address in (spec.ipv4, spec.ipv6):
+                if error.address in (spec.ipv4, spec.ipv6, *spec.link_local_ips):
                     raise
                 LOG.warning("net=%s: address %s is in use: trying the next", network.name, error.address)
                 taken[error.address] = error
@@ -145,8 +145,10 @@ class Endpoints:
                     links=spec.links,
                     driver_options=spec.driver_options,
                     gateway_priority=spec.gateway_priority,
+                    link_local_ips=spec.link_local_ips,
                 )
                 endpoint = driver.settle_endpoint(network, endpoint, siblings)
+                self._check_link_locals(network, endpoint, on_link)
                 if endpoint.ifname and any(e.ifname == endpoint.ifname for e in self._records.in_sandbox(sandbox.id)):
                     raise Conflict(
                         f"sandbox {sandbox.name} has a device {endpoint.ifname} already: choose another name"
@@ -157,6 +159,15 @@ class Endpoints:
                 self._records.slots.give_back(slot)
                 raise
         return network, endpoint
+
+    def _check_link_locals(self, network: Network, endpoint: Endpoint, on_link: Sequence[Endpoint]) -> None:
+        found = addressing.check_link_locals(network, endpoint, on_link)
+        if found is not None:
+            address, other = found
+            holder = f"endpoint {other.id[:12]}" if other.is_remote else self._records.sandbox(other.sandbox_id).name
+            raise Conflict(
+                f"link-local address {address} is in use on network {network.name} by {holder}: choose another"
+            )
 
     def _bring_in(self, network: Network, sandbox: Sandbox, endpoint: Endpoint) -> Endpoint:
         """Brings the endpoint into its sandbox, or forgets it."""

@@ -35,8 +35,10 @@ class Lib:
     LS_PARENT_SEGMENT: int
     LS_EP_FAST: int
     LS_EP_BRIDGED: int
+    LS_EP_ENGINE: int
     LS_PARENT_HOST: int
     LS_NEIGH_ROUTER: int
+    LS_NEIGH_SILENT: int
     BPF_ANY: int
     BPF_NOEXIST: int
     BPF_EXIST: int

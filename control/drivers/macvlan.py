@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from control.addressing import link_local
 from control.drivers import inside, returned
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, ParentState
 from control.drivers.inside import mac_bytes
@@ -253,6 +254,7 @@ class MacvlanDriver(Driver):
         if self._find(endpoint, parent.ifindex) is not None:
             return
         addresses = [each.ip for each in (endpoint.ipv4, endpoint.ipv6) if each is not None]
+        addresses += endpoint.link_local_ips
         holder = conflict.on_host(addresses)
         # Without a carrier there is nobody to ask.
         if holder is None and parent.is_up and parent.has_carrier:
@@ -468,15 +470,16 @@ class MacvlanDriver(Driver):
 
 
 def _station(network: Network, endpoint: Endpoint) -> Station:
-    mac = mac_bytes(endpoint.mac)
     return Station(
         slot=endpoint.slot,
-        mac=mac,
+        mac=mac_bytes(endpoint.mac),
         ip4=endpoint.ipv4.ip if endpoint.ipv4 else None,
         ip6=endpoint.ipv6.ip if endpoint.ipv6 else None,
-        ip6_ll=inside.link_local(mac).ip if endpoint.ipv6 else None,
+        ip6_ll=link_local(endpoint.mac).ip if endpoint.ipv6 else None,
+        link_locals=endpoint.link_local_ips,
         is_bridged=mode_of(network) == "bridge",
         host_access=_has_host_access(network),
+        is_engines=endpoint.is_remote,
     )
 
 

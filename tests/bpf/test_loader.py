@@ -28,7 +28,7 @@ USED = {
     "ls_ep_out": MAPS - {"abi_version", "parents", "stations"},
     "ls_ep_in": {"ep_by_if", "ep_counters"},
     "ls_parent_out": MAPS - {"abi_version", "ep_by_if", "fdb"},
-    "ls_parent_in": {"epoch", "parents", "stations", "ep_counters", "ep_drops"},
+    "ls_parent_in": MAPS - {"abi_version", "ep_by_if", "fdb"},
 }
 PRIVATE = {"ls_ep_out": ["flows"], "ls_ep_in": [], "ls_parent_out": ["flows"], "ls_parent_in": ["flows"]}
 
