@@ -5,12 +5,17 @@ Looked at with `ip`, `bpftool` and pings; linkspand is told of nothing.
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
+import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from datapath import bpf, netns
 from tests.hosts import Host, wait_for
 from tests.leaks import leaks, purge
 from tests.netns.lan import HOST4, HOST6, PARENT, ROUTER4, ROUTER6, Lan, lan_net, parent_state
@@ -274,6 +279,8 @@ def test_the_only_endpoint_of_a_passthru_parent_gets_the_new_devices_mac(machine
 def test_an_isolated_parent_that_somebody_deletes_is_made_again(machine: Host) -> None:
     create(machine, parent="")
     a, b = join(machine, "a"), join(machine, "b")
+    assert a.pings(b.ip4)
+    assert a.pings(b.ip6)
     (mark,) = [link["ifname"] for link in machine.ip("link") if link["ifname"].startswith("lm-")]
     machine.run("ip", "link", "delete", mark)
     soon(machine, lambda: a.pings(b.ip4, wait_s=1), "a to reach b")
@@ -328,29 +335,47 @@ def test_a_parent_that_was_in_another_namespace_is_taken_up_again(machine: Host,
     await_reach(machine, net, a)
 
 
+def verdict(kind: bpf.ProgType, code: int) -> int:
+    """A program that returns one verdict: r0 = code; exit."""
+    return bpf.prog_load(struct.pack("=BBhiBBhi", 0xB7, 0, 0, code, 0x95, 0, 0, 0), kind, name="foreign")
+
+
+@contextmanager
+def what_others_have(machine: Host) -> Iterator[None]:
+    """Somebody else's promiscuity, address, XDP program and filters on the parent."""
+    pin, namespace = machine.bpffs / "foreign", f"/proc/{machine.pid}/ns/net"
+    passing, xdp = verdict(bpf.ProgType.SCHED_CLS, -1), verdict(bpf.ProgType.XDP, 2)
+    bpf.obj_pin(passing, machine.seen(pin))
+    link = netns.call(namespace, lambda: bpf.xdp_attach(xdp, socket.if_nametoindex(PARENT)))
+    machine.run("ip", "link", "set", PARENT, "promisc", "on")
+    machine.run("ip", "addr", "add", "192.0.2.1/32", "dev", PARENT)
+    machine.run("tc", "qdisc", "add", "dev", PARENT, "clsact")
+    for hook in ("ingress", "egress"):
+        machine.run("tc", "filter", "add", "dev", PARENT, hook, "prio", "1", "bpf", "da", "pinned", str(pin))
+    try:
+        yield
+    finally:
+        machine.run("tc", "qdisc", "del", "dev", PARENT, "clsact")
+        machine.run("ip", "addr", "del", "192.0.2.1/32", "dev", PARENT)
+        machine.run("ip", "link", "set", PARENT, "promisc", "off")
+        machine.run("rm", str(pin))
+        for fd in (link, xdp, passing):
+            os.close(fd)
+
+
 def test_what_others_have_on_a_parent_stays_while_it_comes_and_goes_and_linkspand_is_killed(
     machine: Host, net: Lan
 ) -> None:
-    """Their promiscuity, address, filters, and XDP program."""
-    others = (
-        f"ip link set {PARENT} promisc on",
-        f"ip addr add 192.0.2.1/32 dev {PARENT}",
-        f"tc qdisc add dev {PARENT} clsact",
-        f"tc filter add dev {PARENT} ingress pref 7 protocol 0x88b5 matchall action drop",
-        f"tc filter add dev {PARENT} egress pref 7 protocol 0x88b5 matchall action drop",
-    )
-    for command in others:
-        machine.run("sh", "-c", command)
+    def shown() -> Any:
+        filters = [machine.run("tc", "filter", "show", "dev", PARENT, hook).stdout for hook in ("ingress", "egress")]
+        return picture(machine), filters, machine.ip("link", "show", "dev", PARENT)[0]["xdp"]["prog"]["id"]
 
-    def filters() -> list[str]:
-        return [machine.run("tc", "-j", "filter", "show", "dev", PARENT, hook).stdout for hook in ("ingress", "egress")]
-
-    try:
-        before = picture(machine), filters()
+    with what_others_have(machine):
+        before = shown()
         create(machine)
         a = join(machine, "a")
         machine.stop(signal.SIGKILL)
-        machine.run("ip", "link", "set", PARENT, "down")
+        set_down(net, True)
         machine.start()
         set_down(net, False)
         rename(machine, PARENT, "eth9")
@@ -359,11 +384,7 @@ def test_what_others_have_on_a_parent_stays_while_it_comes_and_goes_and_linkspan
         machine.start()
         await_reach(machine, net, a)
         purge(machine)
-        soon(machine, lambda: (picture(machine), filters()) == before, "all to be as it was")
-    finally:
-        machine.run("ip", "link", "set", PARENT, "promisc", "off")
-        machine.run("ip", "addr", "del", "192.0.2.1/32", "dev", PARENT)
-        machine.run("tc", "qdisc", "del", "dev", PARENT, "clsact")
+        soon(machine, lambda: shown() == before, "all to be as it was")
 
 
 def test_a_storm_of_other_devices_hides_nothing(machine: Host, net: Lan) -> None:
