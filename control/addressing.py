@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Final
 
@@ -20,10 +20,16 @@ Addresses = tuple[IPv4Interface | None, IPv6Interface | None]
 
 
 def request_pools(
-    ipam: Ipam, spec: NetworkSpec, *, owner: str, is_needed: bool, avoid: Sequence[Subnet]
+    ipam: Ipam,
+    spec: NetworkSpec,
+    *,
+    owner: str,
+    is_needed: bool,
+    avoid: Sequence[Subnet],
+    is_routerless: Callable[[Subnet], bool] = lambda _: False,
 ) -> tuple[tuple[PoolConfig, ...], list[Change]]:
     """Takes every pool, gateway and auxiliary address that the network asks for; default pools avoid the nets
-    in `avoid`."""
+    in `avoid`. A subnet that `is_routerless` has no gateway unless one is given."""
     if not is_needed:
         if spec.pools:
             raise InvalidArgument(f"the driver {spec.driver} takes no subnets: leave --subnet out")
@@ -44,7 +50,7 @@ def request_pools(
             changes += new
             config = PoolConfig(pool_id=pool.id, subnet=pool.subnet, ip_range=pool.ip_range)
             pools.append(config)
-            gateway, new = _request_reserved(ipam, config, pool_spec, owner)
+            gateway, new = _request_reserved(ipam, config, pool_spec, owner, is_routerless(pool.subnet))
             changes += new
             pools[-1] = PoolConfig(
                 pool_id=pool.id,
@@ -81,16 +87,19 @@ def _complete(spec: NetworkSpec) -> list[tuple[PoolSpec, bool]]:
     return specs
 
 
-def _request_reserved(ipam: Ipam, pool: PoolConfig, spec: PoolSpec, owner: str) -> tuple[Address, list[Change]]:
+def _request_reserved(
+    ipam: Ipam, pool: PoolConfig, spec: PoolSpec, owner: str, is_routerless: bool = False
+) -> tuple[Address | None, list[Change]]:
     """The gateway, asked for or the subnet's first address (else any free one), and the auxiliary addresses."""
     changes: list[Change] = []
+    gateway: Address | None = None
     if spec.gateway is not None:
         gateway, new = ipam.request_address(pool.pool_id, spec.gateway, owner=f"gateway of {owner}")
         changes += new
     for name, address in spec.aux_addresses.items():
         _, new = ipam.request_address(pool.pool_id, address, owner=f"auxiliary address {name} of {owner}")
         changes += new
-    if spec.gateway is None:
+    if spec.gateway is None and not is_routerless:
         first = pool.subnet.network_address + (1 if pool.subnet.num_addresses > 2 else 0)
         wanted = None if first in spec.aux_addresses.values() else first
         gateway, new = ipam.request_address(pool.pool_id, wanted, owner=f"gateway of {owner}")
@@ -108,7 +117,7 @@ def retake_pools(ipam: Ipam, pools: Sequence[PoolConfig], *, owner: str) -> None
     for pool in (pool for pool in pools if pool.pool_id):
         ipam.request_pool(LOCAL_SPACE, subnet=pool.subnet, ip_range=pool.ip_range, owner=owner)
         spec = PoolSpec(subnet=pool.subnet, gateway=pool.gateway, aux_addresses=pool.aux_addresses)
-        _request_reserved(ipam, pool, spec, owner)
+        _request_reserved(ipam, pool, spec, owner, pool.gateway is None)
 
 
 def request_addresses(
@@ -170,6 +179,15 @@ def release_addresses(
         if pool.pool_id and interface.ip in pool.subnet
         for change in ipam.release_address(pool.pool_id, interface.ip)
     ]
+
+
+def exchange_address(
+    ipam: Ipam, network: Network, old: IPv4Interface | None, new: Address, *, owner: str
+) -> tuple[IPv4Interface, list[Change]]:
+    """Takes `new` and then gives `old` back; raises as `request_addresses` does, with nothing changed."""
+    interface, changes = _request_family(ipam, network, 4, new, owner)
+    assert isinstance(interface, IPv4Interface)
+    return interface, [*changes, *release_addresses(ipam, network, old, None)]
 
 
 def _pools_of(network: Network, version: int) -> list[PoolConfig]:

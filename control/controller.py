@@ -18,6 +18,8 @@ from control.drivers.base import EndpointCounters, ParentState
 from control.endpoints import Endpoints
 from control.errors import Conflict, DatapathFailed, Forbidden, InvalidArgument
 from control.events import Event, EventBus, Listener
+from control.lease_keeper import LeaseKeeper
+from control.leases import Clock, Leases
 from control.locks import KeyedLocks
 from control.mending import Mender
 from control.model import (
@@ -52,12 +54,13 @@ LOG = logging.getLogger(__name__)
 class NetworkController:
     """Networks, endpoints and sandboxes of one host. Synchronous; every public method may be called from any thread."""
 
-    def __init__(self, deps: Deps) -> None:
+    def __init__(self, deps: Deps, clock: Clock | None = None) -> None:
         self._deps = deps
         self._records = Records(deps.store)
         self._bus = EventBus()
-        self._endpoints = Endpoints(deps, self._records, self._bus)
-        self._networks = Networks(deps, self._records, self._bus)
+        self._leases = Leases(deps, self._records, clock)
+        self._endpoints = Endpoints(deps, self._records, self._leases, self._bus)
+        self._networks = Networks(deps, self._records, self._leases, self._bus)
         self.remote = RemoteNetworks(deps, self._records, self._bus, self._networks, self._endpoints)
         self.remote_ipam = RemoteIpam(deps, self._records)
         self._reconciler = Reconciler(
@@ -79,6 +82,7 @@ class NetworkController:
             exclusive=self._exclusive,
             failures=self._reconciler.failures,
         )
+        self._keeper = LeaseKeeper(self._leases, self._records, self._endpoints, self._exclusive)
 
     # -- start and stop ------------------------------------------------------------------------------------------
 
@@ -89,16 +93,19 @@ class NetworkController:
         """
         begin = time.monotonic()
         self._records.load()
+        self._leases.load()
         self._deps.ipam.load(self._deps.store)
         self.remote_ipam.start()
         self._deps.files.start(sandbox.id for sandbox in self._records.sandboxes())
         self._reconciler.run()
         self._networks.create_predefined()
         self._endpoints.start()
+        self._keeper.start()
         LOG.info("started in %.3f s: %s", time.monotonic() - begin, self.counts())
 
     def stop(self) -> None:
         """Stops working; networks and sandboxes go on. Idempotent."""
+        self._keeper.stop()
         self._endpoints.stop()
         self.remote.stop()
         self._deps.ports.close()
@@ -135,8 +142,10 @@ class NetworkController:
         return self._deps.files.paths(sandbox)
 
     def network_info(self, network: Network) -> dict[str, str]:
-        """What the driver says of the network: devices, the path packets take, fallbacks; and its published ports."""
+        """What the driver says of the network: devices, the path packets take, fallbacks; its leases and ports."""
         info = self._deps.driver_of(network).info(network)
+        if leases := self._leases.describe(network):
+            info = {**info, "linkspan.leases": leases}
         ports = [f"{port} ({e.id[:12]})" for e in self._records.on_network(network.id) for port in e.ports]
         return {**info, "linkspan.ports": ", ".join(ports)} if ports else info
 

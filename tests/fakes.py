@@ -16,10 +16,12 @@ from control.deps import Deps
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, ParentState
 from control.errors import InvalidArgument
 from control.ipam.pools import PoolIpam
+from control.leases import Clock
 from control.model import Endpoint, Network, NetworkSpec, Sandbox
 from control.plan import Step
 from control.sandboxes import SandboxFiles
 from control.store.base import Store
+from datapath.dhcp import DhcpClient
 from tests.memory_store import MemoryStore
 
 
@@ -171,7 +173,12 @@ class FakeFiles(SandboxFiles):
 
 
 def fake_controller(
-    run_dir: Path, driver: FakeDriver | None = None, store: Store | None = None, ports: FakePorts | None = None
+    run_dir: Path,
+    driver: FakeDriver | None = None,
+    store: Store | None = None,
+    ports: FakePorts | None = None,
+    dhcp: DhcpClient | None = None,
+    clock: Clock | None = None,
 ) -> NetworkController:
     """Returns a controller that is not started, with fake drivers, the real IPAM and a store in memory."""
     drivers: list[FakeDriver] = [driver or FakeDriver(), FakeHost(), FakeNone()]
@@ -182,5 +189,7 @@ def fake_controller(
             drivers={each.name: each for each in drivers},
             files=FakeFiles(run_dir),
             ports=ports or FakePorts(),
-        )
+            dhcp=dhcp or DhcpClient(),
+        ),
+        clock,
     )

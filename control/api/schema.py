@@ -193,9 +193,9 @@ def network_spec(body: NetworkCreate, version: Version = NEWEST) -> NetworkSpec:
     if body.ingress:
         raise Forbidden("Ingress network can only be global scope network: linkspan has no Swarm routing mesh")
     ipam = body.ipam or IPAM()
-    if ipam.driver not in (None, "", "default"):
+    if ipam.driver not in (None, "", "default", "dhcp"):
         raise NotFound(
-            f'could not find plugin "{ipam.driver}": plugin "{ipam.driver}" not found; the IPAM driver here is default'
+            f'could not find plugin "{ipam.driver}": plugin "{ipam.driver}" not found; IPAM drivers are default, dhcp'
         )
     faults: list[str] = []
     pools = tuple(pool for config in ipam.config or () if (pool := _pool_spec(config, faults)) is not None)
@@ -208,6 +208,7 @@ def network_spec(body: NetworkCreate, version: Version = NEWEST) -> NetworkSpec:
         attachable=bool(body.attachable),
         enable_ipv4=body.enable_ipv4 is not False,
         enable_ipv6=bool(body.enable_ipv6),
+        ipam_driver=ipam.driver or "default",
         ipam_options=ipam.options or {},
         pools=pools,
         options=body.options or {},

@@ -127,6 +127,13 @@ class Driver:
         """Whether endpoints of both networks are on one link, where no MAC may be there twice. Pure."""
         return network.id == other.id
 
+    def dhcp_link(self, network: Network | NetworkSpec) -> str:
+        """The name of the host's device by which the network's DHCP servers are reached; raises InvalidArgument for
+        networks that have none. Looks, but changes nothing."""
+        raise InvalidArgument(
+            f"no DHCP server can be reached from a network of driver {self.name}: the IPAM driver dhcp is for macvlan"
+        )
+
     def network_steps(self, network: Network) -> Sequence[Step]:
         """What makes the network exist on this host."""
         return ()

@@ -185,6 +185,12 @@ class MacvlanDriver(Driver):
     def shares_link(self, network: Network, other: Network) -> bool:
         return other.driver == self.name and parent_of(other) == parent_of(network)
 
+    def dhcp_link(self, network: Network | NetworkSpec) -> str:
+        ifname = network.options.get(PARENT)
+        if not ifname:
+            raise InvalidArgument(f"nobody answers DHCP on an isolated parent: give -o {PARENT}=")
+        return self._parents.ifname(network) if isinstance(network, Network) else ifname
+
     # -- a network -----------------------------------------------------------------------------------------------
 
     def network_steps(self, network: Network) -> Sequence[Step]:
