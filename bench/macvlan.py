@@ -50,7 +50,7 @@ def build(machine: World) -> list[Path]:
         machine.ip(end, "link", "add", ifname, "type", "veth", "peer", "name", port, "netns", switch)
         machine.ip(switch, "link", "set", port, "master", "br0", "up")
         machine.ip(end, "link", "set", ifname, "up")
-    machine.run(other, "ethtool", "-K", whole, "tx", "off")
+    machine.run("nsenter", f"--net={other}", "--", "ethtool", "-K", whole, "tx", "off")
     for kind, number in _SUBNETS.items():
         ifname = whole if "XDP" in kind else "eth0"
         machine.ip(other, "address", "add", f"10.{number}.0.2/24", "dev", ifname)

@@ -24,14 +24,16 @@
 /* endpoint.flags */
 #define LS_EP_FAST 1    /* unicast for a local endpoint, or of a station for its host, may take the fast path */
 #define LS_EP_BRIDGED 2 /* station: macvlan in bridge mode, so its frames for another such one never leave the host */
-#define LS_EP_VEPA 256     /* station in VEPA mode: what a switch sends back of its group packets is for the others too */
-#define LS_EP_SWITCHED 512 /* station that is a veth pair: programs at its host end have judged what it sends */
+#define LS_EP_ENGINE 4  /* a container engine's, which may give it link-local addresses and tell nobody */
+#define LS_EP_VEPA 8    /* station in VEPA mode: what a switch sends back of its group packets is for the others too */
+#define LS_EP_SWITCHED 16 /* station that is a veth pair: programs at its host end have judged what it sends */
 
 /* parent.flags */
 #define LS_PARENT_HOST 1 /* the host and those stations that have LS_EP_FAST reach each other */
 
 /* neighbour.flags */
 #define LS_NEIGH_ROUTER 1 /* sets the Router flag in a neighbour advertisement (RFC 4861, 4.4) */
+#define LS_NEIGH_SILENT 2 /* not answered for */
 
 /* Map epoch: array of one __u64. Programs remember what they found in ep_by_if, fdb, parents and stations until this
  * value changes, so whoever changes one of these maps then writes a value here that was never there before. */
@@ -59,7 +61,8 @@ struct ls_fdb {
 	__u32 slot;
 };
 
-/* Maps neigh4 and neigh6: what ARP requests and neighbour solicitations are answered with. */
+/* Maps neigh4 and neigh6: whose an address is. ARP requests and neighbour solicitations are answered with it, and an
+ * endpoint may send from the link-local ones that are its MAC's. */
 struct ls_neigh4_key {
 	__u32 segment;
 	__be32 ip4;

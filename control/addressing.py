@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Final
 
 from control.errors import Conflict, Exhausted, InvalidArgument
@@ -20,10 +20,16 @@ Addresses = tuple[IPv4Interface | None, IPv6Interface | None]
 
 
 def request_pools(
-    ipam: Ipam, spec: NetworkSpec, *, owner: str, is_needed: bool, avoid: Sequence[Subnet]
+    ipam: Ipam,
+    spec: NetworkSpec,
+    *,
+    owner: str,
+    is_needed: bool,
+    avoid: Sequence[Subnet],
+    is_routerless: Callable[[Subnet], bool] = lambda _: False,
 ) -> tuple[tuple[PoolConfig, ...], list[Change]]:
     """Takes every pool, gateway and auxiliary address that the network asks for; default pools avoid the nets
-    in `avoid`."""
+    in `avoid`. A subnet that `is_routerless` has no gateway unless one is given."""
     if not is_needed:
         if spec.pools:
             raise InvalidArgument(f"the driver {spec.driver} takes no subnets: leave --subnet out")
@@ -44,7 +50,7 @@ def request_pools(
             changes += new
             config = PoolConfig(pool_id=pool.id, subnet=pool.subnet, ip_range=pool.ip_range)
             pools.append(config)
-            gateway, new = _request_reserved(ipam, config, pool_spec, owner)
+            gateway, new = _request_reserved(ipam, config, pool_spec, owner, is_routerless(pool.subnet))
             changes += new
             pools[-1] = PoolConfig(
                 pool_id=pool.id,
@@ -81,16 +87,19 @@ def _complete(spec: NetworkSpec) -> list[tuple[PoolSpec, bool]]:
     return specs
 
 
-def _request_reserved(ipam: Ipam, pool: PoolConfig, spec: PoolSpec, owner: str) -> tuple[Address, list[Change]]:
+def _request_reserved(
+    ipam: Ipam, pool: PoolConfig, spec: PoolSpec, owner: str, is_routerless: bool = False
+) -> tuple[Address | None, list[Change]]:
     """The gateway, asked for or the subnet's first address (else any free one), and the auxiliary addresses."""
     changes: list[Change] = []
+    gateway: Address | None = None
     if spec.gateway is not None:
         gateway, new = ipam.request_address(pool.pool_id, spec.gateway, owner=f"gateway of {owner}")
         changes += new
     for name, address in spec.aux_addresses.items():
         _, new = ipam.request_address(pool.pool_id, address, owner=f"auxiliary address {name} of {owner}")
         changes += new
-    if spec.gateway is None:
+    if spec.gateway is None and not is_routerless:
         first = pool.subnet.network_address + (1 if pool.subnet.num_addresses > 2 else 0)
         wanted = None if first in spec.aux_addresses.values() else first
         gateway, new = ipam.request_address(pool.pool_id, wanted, owner=f"gateway of {owner}")
@@ -108,7 +117,7 @@ def retake_pools(ipam: Ipam, pools: Sequence[PoolConfig], *, owner: str) -> None
     for pool in (pool for pool in pools if pool.pool_id):
         ipam.request_pool(LOCAL_SPACE, subnet=pool.subnet, ip_range=pool.ip_range, owner=owner)
         spec = PoolSpec(subnet=pool.subnet, gateway=pool.gateway, aux_addresses=pool.aux_addresses)
-        _request_reserved(ipam, pool, spec, owner)
+        _request_reserved(ipam, pool, spec, owner, pool.gateway is None)
 
 
 def request_addresses(
@@ -172,6 +181,15 @@ def release_addresses(
     ]
 
 
+def exchange_address(
+    ipam: Ipam, network: Network, old: IPv4Interface | None, new: Address, *, owner: str
+) -> tuple[IPv4Interface, list[Change]]:
+    """Takes `new` and then gives `old` back; raises as `request_addresses` does, with nothing changed."""
+    interface, changes = _request_family(ipam, network, 4, new, owner)
+    assert isinstance(interface, IPv4Interface)
+    return interface, [*changes, *release_addresses(ipam, network, old, None)]
+
+
 def _pools_of(network: Network, version: int) -> list[PoolConfig]:
     return [pool for pool in network.pools if pool.subnet.version == version]
 
@@ -186,6 +204,48 @@ def gateway_for(network: Network, interface: IPv4Interface | IPv6Interface | Non
 def has_gateway(network: Network, version: int) -> bool:
     """Whether endpoints of the network can take it as their default route."""
     return not network.internal and any(pool.gateway is not None for pool in _pools_of(network, version))
+
+
+def link_local(mac: str) -> IPv6Interface:
+    """The EUI-64 link-local address of a MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:6]
+    return IPv6Interface((IPv6Address(b"\xfe\x80" + bytes(6) + identifier), 64))
+
+
+def check_link_locals(
+    network: Network, endpoint: Endpoint, on_link: Sequence[Endpoint]
+) -> tuple[Address, Endpoint] | None:
+    """A link-local address of the endpoint's that one of `on_link` has already, and that one.
+
+    Raises InvalidArgument for an address that no endpoint of the network can have.
+    """
+    for address in endpoint.link_local_ips:
+        subnet = next((pool.subnet for pool in network.pools if address in pool.subnet), None)
+        if subnet is not None:
+            raise InvalidArgument(
+                f"invalid link-local IP address {address}: it is in subnet {subnet} of network {network.name}: ask for "
+                f"it as IPv{address.version} address"
+            )
+        if not network.pools or (address.version == 6 and not _pools_of(network, 6)):
+            raise InvalidArgument(
+                f"network {network.name} has no IPv{address.version} subnet: link-local address {address} cannot be had"
+            )
+    own = {*endpoint.link_local_ips, *_own_link_local(endpoint)}
+    for other in on_link:
+        for address in _addresses(other) if endpoint.link_local_ips else other.link_local_ips:
+            if address in own:
+                return address, other
+    return None
+
+
+def _addresses(endpoint: Endpoint) -> list[Address]:
+    given = [each.ip for each in (endpoint.ipv4, endpoint.ipv6) if each is not None]
+    return [*given, *_own_link_local(endpoint), *endpoint.link_local_ips]
+
+
+def _own_link_local(endpoint: Endpoint) -> list[Address]:
+    return [link_local(endpoint.mac).ip] if endpoint.ipv6 is not None else []
 
 
 def check_mac(mac: str, network: Network, siblings: Sequence[Endpoint]) -> str:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from control.deps import Deps
-from control.drivers.base import EndpointCounters
+from control.drivers.base import EndpointCounters, ParentState
 from control.endpoints import Endpoints
 from control.errors import Conflict, DatapathFailed, Forbidden, InvalidArgument
 from control.events import Event, EventBus, Listener
+from control.lease_keeper import LeaseKeeper
+from control.leases import Clock, Leases
 from control.locks import KeyedLocks
+from control.mending import Mender
 from control.model import (
     Endpoint,
     EndpointSpec,
@@ -43,6 +46,7 @@ from control.sandboxes import (
     kill_processes,
     process_start,
 )
+from datapath.link_monitor import LinkChange
 
 LOG = logging.getLogger(__name__)
 
@@ -50,12 +54,13 @@ LOG = logging.getLogger(__name__)
 class NetworkController:
     """Networks, endpoints and sandboxes of one host. Synchronous; every public method may be called from any thread."""
 
-    def __init__(self, deps: Deps) -> None:
+    def __init__(self, deps: Deps, clock: Clock | None = None) -> None:
         self._deps = deps
         self._records = Records(deps.store)
         self._bus = EventBus()
-        self._endpoints = Endpoints(deps, self._records, self._bus)
-        self._networks = Networks(deps, self._records, self._bus)
+        self._leases = Leases(deps, self._records, clock)
+        self._endpoints = Endpoints(deps, self._records, self._leases, self._bus)
+        self._networks = Networks(deps, self._records, self._leases, self._bus)
         self.remote = RemoteNetworks(deps, self._records, self._bus, self._networks, self._endpoints)
         self.remote_ipam = RemoteIpam(deps, self._records)
         self._reconciler = Reconciler(
@@ -68,6 +73,16 @@ class NetworkController:
             discard_sandbox=self._discard_sandbox,
         )
         self._sandbox_locks = KeyedLocks()
+        self._mender = Mender(
+            deps,
+            self._records,
+            self._networks,
+            self._endpoints,
+            self.remote,
+            exclusive=self._exclusive,
+            failures=self._reconciler.failures,
+        )
+        self._keeper = LeaseKeeper(self._leases, self._records, self._endpoints, self._exclusive)
 
     # -- start and stop ------------------------------------------------------------------------------------------
 
@@ -78,16 +93,19 @@ class NetworkController:
         """
         begin = time.monotonic()
         self._records.load()
+        self._leases.load()
         self._deps.ipam.load(self._deps.store)
         self.remote_ipam.start()
         self._deps.files.start(sandbox.id for sandbox in self._records.sandboxes())
         self._reconciler.run()
         self._networks.create_predefined()
         self._endpoints.start()
+        self._keeper.start()
         LOG.info("started in %.3f s: %s", time.monotonic() - begin, self.counts())
 
     def stop(self) -> None:
         """Stops working; networks and sandboxes go on. Idempotent."""
+        self._keeper.stop()
         self._endpoints.stop()
         self.remote.stop()
         self._deps.ports.close()
@@ -124,8 +142,10 @@ class NetworkController:
         return self._deps.files.paths(sandbox)
 
     def network_info(self, network: Network) -> dict[str, str]:
-        """What the driver says of the network: devices, the path packets take, fallbacks; and its published ports."""
+        """What the driver says of the network: devices, the path packets take, fallbacks; its leases and ports."""
         info = self._deps.driver_of(network).info(network)
+        if leases := self._leases.describe(network):
+            info = {**info, "linkspan.leases": leases}
         ports = [f"{port} ({e.id[:12]})" for e in self._records.on_network(network.id) for port in e.ports]
         return {**info, "linkspan.ports": ", ".join(ports)} if ports else info
 
@@ -163,16 +183,39 @@ class NetworkController:
         }
 
     def status(self) -> dict[str, Any]:
-        """Facts and fallbacks of every driver, what could not be repaired at start, and how much there is of all."""
+        """Facts and fallbacks of every driver, what could not be repaired, the devices of the host that networks are
+        on, and how much there is of all."""
         drivers = {name: driver.status() for name, driver in self._deps.drivers.items()}
+        failures = dict(self._reconciler.failures)
+        known = self._names() if failures else ()
         return {
             "drivers": {name: dict(status.facts) for name, status in drivers.items()},
             "fallbacks": {
                 feature: reason for status in drivers.values() for feature, reason in status.fallbacks.items()
             },
-            "broken": dict(self._reconciler.failures),
+            "broken": {what: why for what, why in failures.items() if what in known},
+            "parents": [
+                {"network": network.name, "parent": parent.ifname, "state": parent.state, "up": parent.is_up}
+                for network, parent in self.parents()
+            ],
             **self.counts(),
         }
+
+    def _names(self) -> set[str]:
+        """What messages call the objects that there are."""
+        return {
+            *(f"network {network.name}" for network in self._records.networks()),
+            *(f"sandbox {sandbox.name}" for sandbox in self._records.sandboxes()),
+            *(f"endpoint {endpoint.id[:12]}" for endpoint in self._records.endpoints()),
+        }
+
+    def parents(self) -> list[tuple[Network, ParentState]]:
+        """The devices of the host that networks are on, by network."""
+        return [
+            (network, parent)
+            for network in self._records.networks()
+            if not network.config_only and (parent := self._deps.driver_of(network).parent(network)) is not None
+        ]
 
     def restore_firewall(self) -> None:
         """Puts back what others took out of the host's firewall; raises DatapathFailed."""
@@ -185,6 +228,13 @@ class NetworkController:
                 driver.restore_firewall(own, [endpoint for endpoint in endpoints if endpoint.network_id in ids])
             except OSError as error:
                 raise DatapathFailed(f"the firewall of {name} networks is not whole: {error}") from error
+
+    def links_changed(self, changes: Collection[LinkChange] | None) -> None:
+        """Has the networks follow the host's devices after these changes, None for any.
+
+        Raises DatapathFailed when the devices cannot be looked at; what cannot be mended is in `status`.
+        """
+        self._mender.links_changed(changes)
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Calls `listener` with every Event, in whatever thread; returns what ends the subscription."""

@@ -44,6 +44,7 @@ from control.controller import NetworkController
 from control.controller_factory import build_controller
 from control.errors import ControlError
 from control.firewall_watch import FirewallWatcher
+from control.link_watch import LinkWatcher
 from control.metrics import Metrics, release
 from control.notify import notify
 from control.plugin.ipam import IpamDriver
@@ -51,6 +52,7 @@ from control.plugin.network import NetworkDriver
 from control.plugin.server import build_plugin_app
 from control.watch import ProcessWatcher
 from control.workers import Workers
+from datapath.link_monitor import LinkMonitor
 from datapath.nft_monitor import TableMonitor
 
 LOG = logging.getLogger("linkspand")
@@ -122,6 +124,7 @@ async def run(config: Config) -> bool:
         workers = Workers(config.api.workers)
         stack.callback(workers.close)
         controller = await workers.change(build_controller, config)
+        links = _monitor_links(stack)
         await _start_controller(controller, workers, stack)
         metrics = Metrics()
         metrics.watch(controller)
@@ -129,6 +132,10 @@ async def run(config: Config) -> bool:
         stack.push_async_callback(watcher.close)
         await watcher.start()
         _watch_firewall(controller, workers, stack)
+        if links is not None:
+            link_watcher = LinkWatcher(links, controller, workers)
+            stack.push_async_callback(link_watcher.close)
+            link_watcher.start()
         context = Context(controller, config.api, metrics, watcher, workers)
         context.events.start(controller.subscribe)
         if metrics_socket is not None:
@@ -239,6 +246,17 @@ def _watch_firewall(controller: NetworkController, workers: Workers, stack: Asyn
     watcher = FirewallWatcher(monitor, controller, workers)
     stack.push_async_callback(watcher.close)
     watcher.start()
+
+
+def _monitor_links(stack: AsyncExitStack) -> LinkMonitor | None:
+    """Made before the controller starts, so that no change comes between what that looks at and the watching."""
+    try:
+        monitor = LinkMonitor()
+    except OSError as error:
+        LOG.warning("cannot watch the host's devices, endpoints on one that comes back do at the next start: %s", error)
+        return None
+    stack.callback(monitor.close)
+    return monitor
 
 
 async def _serve_plugin(

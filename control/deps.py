@@ -14,6 +14,7 @@ from control.plan import IDLE, Observer, Step, execute, reapply, undo
 from control.ports import PortHolder
 from control.sandboxes import SandboxFiles
 from control.store.base import Store
+from datapath.dhcp import DhcpClient
 
 LOG = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ LOG = logging.getLogger(__name__)
 class Deps:
     """What a controller works with.
 
-    `routed_networks` tells where the host has routes to; `observe` sees every step before it is taken.
+    `dhcp` asks the servers of existing networks; `routed_networks` tells where the host has routes to; `observe` sees
+    every step before it is taken.
     """
 
     store: Store
@@ -30,6 +32,7 @@ class Deps:
     drivers: Mapping[str, Driver]
     files: SandboxFiles
     ports: PortHolder
+    dhcp: DhcpClient = field(default_factory=DhcpClient)
     routed_networks: Callable[[], Sequence[Subnet]] = tuple
     observe: Observer = IDLE
     predefined_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Final
+
+import msgspec
 
 from control import addressing
 from control.deps import Deps
@@ -15,6 +17,7 @@ from control.drivers.base import Driver, Join
 from control.errors import AddressInUse, Conflict, ControlError, DatapathFailed, Forbidden, NotFound
 from control.events import Event, EventBus
 from control.hosts import HostsTable, HostsWriter
+from control.leases import Lease, Leases, has_leases, hostname_of, settled_mac
 from control.model import (
     Address,
     Endpoint,
@@ -41,10 +44,11 @@ class Endpoints:
     `joined` is called with the duration of every join, in seconds.
     """
 
-    def __init__(self, deps: Deps, records: Records, bus: EventBus) -> None:
+    def __init__(self, deps: Deps, records: Records, leases: Leases, bus: EventBus) -> None:
         self.joined: Callable[[float], None] = lambda _: None
         self._deps = deps
         self._records = records
+        self._leases = leases
         self._bus = bus
         self._names = HostsTable()
         self._hosts = HostsWriter(self.write_hosts)
@@ -93,7 +97,7 @@ class Endpoints:
     ) -> tuple[Network, Endpoint]:
         taken: dict[Address, AddressInUse] = {}
         while True:
-            network, endpoint = self._reserve(network_ref, sandbox, spec)
+            network, endpoint = self._reserve_or_lease(network_ref, sandbox, spec)
             given = [each.ip for each in (endpoint.ipv4, endpoint.ipv6) if each is not None]
             # A range of which all else is in use gives out the same again.
             known = next((taken[address] for address in given if address in taken), None)
@@ -103,7 +107,7 @@ class Endpoints:
             try:
                 return network, self._bring_in(network, sandbox, endpoint)
             except AddressInUse as error:
-                if error.address in (spec.ipv4, spec.ipv6):
+                if error.address in (spec.ipv4, spec.ipv6, *spec.link_local_ips):
                     raise
                 LOG.warning("net=%s: address %s is in use: trying the next", network.name, error.address)
                 taken[error.address] = error
@@ -114,7 +118,36 @@ class Endpoints:
                         "address by --ip"
                     ) from error
 
-    def _reserve(self, network_ref: str, sandbox: Sandbox, spec: EndpointSpec) -> tuple[Network, Endpoint]:
+    def _reserve_or_lease(self, network_ref: str, sandbox: Sandbox, spec: EndpointSpec) -> tuple[Network, Endpoint]:
+        """As `_reserve`, with the address that a DHCP server gives where the network has such addresses."""
+        network = self._records.network(network_ref)
+        if not has_leases(network):
+            return self._reserve(network.id, sandbox, spec)
+        mac = self._mac_for(network, sandbox, spec)
+        failure = f"sandbox {sandbox.name} could not be connected to network {network.name}"
+        lease = self._leases.take(network, mac, hostname_of(sandbox.name), spec.ipv4, failure=failure)
+        try:
+            return self._reserve(network.id, sandbox, msgspec.structs.replace(spec, ipv4=lease.address, mac=mac), lease)
+        except Forbidden:  # IPAM knows somebody else who has the address
+            self._leases.decline(network, lease)
+            raise
+        except Exception:
+            self._leases.release(network, lease)
+            raise
+
+    def _mac_for(self, network: Network, sandbox: Sandbox, spec: EndpointSpec) -> str:
+        """The MAC that the endpoint will have, by which servers know it; raises as `_reserve` does."""
+        with self._records.lock:
+            driver = self._deps.driver_of(network)
+            self._check_join(network, sandbox, driver)
+            driver.validate_endpoint(network, spec)
+            on_link = self.on_link(network)
+            mac = addressing.check_mac(spec.mac, network, on_link) if spec.mac else addressing.make_mac(None, on_link)
+            return settled_mac(driver, network, mac, self._records.on_network(network.id))
+
+    def _reserve(
+        self, network_ref: str, sandbox: Sandbox, spec: EndpointSpec, lease: Lease | None = None
+    ) -> tuple[Network, Endpoint]:
         """The endpoint that is to be, in the records, with addresses and all that makes it what it is."""
         with self._records.lock:
             network = self._records.network(network_ref)
@@ -145,18 +178,33 @@ class Endpoints:
                     links=spec.links,
                     driver_options=spec.driver_options,
                     gateway_priority=spec.gateway_priority,
+                    link_local_ips=spec.link_local_ips,
                 )
                 endpoint = driver.settle_endpoint(network, endpoint, siblings)
+                self._check_link_locals(network, endpoint, on_link)
                 if endpoint.ifname and any(e.ifname == endpoint.ifname for e in self._records.in_sandbox(sandbox.id)):
                     raise Conflict(
                         f"sandbox {sandbox.name} has a device {endpoint.ifname} already: choose another name"
                     )
+                if lease is not None:
+                    changes.append(self._leases.stored(endpoint.id, lease))
                 self._records.commit(put=[endpoint], changes=changes)
             except Exception:
                 addressing.release_addresses(self._deps.ipam, network, ipv4, ipv6)
                 self._records.slots.give_back(slot)
                 raise
+            if lease is not None:
+                self._leases.remember(endpoint.id, lease)
         return network, endpoint
+
+    def _check_link_locals(self, network: Network, endpoint: Endpoint, on_link: Sequence[Endpoint]) -> None:
+        found = addressing.check_link_locals(network, endpoint, on_link)
+        if found is not None:
+            address, other = found
+            holder = f"endpoint {other.id[:12]}" if other.is_remote else self._records.sandbox(other.sandbox_id).name
+            raise Conflict(
+                f"link-local address {address} is in use on network {network.name} by {holder}: choose another"
+            )
 
     def _bring_in(self, network: Network, sandbox: Sandbox, endpoint: Endpoint) -> Endpoint:
         """Brings the endpoint into its sandbox, or forgets it."""
@@ -167,7 +215,9 @@ class Endpoints:
                 [*steps, self._records.settle(joined)],
                 f"sandbox {sandbox.name} could not be connected to network {network.name}",
             )
-        except ControlError:
+        except ControlError as error:
+            if isinstance(error, AddressInUse):
+                self._leases.decline_of(network, endpoint.id, error.address)
             self._forget(network, endpoint)
             raise
         return joined
@@ -207,6 +257,50 @@ class Endpoints:
         self.discard(network, sandbox, endpoint, force=force)
         self._emit("disconnect", network, sandbox)
 
+    def move(self, endpoint_id: EndpointId, sandbox: Sandbox, lease: Lease) -> None:
+        """Gives a joined endpoint another address, its lease's; goes on with a move that was cut off.
+
+        Its device is made anew, with the same name and MAC: what runs over the old address ends with it anyway. Raises
+        NotFound when the endpoint has left, Conflict (and the lease is declined) when somebody has the address.
+        """
+        with self._records.lock:
+            endpoint = self._records.endpoint(endpoint_id)
+            if endpoint is None or endpoint.state is not EndpointState.JOINED:
+                raise NotFound(f"endpoint {endpoint_id[:12]} has left")
+            network = self._records.network(endpoint.network_id)
+            if lease.left is None:
+                endpoint, lease = self._readdress(network, endpoint, sandbox, lease)
+        was = msgspec.structs.replace(endpoint, ipv4=lease.left)
+        failure = f"sandbox {sandbox.name} could not be moved to {lease.address} on network {network.name}"
+        driver = self._deps.driver_of(network)
+        self._deps.undo(driver.endpoint_steps(self.join_of(was)), failure)
+        self._deps.apply(driver.endpoint_steps(self.join_of(endpoint)), failure)
+        self._names.add(endpoint, sandbox)
+        self._hosts.mark(each.sandbox_id for each in self._records.on_network(network.id))
+        self._leases.replace(endpoint.id, msgspec.structs.replace(lease, left=None))
+        LOG.warning("net=%s: sandbox %s has %s now, no more %s", network.name, sandbox.name, lease.address, was.ipv4)
+
+    def _readdress(
+        self, network: Network, endpoint: Endpoint, sandbox: Sandbox, lease: Lease
+    ) -> tuple[Endpoint, Lease]:
+        """The endpoint with its lease's address, both stored; the records are locked."""
+        ipam, owner = self._deps.ipam, f"sandbox {sandbox.name}"
+        try:
+            ipv4, changes = addressing.exchange_address(ipam, network, endpoint.ipv4, lease.address, owner=owner)
+        except Forbidden as error:
+            self._leases.decline(network, lease)
+            raise Conflict(f"{lease.address}, which DHCP server {lease.server} gave, is in use: {error}") from error
+        lease = msgspec.structs.replace(lease, left=endpoint.ipv4)
+        moved = msgspec.structs.replace(endpoint, ipv4=ipv4)
+        try:
+            self._records.commit(put=[moved], changes=[*changes, self._leases.stored(endpoint.id, lease)])
+        except ControlError:
+            if endpoint.ipv4 is not None:
+                addressing.exchange_address(ipam, network, ipv4, endpoint.ipv4.ip, owner=owner)
+            raise
+        self._leases.remember(endpoint.id, lease)
+        return moved, lease
+
     def discard(
         self, network: Network | None, sandbox: Sandbox | None, endpoint: Endpoint, *, force: bool = False
     ) -> None:
@@ -228,8 +322,9 @@ class Endpoints:
         self._forget(network, endpoint)
 
     def _forget(self, network: Network | None, endpoint: Endpoint) -> None:
+        returned = self._leases.give_back(network, endpoint.id)
         with self._records.lock:
-            changes = addressing.release_addresses(self._deps.ipam, network, endpoint.ipv4, endpoint.ipv6)
+            changes = returned + addressing.release_addresses(self._deps.ipam, network, endpoint.ipv4, endpoint.ipv6)
             try:
                 self._records.commit(drop=[endpoint], changes=changes)
             except ControlError:

@@ -51,6 +51,14 @@ class StateCollector(Collector):
         for feature, reason in self._controller.status()["fallbacks"].items():
             fallbacks.add_metric((feature, reason), 1)
         yield fallbacks
+        parents = GaugeMetricFamily(
+            "linkspan_parent_up",
+            "1 when packets can pass the device of the host that a network is on, 0 when it is down or gone.",
+            labels=("network", "parent"),
+        )
+        for network, parent in self._controller.parents():
+            parents.add_metric((network.name, parent.ifname), parent.is_up)
+        yield parents
 
     def describe(self) -> list[Metric]:
         """Empty, so that registering reads nothing."""

@@ -156,7 +156,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     default route goes through the endpoint of the highest `gateway_priority`, the oldest among equals. An endpoint that
     a container engine owns has no `sandbox_id`; `sandbox_key` is the path of the engine's namespace while it is joined,
     and `ifname` the peer's name until the engine moves it there. `links` are (sandbox, alias): names that this sandbox
-    alone has for others on the network.
+    alone has for others on the network. `link_local_ips` are its besides the one that follows from its MAC; they are
+    not IPAM's, and an engine does not tell those of its endpoints.
     """
 
     id: EndpointId
@@ -177,6 +178,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     gateway_priority: int = 0
     sandbox_key: str = ""
     ports: tuple[PublishedPort, ...] = ()
+    link_local_ips: tuple[Address, ...] = ()
 
     @property
     def is_remote(self) -> bool:
@@ -243,6 +245,7 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True):
     links: tuple[tuple[str, str], ...] = ()
     driver_options: dict[str, str] = {}
     gateway_priority: int = 0
+    link_local_ips: tuple[Address, ...] = ()
 
 
 class SandboxSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +12,10 @@ import msgspec
 
 from control import addressing
 from control.deps import Deps
+from control.drivers.base import Driver
 from control.errors import Conflict, ControlError, Forbidden, InvalidArgument, NotFound
 from control.events import Event, EventBus
+from control.leases import Leases, has_leases
 from control.model import (
     Endpoint,
     Network,
@@ -27,6 +30,8 @@ from control.model import (
 from control.records import Records
 from control.store.base import Change
 
+LOG = logging.getLogger(__name__)
+
 MAX_NAME_LENGTH: Final = 128
 _NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 PREDEFINED: Final = {"bridge": "bridge", "host": "host", "none": "null"}
@@ -39,9 +44,10 @@ TakePools = Callable[[], tuple[tuple[PoolConfig, ...], Sequence[Change]]]
 class Networks:
     """The lifecycle of networks. Thread-safe; a network is made or removed by one request at a time."""
 
-    def __init__(self, deps: Deps, records: Records, bus: EventBus) -> None:
+    def __init__(self, deps: Deps, records: Records, leases: Leases, bus: EventBus) -> None:
         self._deps = deps
         self._records = records
+        self._leases = leases
         self._bus = bus
         self._changing: set[NetworkId] = set()
 
@@ -81,16 +87,22 @@ class Networks:
         driver = self._deps.driver(spec.driver)
         if driver.capabilities.singleton and not predefined:
             raise Forbidden(f'only one instance of "{spec.driver}" network is allowed: use the predefined network')
+        network_id = NetworkId(secrets.token_hex(32))
+        if has_leases(spec):
+            # Checked before a server is asked, and again, with what it said, when the name is taken.
+            self._check(spec, driver)
+            spec = self._leases.settle(spec, network_id)
         routed = self._deps.routed_networks()
         network = self._make(
             spec,
-            NetworkId(secrets.token_hex(32)),
+            network_id,
             take_pools=lambda: addressing.request_pools(
                 self._deps.ipam,
                 spec,
                 owner=f"network {spec.name}",
                 is_needed=driver.capabilities.addresses,
                 avoid=routed,
+                is_routerless=lambda subnet: has_leases(spec) and subnet.version == 4,
             ),
             predefined=predefined,
         )
@@ -117,10 +129,7 @@ class Networks:
     ) -> Network:
         driver = self._deps.driver(spec.driver)
         with self._records.lock:
-            if self._records.has_network_named(spec.name):
-                raise Conflict(f"network with name {spec.name} already exists")
-            if not spec.config_only:
-                driver.validate(spec, [network for network in self._records.networks() if not network.config_only])
+            self._check(spec, driver)
             if spec.config_from:
                 self._configuration(spec.config_from)  # it may have gone meanwhile
             pools, changes = take_pools()
@@ -166,6 +175,31 @@ class Networks:
             self._changing.discard(network.id)
         self._emit("create", made)
         return made
+
+    def _check(self, spec: NetworkSpec, driver: Driver) -> None:
+        with self._records.lock:
+            if self._records.has_network_named(spec.name):
+                raise Conflict(f"network with name {spec.name} already exists")
+            if not spec.config_only:
+                driver.validate(spec, [network for network in self._records.networks() if not network.config_only])
+
+    def mend(self, network_id: NetworkId) -> None:
+        """Applies again a network that is not whole in the kernel; harmless for one that is gone, or going.
+
+        Raises DatapathFailed with what there is left as it is, Conflict, and OSError when it cannot be looked at.
+        """
+        with self._records.lock:
+            network = self._records.network_by_id(network_id)
+            if network is None or network.state is not NetworkState.ACTIVE or network.id in self._changing:
+                return
+            self._changing.add(network.id)
+        try:
+            driver = self._deps.driver_of(network)
+            if network.id not in driver.intact([network], ()):
+                LOG.warning("network %s is not whole in the kernel: applying it again", network.name)
+                self._deps.reapply(driver.network_steps(network), f"network {network.name} could not be applied again")
+        finally:
+            self._changing.discard(network.id)
 
     # -- removing ------------------------------------------------------------------------------------------------
 

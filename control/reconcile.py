@@ -111,12 +111,16 @@ class Reconciler:
                 self._apply(f"endpoint {endpoint.id[:12]}", steps, is_broken=True)
 
     def _repair_remote(self, driver: Driver, endpoint: Endpoint) -> None:
-        """A device that is there is in its sandbox and stays. An endpoint without one is its engine's no more.
+        """A device that is there is in its sandbox and stays. An endpoint without one is its engine's no more, unless
+        its sandbox is there and has lost it.
 
         Engines make an endpoint when they start a container, and join it at once; one that was made just now may be on
         its way there.
         """
         if not driver.remains(endpoint):
+            if endpoint.state is EndpointState.JOINED and driver.lost(endpoint):
+                self._mend_remote(endpoint)
+                return
             is_new = utcnow() - endpoint.created < _ON_ITS_WAY
             if endpoint.state is EndpointState.JOINED or not is_new:
                 self._drop(endpoint)
@@ -129,6 +133,12 @@ class Reconciler:
             self._deps.reapply(driver.endpoint_steps(self._endpoints.join_of(endpoint)), f"{what} could not be mended")
         except ControlError as error:
             self._failed(what, error)
+
+    def _mend_remote(self, endpoint: Endpoint) -> None:
+        try:
+            self._remote.mend(endpoint.network_id, endpoint.id)
+        except ControlError as error:
+            self._failed(f"endpoint {endpoint.id[:12]}", error)
 
     def _drop(self, endpoint: Endpoint) -> None:
         LOG.warning("removing endpoint %s, which has no device: its engine has given it up", endpoint.id[:12])

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final
@@ -304,6 +305,30 @@ class RemoteNetworks:
         endpoint = advance(endpoint, EndpointState.CREATED, sandbox_key="")
         self._records.commit(put=[endpoint])
         return endpoint
+
+    def mend(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
+        """Applies again an endpoint that is joined and not whole in the kernel: its device may have gone with a device
+        of the host's, and the engine, which has put it into its sandbox once, does not know.
+
+        Harmless for one that is not known or joined. Raises Conflict, DatapathFailed.
+        """
+        with suppress(NotFound), self._held(network_id, endpoint_id) as (network, endpoint):
+            if endpoint.state is not EndpointState.JOINED:
+                return
+            driver, join = self._deps.driver_of(network), self._endpoints.join_of(endpoint)
+            failure = f"endpoint {endpoint_id[:12]} could not be applied again"
+            if endpoint.id in driver.intact([network], [endpoint]):
+                self._deps.reapply(driver.endpoint_steps(join), failure)
+            elif driver.lost(endpoint):
+                LOG.warning("making the device of endpoint %s again in %s", endpoint_id[:12], endpoint.sandbox_key)
+                outward = not network.internal
+                join = replace(join, netns_path=endpoint.sandbox_key, default_v4=outward, default_v6=outward)
+                self._deps.apply(driver.endpoint_steps(join), failure)
+            elif driver.remains(endpoint):
+                raise Conflict(
+                    f"endpoint {endpoint_id[:12]} is not on the device that network {network.name} is on: "
+                    "start its container anew"
+                )
 
     # -- published ports -----------------------------------------------------------------------------------------
 

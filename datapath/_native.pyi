@@ -37,8 +37,10 @@ class Lib:
     LS_EP_BRIDGED: int
     LS_EP_VEPA: int
     LS_EP_SWITCHED: int
+    LS_EP_ENGINE: int
     LS_PARENT_HOST: int
     LS_NEIGH_ROUTER: int
+    LS_NEIGH_SILENT: int
     BPF_ANY: int
     BPF_NOEXIST: int
     BPF_EXIST: int

@@ -24,8 +24,10 @@ EP_FAST: Final[int] = lib.LS_EP_FAST
 EP_BRIDGED: Final[int] = lib.LS_EP_BRIDGED
 EP_VEPA: Final[int] = lib.LS_EP_VEPA
 EP_SWITCHED: Final[int] = lib.LS_EP_SWITCHED
+EP_ENGINE: Final[int] = lib.LS_EP_ENGINE
 PARENT_HOST: Final[int] = lib.LS_PARENT_HOST
 NEIGH_ROUTER: Final[int] = lib.LS_NEIGH_ROUTER
+NEIGH_SILENT: Final[int] = lib.LS_NEIGH_SILENT
 
 _DROP_REASONS: Final = sorted(ffi.typeof("enum ls_drop_reason").relements.items(), key=lambda member: member[1])
 _SCALARS: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
@@ -154,7 +156,7 @@ class Neigh6Key(_Record, ctype="struct ls_neigh6_key"):
 
 @dataclass(frozen=True)
 class Neighbour(_Record, ctype="struct ls_neighbour"):
-    """Value of neigh4 and neigh6: what a request is answered with."""
+    """Value of neigh4 and neigh6: whose an address is."""
 
     mac: bytes
     flags: int

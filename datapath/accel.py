@@ -38,7 +38,9 @@ Attachment = Literal["clsact", "tcx"]
 class Port:
     """What the programs know of one endpoint.
 
-    `ifname` is its host end; `is_connected` lets it exchange packets with the other endpoints of its segment.
+    `ifname` is its host end; `is_connected` lets it exchange packets with the other endpoints of its segment. It may
+    send from `link_locals` besides the three addresses; one that `is_engines`, from all link-local addresses that are
+    no other endpoint's.
     """
 
     ifname: str
@@ -49,6 +51,8 @@ class Port:
     ip6: IPv6Address | None
     ip6_ll: IPv6Address | None
     is_connected: bool
+    link_locals: tuple[IPv4Address | IPv6Address, ...] = ()
+    is_engines: bool = False
 
     def record(self) -> abi.Endpoint:
         return abi.Endpoint(
@@ -56,13 +60,17 @@ class Port:
             slot=self.slot,
             ip4=self.ip4,
             mac=self.mac,
-            flags=abi.EP_FAST if self.is_connected else 0,
+            flags=(abi.EP_FAST if self.is_connected else 0) | (abi.EP_ENGINE if self.is_engines else 0),
             ip6=self.ip6,
             ip6_ll=self.ip6_ll,
         )
 
-    def addresses(self) -> list[IPv4Address | IPv6Address]:
-        return [address for address in (self.ip4, self.ip6, self.ip6_ll) if address is not None]
+    def neighbours(self) -> dict[IPv4Address | IPv6Address, abi.Neighbour]:
+        """Those that are answered for, or else those alone that packets may be from."""
+        if not self.is_connected:
+            return dict.fromkeys(self.link_locals, abi.Neighbour(mac=self.mac, flags=abi.NEIGH_SILENT))
+        addresses = [address for address in (self.ip4, self.ip6, self.ip6_ll) if address is not None]
+        return dict.fromkeys([*addresses, *self.link_locals], abi.Neighbour(mac=self.mac, flags=0))
 
 
 class Accelerator:
@@ -120,7 +128,7 @@ class Accelerator:
         maps.keep_only(
             ifindexes=by_index.keys(),
             fdb={(port.segment, port.mac) for port in ports},
-            neighbours={(port.segment, address) for port in ports for address in port.addresses()},
+            neighbours={(port.segment, address) for port in ports for address in port.neighbours()},
             slots={port.slot for port in ports},
         )
 
@@ -180,7 +188,7 @@ class Accelerator:
             return
         maps = self._open_maps()
         maps.fdb_delete(port.segment, port.mac)
-        for address in port.addresses():
+        for address in port.neighbours():
             maps.neighbour_delete(port.segment, address)
         index = devices.ifindex(port.ifname)
         if index is not None:
@@ -215,9 +223,8 @@ class Accelerator:
             maps.clear_slot(port.slot)
         maps.endpoint_put(index, port.record())
         maps.fdb_put(port.segment, port.mac, abi.FdbEntry(ifindex=index, slot=port.slot))
-        if port.is_connected:
-            for address in port.addresses():
-                maps.neighbour_put(port.segment, address, abi.Neighbour(mac=port.mac, flags=0))
+        for address, neighbour in port.neighbours().items():
+            maps.neighbour_put(port.segment, address, neighbour)
 
     def _attach_tcx(self, index: int, ifname: str) -> None:
         """One link a direction, pinned; an existing link gets the new program in place."""

@@ -67,15 +67,18 @@ class Parent:
 def look(ifname: str) -> Parent | None:
     """The device of that name or altname, or None. Raises NetlinkError."""
     index = devices.ifindex(ifname)
-    if index is None:
-        return None
+    return None if index is None else look_at(index)
+
+
+def look_at(index: int) -> Parent | None:
+    """The device of that ifindex, or None. Raises NetlinkError."""
     try:
         with IPRoute(strict_check=True) as ip:
             (link,) = ip.get_links(index)
     except Pyroute2Error as error:
         if error.code == errno.ENODEV:
             return None
-        raise rtnl.NetlinkError(error.code, f"cannot look at {ifname}: {error.args[1]}") from error
+        raise rtnl.NetlinkError(error.code, f"cannot look at device {index}: {error.args[1]}") from error
     names = link.get_attr("IFLA_PROP_LIST")
     return Parent(
         ifindex=index,
@@ -143,15 +146,16 @@ def hold_vlan(ifname: str, mark: str) -> None:
             netlink.apply([rtnl.link_no_auto_address(index, ifname), rtnl.link_up(index, ifname)])
 
 
-def release_vlan(ifname: str, mark: str) -> None:
-    """Takes the mark off the sub-interface, and deletes it with its last one; harmless where the mark is not on it."""
+def release_vlan(mark: str) -> None:
+    """Takes the mark off its sub-interface, and deletes that with its last one; harmless where none has the mark."""
     with _sub_interfaces:
-        found = look(ifname)
-        if found is None or mark not in found.marks:
+        found = look(mark)
+        if found is None or found.ifname == mark:
             return
         is_last = found.marks == {mark}
+        request = rtnl.link_delete(found.ifname) if is_last else rtnl.altname_delete(found.ifname, mark)
         with rtnl.Rtnl() as netlink:
-            netlink.apply([rtnl.link_delete(ifname) if is_last else rtnl.altname_delete(ifname, mark)])
+            netlink.apply([request])
 
 
 def sweep(known: Collection[str]) -> None:
@@ -162,4 +166,4 @@ def sweep(known: Collection[str]) -> None:
         elif link.kind == "vlan":
             found = look(link.ifname)
             for mark in found.marks - set(known) if found is not None else ():
-                release_vlan(link.ifname, mark)
+                release_vlan(mark)

@@ -202,6 +202,11 @@ def link_up(index: int, label: str) -> Request:
     return Request(f"set {label} up", RTM_NEWLINK, 0, _ifinfo(index, up=True))
 
 
+def link_rename(index: int, label: str, ifname: str) -> Request:
+    """Gives a device that is down another name."""
+    return Request(f"rename {label} to {ifname}", RTM_SETLINK, 0, _ifinfo(index) + text(IFLA_IFNAME, ifname))
+
+
 def link_master(index: int, label: str, master: int) -> Request:
     """Makes a device a port of a bridge."""
     return Request(f"make {label} a port", RTM_SETLINK, 0, _ifinfo(index) + u32(IFLA_MASTER, master))
@@ -283,15 +288,20 @@ def addr_add(index: int, label: str, address: IPv4Interface | IPv6Interface) -> 
     return Request(f"add {address} to {label}", RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body, _EXISTS)
 
 
-def default_route_add(index: int, label: str, gateway: bytes) -> Request:
-    """The default route of the gateway's family; `gateway` is packed, in network order."""
+def default_route_add(index: int, label: str, gateway: bytes, *, replace: bool = True) -> Request:
+    """The default route of the gateway's family; `gateway` is packed, in network order.
+
+    Without `replace` one that is there stays.
+    """
     family = socket.AF_INET if len(gateway) == 4 else socket.AF_INET6
     # table main, protocol boot, scope universe, type unicast
     body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 254, 3, 0, 1, 0) + b"".join(
         (attr(RTA_GATEWAY, gateway), u32(RTA_OIF, index))
     )
     what = f"add the default route via {socket.inet_ntop(family, gateway)} dev {label}"
-    return Request(what, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
+    if replace:
+        return Request(what, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
+    return Request(what, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body, _EXISTS)
 
 
 def clsact_add(index: int, label: str, ingress_block: int, egress_block: int) -> Request:

@@ -41,8 +41,9 @@ class Station:
     """What the programs know of one macvlan endpoint.
 
     `slot` is unique among all endpoints of this machine. `mode` is macvlan's. Without `host_access` it cannot reach the
-    host even where its parent allows that. `broadcast_limit` is in packets a second, 0 for none. With a `host_ifname`
-    it is a veth pair with this host end on a switched parent, else a macvlan device.
+    host even where its parent allows that. It may send from `link_locals` besides the three addresses; one that
+    `is_engines`, from all link-local addresses that are no other's. `broadcast_limit` is in packets a second, 0 for
+    none. With a `host_ifname` it is a veth pair with this host end on a switched parent, else a macvlan device.
     """
 
     slot: int
@@ -52,6 +53,8 @@ class Station:
     ip6_ll: IPv6Address | None
     mode: str = "bridge"
     host_access: bool = True
+    link_locals: tuple[IPv4Address | IPv6Address, ...] = ()
+    is_engines: bool = False
     broadcast_limit: int = 0
     host_ifname: str = ""
 
@@ -63,13 +66,18 @@ class Station:
             mac=self.mac,
             flags=(abi.EP_FAST if self.host_access else 0)
             | (abi.EP_SWITCHED if self.host_ifname else 0)
+            | (abi.EP_ENGINE if self.is_engines else 0)
             | {"bridge": abi.EP_BRIDGED, "vepa": abi.EP_VEPA}.get(self.mode, 0),
             ip6=self.ip6,
             ip6_ll=self.ip6_ll,
         )
 
-    def addresses(self) -> list[IPv4Address | IPv6Address]:
-        return [address for address in (self.ip4, self.ip6, self.ip6_ll) if address is not None]
+    def neighbours(self) -> dict[IPv4Address | IPv6Address, abi.Neighbour]:
+        """Those that the host is answered for, or else those alone that packets may be from."""
+        if not self.host_access:
+            return dict.fromkeys(self.link_locals, abi.Neighbour(mac=self.mac, flags=abi.NEIGH_SILENT))
+        addresses = [address for address in (self.ip4, self.ip6, self.ip6_ll) if address is not None]
+        return dict.fromkeys([*addresses, *self.link_locals], abi.Neighbour(mac=self.mac, flags=0))
 
 
 class Uplinks:
@@ -152,8 +160,7 @@ class Uplinks:
             (abi.PARENT_SEGMENT | index, address)
             for index, each in stations.items()
             for station in each
-            if station.host_access
-            for address in station.addresses()
+            for address in station.neighbours()
         }
         self._switch.prune(
             maps,
@@ -224,6 +231,8 @@ class Uplinks:
         index = self._index(parent)
         known = None if index is None else self._open_maps().station(index, station.mac)
         if index is not None and known is not None and known.slot == station.slot:
+            for address in station.neighbours():
+                self._open_maps().neighbour_delete(known.segment, address)
             self._remove(index, known)
 
     def limit_device(self, netns_path: str, ifname: str, station: Station) -> None:
@@ -306,18 +315,16 @@ class Uplinks:
         maps.station_put(index, record)
         if station.host_ifname:
             self._switch.put(maps, station.host_ifname, record)
-        stale = () if known is None else _addresses(known)
-        kept = station.addresses() if station.host_access else []
-        for address in stale:
-            if address not in kept:
-                maps.neighbour_delete(record.segment, address)
-        for address in kept:
-            maps.neighbour_put(record.segment, address, abi.Neighbour(mac=station.mac, flags=0))
+        kept = station.neighbours()
+        if known is not None and known != record:
+            for (segment, address), neighbour in maps.neighbours().items():
+                if (segment, neighbour.mac) == (record.segment, station.mac) and address not in kept:
+                    maps.neighbour_delete(segment, address)
+        for address, neighbour in kept.items():
+            maps.neighbour_put(record.segment, address, neighbour)
 
     def _remove(self, index: int, record: abi.Endpoint) -> None:
         maps = self._open_maps()
-        for address in _addresses(record):
-            maps.neighbour_delete(record.segment, address)
         maps.station_delete(index, record.mac)
         if record.flags & abi.EP_SWITCHED:
             self._switch.remove(maps, record)
@@ -329,6 +336,9 @@ class Uplinks:
         for key, record in maps.stations().items():
             if key.ifindex == index:
                 self._remove(index, record)
+        for segment, address in maps.neighbours():
+            if segment == abi.PARENT_SEGMENT | index:
+                maps.neighbour_delete(segment, address)
         self._switch.close(maps, index, parent)
         self._hooks.detach(index, parent)
 
@@ -336,10 +346,6 @@ class Uplinks:
         if self._maps is None:
             raise RuntimeError("the uplinks were not started")
         return self._maps
-
-
-def _addresses(record: abi.Endpoint) -> list[IPv4Address | IPv6Address]:
-    return [address for address in (record.ip4, record.ip6, record.ip6_ll) if address is not None]
 
 
 def _mac(ifname: str) -> bytes:

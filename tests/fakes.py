@@ -13,13 +13,15 @@ import msgspec
 
 from control.controller import NetworkController
 from control.deps import Deps
-from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
+from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, ParentState
 from control.errors import InvalidArgument
 from control.ipam.pools import PoolIpam
+from control.leases import Clock
 from control.model import Endpoint, Network, NetworkSpec, Sandbox
 from control.plan import Step
 from control.sandboxes import SandboxFiles
 from control.store.base import Store
+from datapath.dhcp import DhcpClient
 from tests.memory_store import MemoryStore
 
 
@@ -27,7 +29,8 @@ class FakeDriver(Driver):
     """Holds the ids of the networks and endpoints that exist, as the kernel would.
 
     Knows the option `fake.option`. A step whose name is in `failing` raises what is stored there; `gate`, when set, is
-    waited for by every step. `tallies` are the counters it reports, by endpoint id.
+    waited for by every step. `tallies` are the counters it reports, by endpoint id; `parents` the devices that its
+    networks are on, by name.
     """
 
     name: ClassVar[str] = "bridge"
@@ -41,6 +44,7 @@ class FakeDriver(Driver):
         self.gate: threading.Event | None = None
         self.tallies: dict[str, EndpointCounters] = {}
         self.fallbacks: dict[str, str] = {}
+        self.parents: dict[str, ParentState] = {}
 
     def validate(self, spec: NetworkSpec, others: Sequence[Network]) -> None:
         for option in spec.options:
@@ -79,6 +83,9 @@ class FakeDriver(Driver):
 
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         return self.networks | self.endpoints.keys()
+
+    def parent(self, network: Network) -> ParentState | None:
+        return self.parents.get(network.name)
 
     def info(self, network: Network) -> dict[str, str]:
         return {"device": f"fake-{network.id[:12]}"}
@@ -166,7 +173,12 @@ class FakeFiles(SandboxFiles):
 
 
 def fake_controller(
-    run_dir: Path, driver: FakeDriver | None = None, store: Store | None = None, ports: FakePorts | None = None
+    run_dir: Path,
+    driver: FakeDriver | None = None,
+    store: Store | None = None,
+    ports: FakePorts | None = None,
+    dhcp: DhcpClient | None = None,
+    clock: Clock | None = None,
 ) -> NetworkController:
     """Returns a controller that is not started, with fake drivers, the real IPAM and a store in memory."""
     drivers: list[FakeDriver] = [driver or FakeDriver(), FakeHost(), FakeNone()]
@@ -177,5 +189,7 @@ def fake_controller(
             drivers={each.name: each for each in drivers},
             files=FakeFiles(run_dir),
             ports=ports or FakePorts(),
-        )
+            dhcp=dhcp or DhcpClient(),
+        ),
+        clock,
     )

@@ -16,6 +16,10 @@
 #define unlikely(x) __builtin_expect(!!(x), 0)
 #endif
 
+/* Keeps the compiler from copying what follows for each value that it knows `x` may have: the verifier would walk every
+ * copy. */
+#define LS_HIDE(x) asm volatile("" : "+r"(x))
+
 /* The loader passes the directory of the pinned maps as LS_MAP_DIR, a string literal. bcc opens the map of that
  * path if there is one, so that counters and endpoints outlive a change of programs; the loader has checked its
  * shape before. */

@@ -47,6 +47,16 @@ LS_INLINE int ls_is_broadcast(const __u8 *mac)
 	return (ls_load32(mac) & ls_load32(mac + 2)) == 0xffffffff;
 }
 
+/* Whether an endpoint may send from a link-local address that is not in its record; `owner` is what neigh4 or neigh6
+ * has of it. Returns LS_FORWARD; LS_KERNEL where nobody is known to have it, so that it may be one that an engine has
+ * given the endpoint; or the drop reason negated. */
+LS_INLINE int ls_check_owner(const struct ls_endpoint *ep, const struct ls_neighbour *owner, int reason)
+{
+	if (owner)
+		return ls_mac_equal(owner->mac, ep->mac) ? LS_FORWARD : -reason;
+	return ep->flags & LS_EP_ENGINE ? LS_KERNEL : -reason;
+}
+
 /* Finds the network header of a packet whose Ethernet header says proto_be. Returns 0, or a drop reason negated. */
 LS_INLINE int ls_skip_tags(struct __sk_buff *skb, __be16 proto_be, struct ls_l3 *l3)
 {

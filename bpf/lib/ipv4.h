@@ -31,6 +31,24 @@ struct ls_arp_frame {
 	struct ls_arp arp;
 } __attribute__((packed));
 
+/* 169.254.0.0/16 (RFC 3927). */
+LS_INLINE int ls_is_link_local4(__be32 ip4)
+{
+	return (ip4 & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000);
+}
+
+/* Whether the endpoint may send from the address, as ls_check_owner() says it. */
+LS_INLINE int ls_check_own_ip4(const struct ls_endpoint *ep, __be32 ip4, int reason)
+{
+	struct ls_neigh4_key key = { .segment = ep->segment, .ip4 = ip4 };
+
+	if (ip4 == ep->ip4)
+		return LS_FORWARD;
+	if (!ls_is_link_local4(ip4))
+		return -reason;
+	return ls_check_owner(ep, neigh4.lookup(&key), reason);
+}
+
 /* The total length is not compared with the packet's: it is 0 in a GSO packet over 64 KiB, and the receiver
  * checks it. */
 LS_INLINE int ls_check_ip4(struct __sk_buff *skb, const struct ls_endpoint *ep, __u32 offset)
@@ -43,9 +61,7 @@ LS_INLINE int ls_check_ip4(struct __sk_buff *skb, const struct ls_endpoint *ep, 
 		return -LS_DROP_MALFORMED;
 	if (!ip.saddr)
 		return LS_KERNEL; /* DHCP and IGMP before there is an address */
-	if (ip.saddr != ep->ip4)
-		return -LS_DROP_SPOOFED_IP4;
-	return LS_FORWARD;
+	return ls_check_own_ip4(ep, ip.saddr, LS_DROP_SPOOFED_IP4);
 }
 
 /* Returns 0, or a drop reason negated. */
@@ -60,7 +76,7 @@ LS_INLINE int ls_load_arp(struct __sk_buff *skb, __u32 offset, struct ls_arp *ar
 }
 
 /* Turns an untagged request into the answer that the owner of tpa would give to the one that asked, whose MAC is
- * `asker`. Returns 0 if there is no such neighbour. */
+ * `asker`. Returns 0 if there is no such neighbour to answer for. */
 LS_INLINE int ls_answer_arp(struct __sk_buff *skb, __u32 segment, const __u8 *asker, const struct ls_arp *request)
 {
 	struct ls_neigh4_key key = { .segment = segment };
@@ -69,7 +85,7 @@ LS_INLINE int ls_answer_arp(struct __sk_buff *skb, __u32 segment, const __u8 *as
 
 	__builtin_memcpy(&key.ip4, request->tpa, sizeof(key.ip4));
 	owner = neigh4.lookup(&key);
-	if (!owner)
+	if (!owner || (owner->flags & LS_NEIGH_SILENT) || ls_mac_equal(owner->mac, asker))
 		return 0;
 	__builtin_memcpy(reply.eth.h_dest, asker, ETH_ALEN);
 	__builtin_memcpy(reply.eth.h_source, owner->mac, ETH_ALEN);
@@ -110,10 +126,9 @@ LS_INLINE int ls_check_arp(struct __sk_buff *skb, const struct ls_endpoint *ep, 
 		return -LS_DROP_SPOOFED_ARP;
 	if (!spa)
 		return LS_KERNEL;
-	if (spa != ep->ip4)
-		return -LS_DROP_SPOOFED_ARP;
-	if (!may_answer || !ls_is_arp_question(&arp))
-		return LS_FORWARD;
+	verdict = ls_check_own_ip4(ep, spa, LS_DROP_SPOOFED_ARP);
+	if (verdict != LS_FORWARD || !may_answer || !ls_is_arp_question(&arp))
+		return verdict;
 	if (!ls_answer_arp(skb, ep->segment, ep->mac, &arp))
 		return LS_KERNEL;
 	to->ifindex = skb->ifindex;

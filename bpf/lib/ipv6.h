@@ -80,29 +80,28 @@ LS_INLINE int ls_check_ip6(struct __sk_buff *skb, const struct ls_endpoint *ep, 
 {
 	struct ls_upper upper = {};
 	struct ipv6hdr ip6 __attribute__((aligned(8)));
-	int is_unspecified, is_own, verdict;
+	int source, verdict;
 
 	if (bpf_skb_load_bytes(skb, l3->offset, &ip6, sizeof(ip6)) || ip6.version != 6)
 		return -LS_DROP_MALFORMED;
-	is_unspecified = ls_ip6_is_zero(&ip6.saddr);
-	is_own = ls_is_own_ip6(ep, &ip6.saddr);
 	upper.proto = ip6.nexthdr;
 	upper.offset = l3->offset + sizeof(ip6);
 	verdict = ls_skip_ip6_ext(skb, &upper);
 	if (verdict < 0)
 		return verdict;
+	/* From :: before there is an address: multicast listener reports, and who looks for duplicates. */
+	source = ls_ip6_is_zero(&ip6.saddr) ? LS_KERNEL : ls_check_own_ip6(ep, &ip6.saddr, LS_DROP_SPOOFED_IP6);
+	LS_HIDE(source);
 	if (upper.proto == IPPROTO_ICMPV6) {
 		if (bpf_skb_load_bytes(skb, upper.offset, &upper.icmp6, sizeof(upper.icmp6)))
 			return -LS_DROP_MALFORMED;
 		if (ls_is_nd(upper.icmp6.type)) {
-			if (!is_own && !is_unspecified)
+			if (source < 0)
 				return -LS_DROP_SPOOFED_ND;
-			return ls_check_nd(skb, ep, l3, &ip6, &upper, is_unspecified, may_answer, to);
+			return ls_check_nd(skb, ep, l3, &ip6, &upper, source, may_answer, to);
 		}
 	}
-	if (is_unspecified)
-		return LS_KERNEL; /* before there is an address: multicast listener reports */
-	return is_own ? LS_FORWARD : -LS_DROP_SPOOFED_IP6;
+	return source;
 }
 
 #endif

@@ -93,6 +93,25 @@ LS_INLINE int ls_is_own_ip6(const struct ls_endpoint *ep, const void *ip6)
 	return !ls_ip6_is_zero(ip6) && (ls_ip6_equal(ip6, ep->ip6) || ls_ip6_equal(ip6, ep->ip6_ll));
 }
 
+/* fe80::/10 (RFC 4291, 2.5.6). */
+LS_INLINE int ls_is_link_local6(const void *ip6)
+{
+	return (ls_load16(ip6) & bpf_htons(0xffc0)) == bpf_htons(0xfe80);
+}
+
+/* Whether the endpoint may send from the address, as ls_check_owner() says it. */
+LS_INLINE int ls_check_own_ip6(const struct ls_endpoint *ep, const struct in6_addr *ip6, int reason)
+{
+	struct ls_neigh6_key key = { .segment = ep->segment };
+
+	if (ls_is_own_ip6(ep, ip6))
+		return LS_FORWARD;
+	if (!ls_is_link_local6(ip6))
+		return -reason;
+	__builtin_memcpy(key.ip6, ip6, sizeof(key.ip6));
+	return ls_check_owner(ep, neigh6.lookup(&key), reason);
+}
+
 /* Redirects (137) are left out: their target option is another's by right, and their IPv6 source is checked. */
 LS_INLINE int ls_is_nd(__u8 icmp6_type)
 {
@@ -100,7 +119,7 @@ LS_INLINE int ls_is_nd(__u8 icmp6_type)
 }
 
 /* Turns the solicitation into the advertisement that the owner of the target would send to the one that asked, whose
- * MAC is `asker`. Returns 0 if there is no such neighbour. */
+ * MAC is `asker`. Returns 0 if there is no such neighbour to answer for. */
 LS_INLINE int ls_answer_nd(struct __sk_buff *skb, __u32 segment, const __u8 *asker, const struct ipv6hdr *request,
 			   const struct in6_addr *target)
 {
@@ -112,7 +131,7 @@ LS_INLINE int ls_answer_nd(struct __sk_buff *skb, __u32 segment, const __u8 *ask
 
 	__builtin_memcpy(key.ip6, target, sizeof(key.ip6));
 	owner = neigh6.lookup(&key);
-	if (!owner)
+	if (!owner || (owner->flags & LS_NEIGH_SILENT) || ls_mac_equal(owner->mac, asker))
 		return 0;
 	__builtin_memcpy(reply.eth.h_dest, asker, ETH_ALEN);
 	__builtin_memcpy(reply.eth.h_source, owner->mac, ETH_ALEN);
@@ -182,15 +201,16 @@ LS_INLINE int ls_is_nd_question(const struct ipv6hdr *ip6, const struct ls_icmp6
 	       option == LS_ND_OPT_SOURCE_MAC && ip6->daddr.in6_u.u6_addr8[0] == 0xff;
 }
 
+/* `source` is what ls_check_own_ip6() says of the sender's address, LS_KERNEL of the unspecified one. */
 LS_INLINE int ls_check_nd(struct __sk_buff *skb, const struct ls_endpoint *ep, const struct ls_l3 *l3,
-			  const struct ipv6hdr *ip6, const struct ls_upper *upper, int is_unspecified, int may_answer,
+			  const struct ipv6hdr *ip6, const struct ls_upper *upper, int source, int may_answer,
 			  struct ls_fdb *to)
 {
 	__u32 end = l3->offset + sizeof(*ip6) + bpf_ntohs(ip6->payload_len);
 	__u32 options = upper->offset + 8; /* of a router solicitation */
 	struct in6_addr target __attribute__((aligned(8))) = {};
+	int count, owner;
 	__u8 last_type = 0;
-	int count;
 
 	/* Receivers ignore fragmented messages (RFC 6980); their options can't be seen here. */
 	if (upper->is_fragment || end > skb->len)
@@ -204,12 +224,17 @@ LS_INLINE int ls_check_nd(struct __sk_buff *skb, const struct ls_endpoint *ep, c
 	}
 	if (options > end)
 		return -LS_DROP_MALFORMED;
-	if (upper->icmp6.type == LS_ND_ADVERT && !ls_is_own_ip6(ep, &target))
-		return -LS_DROP_SPOOFED_ND;
+	if (upper->icmp6.type == LS_ND_ADVERT) {
+		owner = ls_check_own_ip6(ep, &target, LS_DROP_SPOOFED_ND);
+		if (owner < 0)
+			return owner;
+		if (owner == LS_KERNEL)
+			source = LS_KERNEL;
+	}
 	count = ls_check_nd_options(skb, ep, options, end, &last_type);
 	if (count < 0)
 		return count;
-	if (is_unspecified)
+	if (source == LS_KERNEL)
 		return LS_KERNEL;
 	if (!may_answer || !ls_is_nd_question(ip6, &upper->icmp6, last_type) || ls_is_own_ip6(ep, &target))
 		return LS_FORWARD;

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Final, TypeVar
 
@@ -192,9 +193,9 @@ def network_spec(body: NetworkCreate, version: Version = NEWEST) -> NetworkSpec:
     if body.ingress:
         raise Forbidden("Ingress network can only be global scope network: linkspan has no Swarm routing mesh")
     ipam = body.ipam or IPAM()
-    if ipam.driver not in (None, "", "default"):
+    if ipam.driver not in (None, "", "default", "dhcp"):
         raise NotFound(
-            f'could not find plugin "{ipam.driver}": plugin "{ipam.driver}" not found; the IPAM driver here is default'
+            f'could not find plugin "{ipam.driver}": plugin "{ipam.driver}" not found; IPAM drivers are default, dhcp'
         )
     faults: list[str] = []
     pools = tuple(pool for config in ipam.config or () if (pool := _pool_spec(config, faults)) is not None)
@@ -207,6 +208,7 @@ def network_spec(body: NetworkCreate, version: Version = NEWEST) -> NetworkSpec:
         attachable=bool(body.attachable),
         enable_ipv4=body.enable_ipv4 is not False,
         enable_ipv6=bool(body.enable_ipv6),
+        ipam_driver=ipam.driver or "default",
         ipam_options=ipam.options or {},
         pools=pools,
         options=body.options or {},
@@ -247,10 +249,6 @@ def endpoint_spec(body: EndpointSettings | None, version: Version = NEWEST) -> E
     if body is None:
         return EndpointSpec()
     body = _as_of(version, body, _ENDPOINT_SINCE)
-    if body.ipam_config and body.ipam_config.link_local_ips:
-        raise InvalidArgument(
-            "invalid endpoint settings: linkspan does not support LinkLocalIPs: give IPv4Address or IPv6Address"
-        )
     faults: list[str] = []
     ipam = body.ipam_config or EndpointIPAMConfig()
     ipv4 = _address(ipam.ipv4_address, "IPv4 address", faults)
@@ -259,6 +257,8 @@ def endpoint_spec(body: EndpointSettings | None, version: Version = NEWEST) -> E
         faults.append(f"invalid IPv4 address: {ipv4}")
     if ipv6 is not None and not isinstance(ipv6, ipaddress.IPv6Address):
         faults.append(f"invalid IPv6 address: {ipv6}")
+    link_locals = [ip for text in ipam.link_local_ips or () if (ip := _link_local(text, faults)) is not None]
+    faults += [f"link-local IP address {ip} is given twice" for ip, count in Counter(link_locals).items() if count > 1]
     links = [link for text in body.links or () if (link := _link(text, faults)) is not None]
     for alias in (*(body.aliases or ()), *(alias for _, alias in links)):
         if len(alias) > ALIAS_MAX_CHARS or not _ALIAS.fullmatch(alias):
@@ -277,6 +277,7 @@ def endpoint_spec(body: EndpointSettings | None, version: Version = NEWEST) -> E
         links=tuple(dict.fromkeys(links)),
         driver_options=body.driver_opts or {},
         gateway_priority=body.gw_priority or 0,
+        link_local_ips=tuple(link_locals),
     )
 
 
@@ -363,6 +364,17 @@ def _address(text: str | None, what: str, faults: list[str]) -> Address | None:
         return None
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
         faults.append(f"invalid {what}: {text}: an address with a zone belongs to one host alone")
+        return None
+    return address
+
+
+def _link_local(text: str, faults: list[str]) -> Address | None:
+    """An address of 169.254.0.0/16 or fe80::/10; one that is IPv4-mapped counts as IPv4, as with Docker."""
+    address = _address(text, "link-local IP address", faults)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if not text or (address is not None and not address.is_link_local):
+        faults.append(f"invalid link local IP address: {text}")
         return None
     return address
 

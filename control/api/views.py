@@ -164,9 +164,11 @@ def _containers(endpoints: Iterable[Endpoint], names: Mapping[str, str]) -> dict
 def _endpoint(endpoint: Endpoint, network: Network, record: Sandbox) -> dict[str, Any]:
     """Docker's EndpointSettings, and the name of the interface."""
     ipv4, ipv6 = endpoint.ipv4, endpoint.ipv6
+    link_locals = [str(address) for address in endpoint.link_local_ips]
     return {
         "NetworkID": network.id,
         "EndpointID": endpoint.id,
+        "IPAMConfig": {"LinkLocalIPs": link_locals} if link_locals else None,
         "Gateway": _gateway(network, ipv4),
         "IPAddress": str(ipv4.ip) if ipv4 else "",
         "IPPrefixLen": ipv4.network.prefixlen if ipv4 else 0,

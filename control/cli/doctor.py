@@ -72,11 +72,17 @@ def _text(host: str, checks: list[Check], status: dict[str, Any] | None, problem
 
 
 def _sections(status: dict[str, Any]) -> str:
-    """What the daemon tells besides counts: facts by driver, and each fallback with its reason."""
+    """What the daemon tells besides counts: facts by driver, fallbacks with their reasons, devices of the host that are
+    not as networks on them need them, and what could not be repaired."""
     lines = []
     for driver, facts in (status.get("drivers") or {}).items():
         shown = ", ".join(f"{name} {value}" for name, value in facts.items()) or "ready"
         lines.append(f"  driver {driver}: {shown}\n")
     for feature, reason in (status.get("fallbacks") or {}).items():
         lines.append(f"  fallback, {feature}: {reason}\n")
+    for parent in status.get("parents") or ():
+        if parent["state"] != "up":
+            lines.append(f"  parent {parent['parent']} of network {parent['network']} is {parent['state']}\n")
+    for what, reason in (status.get("broken") or {}).items():
+        lines.append(f"  not whole, {what}: {reason}\n")
     return "".join(lines)

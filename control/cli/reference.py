@@ -56,9 +56,9 @@ by SIGKILL.
 
 Where `docker run` has an image `linkspan run` has the command itself: `linkspan run --net NET --name NAME -- CMD
 ARG…`. `--network` may be repeated, hold names separated by commas, or be Docker's long form
-`name=NET,ip=…,ip6=…,alias=…,mac-address=…,driver-opt=K=V`; `--ip`, `--ip6`, `--mac-address` and `--network-alias` are
-for the first network. `--net` and `--alias` are short for `--network` and `--network-alias`. `-i` and `-t` are taken
-and change nothing: the program always has the terminal it was started from.
+`name=NET,ip=…,ip6=…,link-local-ip=…,alias=…,mac-address=…,driver-opt=K=V`; `--ip`, `--ip6`, `--link-local-ip`,
+`--mac-address` and `--network-alias` are for the first network. `--net` and `--alias` are short for `--network` and
+`--network-alias`. `-i` and `-t` are taken and change nothing: the program always has the terminal it was started from.
 """
 
 

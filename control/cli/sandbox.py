@@ -45,6 +45,8 @@ def _network_option(text: str) -> list[dict[str, Any]]:
             network["Network"] = value
         elif key in addresses:
             network.setdefault("IPAMConfig", {})[addresses[key]] = value
+        elif key == "link-local-ip":
+            network.setdefault("IPAMConfig", {}).setdefault("LinkLocalIPs", []).append(value)
         elif key == "alias":
             network.setdefault("Aliases", []).append(value)
         elif key == "mac-address":
@@ -75,9 +77,9 @@ def _endpoints(flags: dict[str, Any]) -> list[dict[str, Any]]:
     """The networks to join; addresses and aliases given apart from `--network` are for the first, as in Docker."""
     networks: list[dict[str, Any]] = flags["network"] or [{"Network": _DEFAULT_NETWORK}]
     first = networks[0]
-    for flag, key in (("ip", "IPv4Address"), ("ip6", "IPv6Address")):
+    for flag, key in (("ip", "IPv4Address"), ("ip6", "IPv6Address"), ("link_local_ip", "LinkLocalIPs")):
         if flags[flag]:
-            _set(first.setdefault("IPAMConfig", {}), key, flags[flag], f"--{flag}")
+            _set(first.setdefault("IPAMConfig", {}), key, flags[flag], f"--{flag.replace('_', '-')}")
     if flags["mac_address"]:
         _set(first, "MacAddress", flags["mac_address"], "--mac-address")
     if flags["network_alias"]:
@@ -130,6 +132,7 @@ def _process_flags() -> list[Flag]:
     Flag("ip", String(), "IPv4 address (e.g., 172.30.100.104)"),
     Flag("ip6", String(), "IPv6 address (e.g., 2001:db8::33)"),
     Flag("label", List(label), "Set meta data on a sandbox", short="l"),
+    Flag("link-local-ip", List(), "IPv4/IPv6 link-local addresses"),
     Flag("mac-address", String(), "MAC address (e.g., 92:d0:c6:0a:29:33)"),
     Flag("name", String(), "Assign a name to the sandbox"),
     Flag("network", _Networks(), "Connect the sandbox to a network", also="net", complete=complete.network_list),

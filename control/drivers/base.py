@@ -10,13 +10,14 @@ Adding a driver: one file here, one line in `control/drivers/__init__.py`, one e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from control.errors import InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, EndpointSpec, Network, NetworkSpec, Sandbox
 from control.plan import Step
+from datapath.link_monitor import LinkChange
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Join:
     `netns_path` names the sandbox's namespace; `default_v4` and `default_v6` say whether this endpoint's gateway is
     to be the sandbox's default route of that family. Without a sandbox the endpoint is a container engine's: the
     driver leaves the device, with its MAC and down, in its own namespace under the endpoint's `ifname`, and the engine
-    moves it to where it belongs and sets it up there.
+    moves it to where it belongs and sets it up there. With a namespace but no sandbox the engine has done so before,
+    and the device is `lost`: the driver makes it there, and does the engine's part as well.
     """
 
     network: Network
@@ -57,6 +59,19 @@ class Capabilities:
     exclusive: bool = False
     singleton: bool = False
     existing: bool = False
+
+
+@dataclass(frozen=True)
+class ParentState:
+    """How the device of the host is that a network is on.
+
+    `ifname` is its name in the network's options; `state` is a few words, as in "up" or "renamed to eth9"; `is_up`:
+    whether packets can pass.
+    """
+
+    ifname: str
+    state: str
+    is_up: bool
 
 
 @dataclass(frozen=True)
@@ -112,6 +127,13 @@ class Driver:
         """Whether endpoints of both networks are on one link, where no MAC may be there twice. Pure."""
         return network.id == other.id
 
+    def dhcp_link(self, network: Network | NetworkSpec) -> str:
+        """The name of the host's device by which the network's DHCP servers are reached; raises InvalidArgument for
+        networks that have none. Looks, but changes nothing."""
+        raise InvalidArgument(
+            f"no DHCP server can be reached from a network of driver {self.name}: the IPAM driver dhcp is for macvlan"
+        )
+
     def network_steps(self, network: Network) -> Sequence[Step]:
         """What makes the network exist on this host."""
         return ()
@@ -146,6 +168,26 @@ class Driver:
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         """The ids of those networks and endpoints that the kernel holds whole; the rest are applied again."""
         return {network.id for network in networks} | {endpoint.id for endpoint in endpoints}
+
+    def parent(self, network: Network) -> ParentState | None:
+        """The device of the host that the network is on; None for networks that are on none."""
+        return None
+
+    def concerned(
+        self, networks: Sequence[Network], changes: Collection[LinkChange] | None, failed: Collection[str]
+    ) -> list[Network]:
+        """Those networks of which something may have to be applied again, now that it can, after these changes of the
+        host's devices; None stands for any change.
+
+        `failed` are the ids of networks that were not made whole the last time. Takes note of what it finds, so that
+        the same is not told twice. Raises OSError.
+        """
+        return []
+
+    def lost(self, endpoint: Endpoint) -> bool:
+        """Whether a container engine's sandbox is there, and the endpoint's device, which it had, is not: it has gone
+        with the device of the host below it."""
+        return False
 
     def info(self, network: Network) -> dict[str, str]:
         """What `inspect` shows under Status: device names, the path packets take, fallbacks and why."""

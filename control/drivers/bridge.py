@@ -16,9 +16,10 @@ from typing import Final
 
 import msgspec
 
+from control.addressing import link_local
 from control.drivers import inside
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
-from control.drivers.inside import link_local, mac_bytes
+from control.drivers.inside import mac_bytes
 from control.drivers.options import (
     ACCEL,
     IFACE_PREFIX,
@@ -325,16 +326,17 @@ class BridgeDriver(Driver):
             netlink.apply(requests)
 
     def _port(self, network: Network, endpoint: Endpoint) -> accel.Port:
-        mac = mac_bytes(endpoint.mac)
         return accel.Port(
             ifname=endpoint.host_ifname,
             segment=network.segment,
             slot=endpoint.slot,
-            mac=mac,
+            mac=mac_bytes(endpoint.mac),
             ip4=endpoint.ipv4.ip if endpoint.ipv4 else None,
             ip6=endpoint.ipv6.ip if endpoint.ipv6 else None,
-            ip6_ll=link_local(mac).ip if endpoint.ipv6 else None,
+            ip6_ll=link_local(endpoint.mac).ip if endpoint.ipv6 else None,
+            link_locals=endpoint.link_local_ips,
             is_connected=is_on(network, ICC),
+            is_engines=endpoint.is_remote,
         )
 
     def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:

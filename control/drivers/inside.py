@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from typing import Final
 
-from control.addressing import gateway_for
+from control.addressing import gateway_for, link_local
 from control.drivers.base import Join
 from control.errors import Conflict
 from datapath import devices, netns, rtnl
+
+_LINK_LOCAL_BITS: Final = {4: 16, 6: 64}
+"""Of the prefix of a link-local address, by family (RFC 3927, 2.1; RFC 4291, 2.5.6)."""
 
 
 def set_up(join: Join, netns_path: str, *, gateway_mac: bytes | None = None) -> None:
@@ -16,7 +20,8 @@ def set_up(join: Join, netns_path: str, *, gateway_mac: bytes | None = None) -> 
 
     The link goes up last of what lets packets through. The gateway is the only router: else each sandbox could make
     itself the router of the others, and each would ask all others for one again and again. With `gateway_mac` nobody
-    asks for the gateway's MAC either. May be repeated. Raises Conflict, and NetlinkError for what the kernel refuses.
+    asks for the gateway's MAC either. An engine's sandbox keeps a default route that it has. May be repeated. Raises
+    Conflict, and NetlinkError for what the kernel refuses.
     """
     endpoint = join.endpoint
     if endpoint.ipv6 is not None:
@@ -28,7 +33,8 @@ def set_up(join: Join, netns_path: str, *, gateway_mac: bytes | None = None) -> 
         label = f"{endpoint.ifname} of {join.holder}"
         addresses: list[IPv4Interface | IPv6Interface] = [a for a in (endpoint.ipv4, endpoint.ipv6) if a is not None]
         if endpoint.ipv6 is not None:
-            addresses.append(link_local(mac_bytes(endpoint.mac)))
+            addresses.append(link_local(endpoint.mac))
+        addresses += [ip_interface((ip, _LINK_LOCAL_BITS[ip.version])) for ip in endpoint.link_local_ips]
         requests = [rtnl.link_no_auto_address(index, label)]
         requests += [rtnl.addr_add(index, label, address) for address in addresses]
         requests.append(rtnl.link_up(index, label))
@@ -39,14 +45,9 @@ def set_up(join: Join, netns_path: str, *, gateway_mac: bytes | None = None) -> 
             if gateway_mac is not None:
                 requests.append(rtnl.neighbour_add(index, label, gateway, gateway_mac))
             if is_default:
-                requests.append(rtnl.default_route_add(index, label, gateway.packed))
+                is_ours = join.sandbox is not None
+                requests.append(rtnl.default_route_add(index, label, gateway.packed, replace=is_ours))
         netlink.apply(requests)
-
-
-def link_local(mac: bytes) -> IPv6Interface:
-    """The EUI-64 link-local address of a MAC (RFC 4291, appendix A)."""
-    identifier = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:6]
-    return IPv6Interface((IPv6Address(b"\xfe\x80" + bytes(6) + identifier), 64))
 
 
 def mac_bytes(text: str) -> bytes:

@@ -12,15 +12,17 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
 import msgspec
 
-from control.drivers import inside, macvlan_veth
-from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
+from control.addressing import link_local
+from control.drivers import inside, macvlan_veth, returned
+from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, ParentState
 from control.drivers.inside import mac_bytes
+from control.drivers.macvlan_parents import PARENT, FollowedParents, is_isolated, mark_of, parent_of
 from control.drivers.macvlan_veth import DEVICE, is_switched, switching
 from control.drivers.options import (
     ACCEL,
@@ -49,12 +51,11 @@ from control.errors import (
 from control.model import Endpoint, EndpointSpec, EndpointState, Network, NetworkSpec, PoolSpec, SandboxId
 from control.plan import Step
 from datapath import accel, conflict, devices, links, parents, rtnl
-from datapath.parents import Parent
+from datapath.link_monitor import LinkChange
 from datapath.uplink import Station, Uplinks
 
 LOG = logging.getLogger(__name__)
 
-PARENT: Final = "parent"
 MODE: Final = "macvlan_mode"
 CONFLICT_CHECK: Final = "linkspan.conflict_check"
 HOST_ACCESS: Final = "linkspan.host_access"
@@ -97,22 +98,9 @@ def mode_of(network: Network | NetworkSpec) -> str:
     return network.options.get(MODE) or "bridge"
 
 
-def parent_of(network: Network) -> str:
-    """The name of the network's parent, its own isolated device where it names none."""
-    return network.options.get(PARENT) or _mark(network)
-
-
 def _is_checked(network: Network) -> bool:
     """Whether addresses are looked for before they are given out. On an isolated parent IPAM knows everybody."""
-    return parent_of(network) != _mark(network) and is_on(network, CONFLICT_CHECK)
-
-
-def _mark(network: Network) -> str:
-    """The network's mark on a parent that Linkspan made (`datapath.parents`).
-
-    Not dm-: that is what Docker's own macvlan driver calls the devices that it makes.
-    """
-    return f"lm-{network.id[:12]}"
+    return not is_isolated(network) and is_on(network, CONFLICT_CHECK)
 
 
 def _has_host_access(network: Network | NetworkSpec) -> bool:
@@ -137,6 +125,7 @@ class MacvlanDriver(Driver):
         self._uplinks = uplinks
         self._default_accel = default_accel
         self._uplinks_lock = threading.Lock()
+        self._parents = FollowedParents()
 
     # -- checking ------------------------------------------------------------------------------------------------
 
@@ -177,7 +166,7 @@ class MacvlanDriver(Driver):
         if spec.mac is None:
             return
         mac = spec.mac.strip().lower().replace("-", ":")
-        found = parents.look(parent_of(network))
+        found = self._parents.find(network)
         is_parents = found is not None and found.mac.hex(":") == mac
         if mode_of(network) == _PASSTHRU and not is_parents:
             raise InvalidArgument(
@@ -199,7 +188,7 @@ class MacvlanDriver(Driver):
                     f"network {network.name} cannot take another endpoint: in mode {_PASSTHRU} one has the parent "
                     f"{parent_of(network)} to itself"
                 )
-            found = parents.look(parent_of(network))
+            found = self._parents.find(network)
             mac = found.mac.hex(":") if found is not None else mac
         ifname = endpoint.driver_options.get(IFNAME, endpoint.ifname)
         if is_switched(network):
@@ -209,29 +198,44 @@ class MacvlanDriver(Driver):
     def shares_link(self, network: Network, other: Network) -> bool:
         return other.driver == self.name and parent_of(other) == parent_of(network)
 
+    def dhcp_link(self, network: Network | NetworkSpec) -> str:
+        ifname = network.options.get(PARENT)
+        if not ifname:
+            raise InvalidArgument(f"nobody answers DHCP on an isolated parent: give -o {PARENT}=")
+        return self._parents.ifname(network) if isinstance(network, Network) else ifname
+
     # -- a network -----------------------------------------------------------------------------------------------
 
     def network_steps(self, network: Network) -> Sequence[Step]:
-        ifname, mark = parent_of(network), _mark(network)
+        follow = Step(
+            f"follow the parent {parent_of(network)}",
+            partial(self._parents.follow, network),
+            partial(self._parents.forget, network),
+        )
+        steps = [self._parent_step(network), follow]
+        if is_switched(network):
+            steps += macvlan_veth.network_steps(network, partial(self._parents.need, network))
+        return steps
+
+    def _parent_step(self, network: Network) -> Step:
+        ifname, mark = parent_of(network), mark_of(network)
         if ifname == mark:
             mtu = int(network.options.get(MTU, parents.DEFAULT_MTU))
-            return [
-                Step(
-                    f"create the isolated parent {mark}",
-                    partial(parents.add_isolated, mark, mtu=mtu),
-                    partial(devices.delete_links, [mark]),
-                )
-            ]
-        steps = [Step(f"look for the parent {ifname}", partial(_require_parent, network), lambda: None)]
+            return Step(
+                f"create the isolated parent {mark}",
+                partial(parents.add_isolated, mark, mtu=mtu),
+                partial(devices.delete_links, [mark]),
+            )
         if parents.split_vlan(ifname) is not None:
-            steps = [
-                Step(
-                    f"create the sub-interface {ifname} unless it is there",
-                    partial(parents.hold_vlan, ifname, mark),
-                    partial(parents.release_vlan, ifname, mark),
-                )
-            ]
-        return [*steps, *(macvlan_veth.network_steps(network, ifname) if is_switched(network) else ())]
+            return Step(
+                f"create the sub-interface {ifname} unless it is there",
+                partial(parents.hold_vlan, ifname, mark),
+                partial(parents.release_vlan, mark),
+            )
+        return Step(f"look for the parent {ifname}", partial(self._require_parent, network), lambda: None)
+
+    def _require_parent(self, network: Network) -> None:
+        self._parents.need(network)
 
     # -- an endpoint ---------------------------------------------------------------------------------------------
 
@@ -239,7 +243,7 @@ class MacvlanDriver(Driver):
         endpoint = join.endpoint
         where = f"in sandbox {join.holder}" if join.netns_path is not None else "for its engine"
         steps = [
-            macvlan_veth.device_step(join, parent_of(join.network))
+            macvlan_veth.device_step(join, partial(self._parents.need, join.network))
             if is_switched(join.network)
             else Step(
                 f"create macvlan {endpoint.ifname} on {parent_of(join.network)} {where}",
@@ -269,26 +273,21 @@ class MacvlanDriver(Driver):
                         lambda: None,
                     )
                 )
-            steps.append(
-                Step(
-                    f"set up {endpoint.ifname} in sandbox {join.holder}",
-                    partial(
-                        macvlan_veth.set_up_inside if is_switched(join.network) else _set_up_inside,
-                        join,
-                        join.netns_path,
-                    ),
-                    lambda: None,
-                )
-            )
+            set_up = partial(macvlan_veth.set_up_inside if is_switched(join.network) else _set_up_inside, join)
+            if join.sandbox is None:
+                set_up = partial(self._set_up_for_engine, join)
+            what = f"set up {endpoint.ifname} in sandbox {join.holder}"
+            steps.append(Step(what, partial(set_up, join.netns_path), lambda: None))
         return steps
 
     def _look(self, join: Join) -> None:
         """Raises AddressInUse."""
         network, endpoint = join.network, join.endpoint
-        parent = _need_parent(network)
+        parent = self._parents.need(network)
         if self._find(endpoint, parent.ifindex) is not None:
             return
         addresses = [each.ip for each in (endpoint.ipv4, endpoint.ipv6) if each is not None]
+        addresses += endpoint.link_local_ips
         holder = conflict.on_host(addresses)
         # Without a carrier there is nobody to ask.
         if holder is None and parent.is_up and parent.has_carrier:
@@ -313,9 +312,10 @@ class MacvlanDriver(Driver):
 
     def _add(self, join: Join) -> None:
         network, endpoint = join.network, join.endpoint
-        parent = _need_parent(network)
-        if self._find(endpoint, parent.ifindex) is not None:
+        # Also on a parent that has another name by now, or is gone for the moment.
+        if self._find(endpoint, self._parents.ifindex(network)) is not None:
             return
+        parent = self._parents.need(network)
         netns_fd = None if join.netns_path is None else os.open(join.netns_path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with rtnl.Rtnl() as netlink:
@@ -344,8 +344,13 @@ class MacvlanDriver(Driver):
             if netns_fd is not None:
                 os.close(netns_fd)
 
+    def _set_up_for_engine(self, join: Join, netns_path: str) -> None:
+        found = _find_in(netns_path, join.endpoint, self._parents.ifindex(join.network))
+        if found is not None:
+            _set_up_inside(returned.name_as_engine(join, netns_path, found), netns_path)
+
     def _delete(self, join: Join) -> None:
-        lower = devices.ifindex(parent_of(join.network))
+        lower = self._parents.ifindex(join.network)
         for path in self._places(join.endpoint):
             found = _find_in(path, join.endpoint, lower)
             if found is not None:
@@ -357,7 +362,7 @@ class MacvlanDriver(Driver):
 
         A parent that does not take them costs host access and police, not the endpoint.
         """
-        parent = parent_of(network)
+        parent = self._parents.ifname(network)
         with self._uplinks_lock:
             try:
                 access = self._uplinks.has_host_access(parent, station)
@@ -371,7 +376,7 @@ class MacvlanDriver(Driver):
                 LOG.warning("parent %s has no eBPF programs: %s", parent, error)
 
     def _forget(self, network: Network, station: Station) -> None:
-        parent = parent_of(network)
+        parent = self._parents.ifname(network)
         with self._uplinks_lock:
             self._uplinks.remove(parent, station)
             if not self._uplinks.stations(parent):
@@ -395,7 +400,7 @@ class MacvlanDriver(Driver):
             self._limit(network, endpoint, endpoint.sandbox_key)
 
     def _is_accelerated(self, network: Network) -> bool:
-        return is_on(network, ACCEL, self._default_accel)
+        return is_switched(network) or is_on(network, ACCEL, self._default_accel)
 
     def _places(self, endpoint: Endpoint) -> list[str | None]:
         """The namespaces where the device may be: None is linkspand's, where it waits for an engine."""
@@ -425,13 +430,16 @@ class MacvlanDriver(Driver):
             ]
         )
         macvlan_veth.sweep(networks, endpoints)
-        parents.sweep({_mark(network) for network in networks})
+        parents.sweep({mark_of(network) for network in networks})
+        for network in networks:
+            on_it = [endpoint for endpoint in endpoints if endpoint.network_id == network.id]
+            self._parents.follow(network, partial(self._lower_of, on_it))
         by_id = {network.id: network for network in networks}
         stations: dict[str, list[Station]] = {}
         for endpoint in endpoints:
             network = by_id[endpoint.network_id]
             if self._is_accelerated(network) and endpoint.state is not EndpointState.CREATED:
-                stations.setdefault(parent_of(network), []).append(_station(network, endpoint))
+                stations.setdefault(self._parents.ifname(network), []).append(_station(network, endpoint))
         access = {parent: any(station.host_access for station in each) for parent, each in stations.items()}
         switched = {parent_of(network): how for network in networks if (how := switching(network)) is not None}
         self._uplinks.start(stations, access, switched)
@@ -443,14 +451,30 @@ class MacvlanDriver(Driver):
                     path = endpoint.sandbox_key or self._netns_path(endpoint.sandbox_id)
                     self._limit(network, endpoint, path)
 
+    def _lower_of(self, endpoints: Sequence[Endpoint]) -> int | None:
+        """The ifindex of the device that the endpoints' devices are on."""
+        found = filter(None, map(self._find, endpoints))
+        return next((link.peer for link in found), None)
+
     def remains(self, endpoint: Endpoint) -> bool:
         if endpoint.host_ifname:
             return macvlan_veth.remains(endpoint)
         return self._find(endpoint) is not None
 
+    def lost(self, endpoint: Endpoint) -> bool:
+        return endpoint.is_remote and returned.is_there(endpoint.sandbox_key) and self._find(endpoint) is None
+
+    def parent(self, network: Network) -> ParentState:
+        return self._parents.state(network)
+
+    def concerned(
+        self, networks: Sequence[Network], changes: Collection[LinkChange] | None, failed: Collection[str]
+    ) -> list[Network]:
+        return self._parents.concerned(networks, changes, failed)
+
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         """An endpoint whose parent was renamed is whole: its device is as good as before."""
-        indices = {network.id: devices.ifindex(parent_of(network)) for network in networks}
+        indices = {network.id: self._parents.ifindex(network) for network in networks}
         whole: set[str] = {id_ for id_, index in indices.items() if index is not None}
         by_id = {network.id: network for network in networks}
         for endpoint in endpoints:
@@ -465,17 +489,17 @@ class MacvlanDriver(Driver):
         return whole
 
     def info(self, network: Network) -> dict[str, str]:
-        found = parents.look(parent_of(network))
+        found = self._parents.find(network)
         facts = {
             "linkspan.parent": parent_of(network),
-            "linkspan.parent_state": found.state if found is not None else "gone",
+            "linkspan.parent_state": self._parents.state(network).state,
             "linkspan.macvlan_mode": mode_of(network),
             DEVICE: macvlan_veth.VETH if is_switched(network) else self.name,
             "linkspan.path": self._path(network),
             "linkspan.host_access": self._host_access(network),
         }
         if found is not None and found.marks:
-            facts["linkspan.parent_made"] = "isolated" if found.ifname == _mark(network) else "802.1Q sub-interface"
+            facts["linkspan.parent_made"] = "isolated" if is_isolated(network) else "802.1Q sub-interface"
         facts[BROADCAST_LIMIT] = self._shown_limit(network)
         if CONFLICT_CHECK in network.options:
             facts[CONFLICT_CHECK] = "on" if _is_checked(network) else "off"
@@ -511,7 +535,7 @@ class MacvlanDriver(Driver):
 
     def _problem(self, network: Network) -> str | None:
         """Why there are no programs on the network's parent."""
-        return self._uplinks.problem or self._uplinks.fallbacks.get(f"parent {parent_of(network)}")
+        return self._uplinks.problem or self._uplinks.fallbacks.get(f"parent {self._parents.ifname(network)}")
 
     def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
         """From the programs on the parents. What macvlan hands to a group's members is counted for its sender alone."""
@@ -535,15 +559,16 @@ def _broadcast_limit(network: Network) -> int:
 
 
 def _station(network: Network, endpoint: Endpoint) -> Station:
-    mac = mac_bytes(endpoint.mac)
     return Station(
         slot=endpoint.slot,
-        mac=mac,
+        mac=mac_bytes(endpoint.mac),
         ip4=endpoint.ipv4.ip if endpoint.ipv4 else None,
         ip6=endpoint.ipv6.ip if endpoint.ipv6 else None,
-        ip6_ll=inside.link_local(mac).ip if endpoint.ipv6 else None,
+        ip6_ll=link_local(endpoint.mac).ip if endpoint.ipv6 else None,
+        link_locals=endpoint.link_local_ips,
         mode=mode_of(network),
         host_access=_has_host_access(network),
+        is_engines=endpoint.is_remote,
         broadcast_limit=_broadcast_limit(network),
         host_ifname=endpoint.host_ifname,
     )
@@ -558,19 +583,6 @@ def _check_overlap(pool: PoolSpec, other: Network) -> None:
                 "Pool overlaps with other one on this address space: "
                 f"{pool.subnet} with {taken.subnet} of network {other.name}; choose another, or another parent"
             )
-
-
-def _require_parent(network: Network) -> None:
-    _need_parent(network)
-
-
-def _need_parent(network: Network) -> Parent:
-    found = parents.look(parent_of(network))
-    if found is None:
-        raise Conflict(
-            f"parent {parent_of(network)} of network {network.name} is gone: restart linkspand when it is back"
-        )
-    return found
 
 
 def _set_up_inside(join: Join, netns_path: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -23,6 +23,7 @@ from control.errors import Conflict, InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, Network, NetworkSpec
 from control.plan import Step
 from datapath import devices, links, rtnl
+from datapath.parents import Parent
 from datapath.switch import Switching
 from datapath.uplink import Uplinks
 
@@ -83,23 +84,18 @@ def settle(endpoint: Endpoint) -> Endpoint:
     return msgspec.structs.replace(endpoint, host_ifname=f"lv{endpoint.id[:12]}")
 
 
-def network_steps(network: Network, parent: str) -> Sequence[Step]:
+def network_steps(network: Network, parent: Callable[[], Parent]) -> Sequence[Step]:
     bridge = _bridge(network)
     return [
         Step(
             f"create the bridge {bridge} that copies group packets",
-            lambda: _add_bridge(network, mtu_of(network, parent)),
+            lambda: _add_bridge(network, _mtu(network, parent())),
             partial(devices.delete_links, [bridge]),
         )
     ]
 
 
-def mtu_of(network: Network, parent: str) -> int:
-    """What the network says, else its parent's."""
-    return int(network.options[MTU]) if MTU in network.options else devices.mtu(parent)
-
-
-def device_step(join: Join, parent: str) -> Step:
+def device_step(join: Join, parent: Callable[[], Parent]) -> Step:
     host = join.endpoint.host_ifname
     return Step(f"create veth {host} on {_bridge(join.network)}", partial(_add, join, parent), partial(_delete, host))
 
@@ -136,6 +132,11 @@ def _bridge(network: Network) -> str:
     return f"lv-{network.id[:12]}"
 
 
+def _mtu(network: Network, parent: Parent) -> int:
+    """What the network says, else its parent's."""
+    return int(network.options.get(MTU, parent.mtu))
+
+
 def _is_ours(link: links.LinkInfo) -> bool:
     return (link.kind == "veth" and _OUR_VETH.fullmatch(link.ifname) is not None) or (
         link.kind == "bridge" and _OUR_BRIDGE.fullmatch(link.ifname) is not None
@@ -147,7 +148,7 @@ def _add_bridge(network: Network, mtu: int) -> None:
     devices.add_bridge(_bridge(network), mac=mac, mtu=mtu, ipv6=False, snooping=False)
 
 
-def _add(join: Join, parent: str) -> None:
+def _add(join: Join, parent: Callable[[], Parent]) -> None:
     endpoint, bridge = join.endpoint, _bridge(join.network)
     master = devices.ifindex(bridge)
     if master is None:
@@ -165,7 +166,7 @@ def _add(join: Join, parent: str) -> None:
                             peer_ifname=endpoint.ifname,
                             peer_netns_fd=netns_fd,
                             peer_mac=mac_bytes(endpoint.mac),
-                            mtu=mtu_of(join.network, parent),
+                            mtu=_mtu(join.network, parent()),
                         )
                     ]
                 )

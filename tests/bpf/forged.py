@@ -23,7 +23,7 @@ from scapy.layers.ipsec import AH
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from tests.bpf.lab import A, B
+from tests.bpf.lab import SLOW, A, B
 from tests.bpf.packets import BROADCAST, PAYLOAD, advertisement, ether, ip6, solicitation
 
 OTHERS_MAC, OTHERS_IP4, OTHERS_IP6 = B.mac, B.ip4, B.ip6
@@ -66,6 +66,9 @@ SPOOFED_IP4 = {
     "neighbour's": ether() / IP(src=OTHERS_IP4, dst=B.ip4) / UDP(),
     "off segment": ether() / IP(src="192.0.2.1", dst=B.ip4) / UDP(),
     "one bit": ether() / IP(src="10.9.0.0", dst=B.ip4) / UDP(),
+    "neighbour's link-local": ether() / IP(src=B.ll4, dst=B.ll4) / UDP(),
+    "link-local of one not answered for": ether() / IP(src=SLOW.ll4, dst=B.ll4) / UDP(),
+    "link-local that nobody has": ether() / IP(src="169.254.7.99", dst=B.ll4) / UDP(),
     "loopback": ether() / IP(src="127.0.0.1", dst=B.ip4) / UDP(),
     "to the kernel": ether(BROADCAST) / IP(src=OTHERS_IP4, dst="255.255.255.255") / UDP(),
     "with options": ether() / IP(src=OTHERS_IP4, dst=B.ip4, options=[b"\x01\x01\x01\x00"]) / UDP(),
@@ -77,6 +80,9 @@ SPOOFED_IP4 = {
 SPOOFED_IP6 = {
     "neighbour's": ether() / IPv6(src=OTHERS_IP6, dst=B.ip6) / UDP(),
     "neighbour's link-local": ether() / IPv6(src=B.ip6_ll, dst=B.ip6_ll) / UDP(),
+    "neighbour's given link-local": ether() / IPv6(src=B.ll6, dst=B.ll6) / UDP(),
+    "link-local of one not answered for, IPv6": ether() / IPv6(src=SLOW.ll6, dst=B.ll6) / UDP(),
+    "link-local that nobody has, IPv6": ether() / IPv6(src="fe80::7:99", dst=B.ll6) / UDP(),
     "off segment": ether() / IPv6(src="2001:db8::1", dst=B.ip6) / UDP(),
     "first half own": ether() / IPv6(src="fd09::1:0:0:1", dst=B.ip6) / UDP(),
     "second half own": ether() / IPv6(src="fd0a::1", dst=B.ip6) / UDP(),
@@ -89,6 +95,8 @@ SPOOFED_IP6 = {
 }
 SPOOFED_ARP = {
     "reply with another's address": arp(psrc=OTHERS_IP4),
+    "reply with another's link-local": arp(psrc=B.ll4),
+    "reply with a link-local that nobody has": arp(psrc="169.254.7.99"),
     "reply with another's MAC": arp(hwsrc=OTHERS_MAC),
     "request with another's address": ether(BROADCAST) / ARP(hwsrc=A.mac, psrc=OTHERS_IP4, pdst=B.ip4),
     "request with another's MAC": ether(BROADCAST) / ARP(hwsrc=OTHERS_MAC, psrc=A.ip4, pdst=B.ip4),
@@ -104,6 +112,9 @@ SPOOFED_ND = {
     "unicast solicitation with another's MAC": solicitation(mac=OTHERS_MAC, dst=B.mac),
     "probe with another's MAC": nd(ICMPv6ND_NS(tgt=B.ip6) / ICMPv6NDOptSrcLLAddr(lladdr=OTHERS_MAC), source="::"),
     "advertisement for another": advertisement(target=OTHERS_IP6),
+    "advertisement of another's link-local": advertisement(target=B.ll6),
+    "advertisement of a link-local that nobody has": advertisement(target="fe80::7:99"),
+    "solicitation from a link-local that nobody has": solicitation(source="fe80::7:99"),
     "advertisement of ::": advertisement(target="::"),
     "advertisement with another's MAC": advertisement(mac=OTHERS_MAC),
     "advertisement from another's address": advertisement(source=OTHERS_IP6),

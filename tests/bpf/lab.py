@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -41,7 +41,8 @@ Counts = tuple[dict[int, abi.Counters], dict[int, dict[str, int]]]
 
 @dataclass(frozen=True)
 class Host:
-    """An endpoint as the tests speak of it. `mtu` is its host end's."""
+    """An endpoint as the tests speak of it. `ll4` and `ll6` are link-local addresses that it was given; `mtu` is its
+    host end's."""
 
     name: str
     slot: int
@@ -52,6 +53,9 @@ class Host:
     segment: int = SEGMENT
     is_fast: bool = True
     mtu: int = 1500
+    ll4: str = ""
+    ll6: str = ""
+    is_engines: bool = False
 
     @property
     def mac_bytes(self) -> bytes:
@@ -67,19 +71,46 @@ class Host:
             slot=self.slot,
             ip4=IPv4Address(self.ip4) if self.ip4 else None,
             mac=self.mac_bytes,
-            flags=abi.EP_FAST if self.is_fast else 0,
+            flags=(abi.EP_FAST if self.is_fast else 0) | (abi.EP_ENGINE if self.is_engines else 0),
             ip6=IPv6Address(self.ip6) if self.ip6 else None,
             ip6_ll=IPv6Address(self.ip6_ll) if self.ip6_ll else None,
         )
 
+    def neighbours(self, *, is_fast: bool) -> dict[IPv4Address | IPv6Address, abi.Neighbour]:
+        """What the maps say of the endpoint's addresses; nobody is answered for the link-local ones of a slow one."""
+        given = dict.fromkeys((self.ip4, self.ip6, self.ip6_ll), 0)
+        given |= dict.fromkeys((self.ll4, self.ll6), 0 if is_fast else abi.NEIGH_SILENT)
+        return {ip_address(text): abi.Neighbour(self.mac_bytes, flags) for text, flags in given.items() if text}
 
-A = Host("a", 1, "02:42:0a:09:00:01", "10.9.0.1", "fd09::1", "fe80::42:aff:fe09:1", mtu=9000)
-B = Host("b", 2, "02:42:0a:09:00:02", "10.9.0.2", "fd09::2", "fe80::42:aff:fe09:2")
-# Not for the fast path; same addresses on another segment; without any address.
-SLOW = Host("slow", 3, "02:42:0a:09:00:03", "10.9.0.3", "fd09::3", "fe80::42:aff:fe09:3", is_fast=False)
+
+A = Host(
+    "a",
+    1,
+    "02:42:0a:09:00:01",
+    "10.9.0.1",
+    "fd09::1",
+    "fe80::42:aff:fe09:1",
+    mtu=9000,
+    ll4="169.254.7.1",
+    ll6="fe80::7:1",
+)
+B = Host("b", 2, "02:42:0a:09:00:02", "10.9.0.2", "fd09::2", "fe80::42:aff:fe09:2", ll4="169.254.7.2", ll6="fe80::7:2")
+# Not for the fast path; same addresses on another segment; without any address; a container engine's.
+SLOW = Host(
+    "slow",
+    3,
+    "02:42:0a:09:00:03",
+    "10.9.0.3",
+    "fd09::3",
+    "fe80::42:aff:fe09:3",
+    is_fast=False,
+    ll4="169.254.7.3",
+    ll6="fe80::7:3",
+)
 OTHER = Host("other", 4, "02:42:0a:09:00:05", "10.9.0.1", "fd09::1", "fe80::42:aff:fe09:5", segment=OTHER_SEGMENT)
 BARE = Host("bare", 5, "02:42:0a:09:00:06", "", "", "")
-HOSTS: Final = (A, B, SLOW, OTHER, BARE)
+ENGINES = Host("engines", 6, "02:42:0a:09:00:07", "10.9.0.7", "fd09::7", "fe80::42:aff:fe09:7", is_engines=True)
+HOSTS: Final = (A, B, SLOW, OTHER, BARE, ENGINES)
 STRANGER: Final = "stranger"  # a device that the maps do not know
 
 # Known neighbours without an endpoint: the gateway, which is a router.
@@ -125,9 +156,13 @@ class Lab:
             self.maps.endpoint_put(self.ifindex[host.ifname], host.record())
             if host.is_fast:
                 self.maps.fdb_put(host.segment, host.mac_bytes, abi.FdbEntry(self.ifindex[host.ifname], host.slot))
-        for host in (A, B, SLOW):
-            for address in (IPv4Address(host.ip4), IPv6Address(host.ip6), IPv6Address(host.ip6_ll)):
-                self.maps.neighbour_put(SEGMENT, address, abi.Neighbour(host.mac_bytes, 0))
+        neighbours = {
+            address: neighbour
+            for host in (A, B, SLOW)
+            for address, neighbour in host.neighbours(is_fast=host.is_fast).items()
+        }
+        for address, neighbour in neighbours.items():
+            self.maps.neighbour_put(SEGMENT, address, neighbour)
         for gateway in (IPv4Address(GATEWAY4), IPv6Address(GATEWAY6)):
             mac = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
             self.maps.neighbour_put(SEGMENT, gateway, abi.Neighbour(mac, abi.NEIGH_ROUTER))
@@ -135,11 +170,7 @@ class Lab:
             ifindexes={self.ifindex[host.ifname] for host in HOSTS},
             fdb={(host.segment, host.mac_bytes) for host in HOSTS if host.is_fast},
             neighbours={
-                *(
-                    (SEGMENT, a)
-                    for h in (A, B, SLOW)
-                    for a in (IPv4Address(h.ip4), IPv6Address(h.ip6), IPv6Address(h.ip6_ll))
-                ),
+                *((SEGMENT, address) for address in neighbours),
                 (SEGMENT, IPv4Address(GATEWAY4)),
                 (SEGMENT, IPv6Address(GATEWAY6)),
             },
@@ -174,17 +205,17 @@ class Lab:
         counted = frame[4:] if frame[12:14] in _TAGS else frame
         return _outcome(source, before, after, 1, counted)
 
-    def judge(self, frame: bytes) -> tuple[str, str | None]:
+    def judge(self, frame: bytes, source: Host = A) -> tuple[str, str | None]:
         """Verdict and reason of any frame from 14 bytes on.
 
         Kernels from 6.18 on refuse test runs of cut IP headers, and all refuse one of an Ethernet header alone.
         """
         try:
-            outcome = self.send(frame)
+            outcome = self.send(frame, source)
         except OSError as error:
             if error.errno != errno.EINVAL or len(frame) >= 54:
                 raise
-            outcome = self.transmit(frame)
+            outcome = self.transmit(frame, source=source)
         return outcome.verdict, outcome.reason
 
     def _wire(self, source: Host, has_header: bool) -> socket.socket:

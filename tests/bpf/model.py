@@ -1,14 +1,14 @@
 """What ls_ep_out must decide, written a second time from the RFCs and abi.h: bytes in, verdict and reason out.
 
-Looks at one packet of the lab's endpoint A. Shares no code and no table with the programs.
+Looks at one packet of a host of the lab's. Shares no code and no table with the programs.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import ip_address
 from typing import Final
 
-from tests.bpf.lab import GATEWAY4, GATEWAY6, SLOW, A, B
+from tests.bpf.lab import ENGINES, GATEWAY4, GATEWAY6, SLOW, A, B, Host
 
 Judgement = tuple[str, str | None]
 
@@ -17,18 +17,34 @@ FAST: Final = ("fast", None)
 MALFORMED: Final = ("drop", "malformed")
 TOO_DEEP: Final = ("drop", "too_deep")
 
-MAC: Final = A.mac_bytes
-OWN4: Final = IPv4Address(A.ip4).packed
-OWN6: Final = (IPv6Address(A.ip6).packed, IPv6Address(A.ip6_ll).packed)
 NONE6: Final = bytes(16)
-KNOWN4: Final = {IPv4Address(address).packed for address in (B.ip4, SLOW.ip4, GATEWAY4)}
-KNOWN6: Final = {IPv6Address(a).packed for a in (B.ip6, B.ip6_ll, SLOW.ip6, SLOW.ip6_ll, GATEWAY6)}
+FAST_MACS: Final = {host.mac_bytes for host in (A, B, ENGINES)}
 VLAN: Final = (0x8100, 0x88A8)
 EXTENSIONS: Final = (0, 43, 44, 51, 60, 135, 139, 140)
 
 
-def judge(frame: bytes) -> Judgement:
-    if frame[6:12] != MAC:
+def _packed(*addresses: str) -> set[bytes]:
+    return {ip_address(address).packed for address in addresses if address}
+
+
+def _all(host: Host) -> set[bytes]:
+    return _packed(host.ip4, host.ip6, host.ip6_ll, host.ll4, host.ll6)
+
+
+TAKEN: Final = _all(A) | _all(B) | _all(SLOW) | _packed(GATEWAY4, GATEWAY6)
+ANSWERED: Final = TAKEN - _packed(SLOW.ll4, SLOW.ll6)
+
+
+def _source(me: Host, address: bytes, reason: str) -> Judgement | None:
+    """None for an address of the sender's own."""
+    if address in _all(me):
+        return None
+    is_link_local = address[:2] == b"\xa9\xfe" if len(address) == 4 else address[0] == 0xFE and address[1] >> 6 == 2
+    return KERNEL if me.is_engines and is_link_local and address not in TAKEN else ("drop", reason)
+
+
+def judge(frame: bytes, me: Host = A) -> Judgement:
+    if frame[6:12] != me.mac_bytes:
         return "drop", "spoofed_mac"
     at, tags, ethertype = 14, 0, int.from_bytes(frame[12:14])
     while ethertype in VLAN:
@@ -42,13 +58,13 @@ def judge(frame: bytes) -> Judgement:
     check = {0x0800: _ip4, 0x0806: _arp, 0x86DD: _ip6}.get(ethertype)
     if check is None:
         return KERNEL
-    verdict = check(frame, frame[at:], tags)
+    verdict = check(me, frame, frame[at:], tags)
     if verdict is not None:
         return verdict
-    return FAST if not tags and frame[:6] == B.mac_bytes else KERNEL
+    return FAST if not tags and frame[:6] in FAST_MACS - {me.mac_bytes} else KERNEL
 
 
-def _ip4(frame: bytes, packet: bytes, tags: int) -> Judgement | None:
+def _ip4(me: Host, frame: bytes, packet: bytes, tags: int) -> Judgement | None:
     if len(packet) < 20 or packet[0] >> 4 != 4:
         return MALFORMED
     header = (packet[0] & 15) * 4
@@ -56,24 +72,24 @@ def _ip4(frame: bytes, packet: bytes, tags: int) -> Judgement | None:
         return MALFORMED
     if packet[12:16] == bytes(4):
         return KERNEL
-    return None if packet[12:16] == OWN4 else ("drop", "spoofed_ip4")
+    return _source(me, packet[12:16], "spoofed_ip4")
 
 
-def _arp(frame: bytes, packet: bytes, tags: int) -> Judgement | None:
+def _arp(me: Host, frame: bytes, packet: bytes, tags: int) -> Judgement | None:
     if len(packet) < 28 or packet[:6] != bytes.fromhex("000108000604"):
         return MALFORMED
     operation, sha, spa, tpa = packet[6:8], packet[8:14], packet[14:18], packet[24:28]
-    if sha != MAC:
+    if sha != me.mac_bytes:
         return "drop", "spoofed_arp"
     if spa == bytes(4):
         return KERNEL
-    if spa != OWN4:
-        return "drop", "spoofed_arp"
+    if verdict := _source(me, spa, "spoofed_arp"):
+        return verdict
     is_asked = operation == b"\0\1" and frame[:6] == b"\xff" * 6 and not tags
-    return FAST if is_asked and tpa in KNOWN4 else None
+    return FAST if is_asked and tpa in ANSWERED - _all(me) else None
 
 
-def _ip6(frame: bytes, packet: bytes, tags: int) -> Judgement | None:
+def _ip6(me: Host, frame: bytes, packet: bytes, tags: int) -> Judgement | None:
     if len(packet) < 40 or packet[0] >> 4 != 6:
         return MALFORMED
     source, header, at, headers, is_cut = packet[8:24], packet[6], 40, 0, False
@@ -97,33 +113,33 @@ def _ip6(frame: bytes, packet: bytes, tags: int) -> Judgement | None:
         if len(packet) < at + 4:
             return MALFORMED
         if 133 <= packet[at] <= 136:
-            if source not in (*OWN6, NONE6):
-                return "drop", "spoofed_nd"
-            return _nd(frame, packet, at, is_cut, tags)
-    if source == NONE6:
-        return KERNEL
-    return None if source in OWN6 else ("drop", "spoofed_ip6")
+            verdict = KERNEL if source == NONE6 else _source(me, source, "spoofed_nd")
+            return verdict if verdict and verdict[0] == "drop" else _nd(me, frame, packet, at, is_cut, tags, verdict)
+    return KERNEL if source == NONE6 else _source(me, source, "spoofed_ip6")
 
 
-def _nd(frame: bytes, packet: bytes, at: int, is_cut: bool, tags: int) -> Judgement | None:
+def _nd(
+    me: Host, frame: bytes, packet: bytes, at: int, is_cut: bool, tags: int, sender: Judgement | None
+) -> Judgement | None:
     end = 40 + int.from_bytes(packet[4:6])
     kind, target = packet[at], packet[at + 8 : at + 24]
     options = at + {133: 8, 134: 16, 135: 24, 136: 24}[kind]
     if is_cut or end > len(packet) or options > end:
         return MALFORMED
-    if kind == 136 and target not in OWN6:
-        return "drop", "spoofed_nd"
+    claim = _source(me, target, "spoofed_nd") if kind == 136 else None
+    if claim and claim[0] == "drop":
+        return claim
     first, rest, count = packet[options:end], options, 0
     while rest < end:
         if count == 16:
             return TOO_DEEP
         if len(packet) < rest + 8 or not packet[rest + 1] or rest + packet[rest + 1] * 8 > end:
             return MALFORMED
-        if packet[rest] in (1, 2) and packet[rest + 2 : rest + 8] != MAC:
+        if packet[rest] in (1, 2) and packet[rest + 2 : rest + 8] != me.mac_bytes:
             return "drop", "spoofed_nd"
         rest += packet[rest + 1] * 8
         count += 1
-    if packet[8:24] == NONE6:
+    if sender or claim:
         return KERNEL
     is_asked = (
         (kind, packet[at + 1], at, packet[7], packet[24]) == (135, 0, 40, 255, 0xFF)
@@ -132,4 +148,4 @@ def _nd(frame: bytes, packet: bytes, at: int, is_cut: bool, tags: int) -> Judgem
         and len(first) == 8
         and first[0] == 1
     )
-    return FAST if is_asked and target in KNOWN6 else None
+    return FAST if is_asked and target in ANSWERED - _all(me) else None

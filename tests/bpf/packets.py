@@ -26,7 +26,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
-from tests.bpf.lab import GATEWAY4, GATEWAY6, A, B, Host
+from tests.bpf.lab import GATEWAY4, GATEWAY6, SLOW, A, B, Host
 
 BROADCAST: Final = "ff:ff:ff:ff:ff:ff"
 PAYLOAD: Final = Raw(bytes(range(64)))
@@ -45,8 +45,8 @@ def ip6(destination: Host = B, source: Host = A, **fields: Any) -> Packet:
     return ether(destination, source) / IPv6(src=source.ip6, dst=destination.ip6, **fields)
 
 
-def arp_request(target: str = B.ip4, source: Host = A, dst: str = BROADCAST) -> Packet:
-    return ether(dst, source) / ARP(op="who-has", hwsrc=source.mac, psrc=source.ip4, pdst=target)
+def arp_request(target: str = B.ip4, source: Host = A, dst: str = BROADCAST, address: str | None = None) -> Packet:
+    return ether(dst, source) / ARP(op="who-has", hwsrc=source.mac, psrc=address or source.ip4, pdst=target)
 
 
 def solicitation(target: str = B.ip6, source: str = A.ip6, mac: str = A.mac, dst: str | None = None) -> Packet:
@@ -84,6 +84,8 @@ SAMPLES: Final[dict[str, Packet]] = {
     "tcp6": ip6() / TCP(sport=1, dport=2),
     "ping6": ip6() / ICMPv6EchoRequest(data=bytes(16)),
     "link-local6": ether() / IPv6(src=A.ip6_ll, dst=B.ip6_ll) / UDP() / PAYLOAD,
+    "given link-local4": ether() / IP(src=A.ll4, dst=B.ll4) / UDP() / PAYLOAD,
+    "given link-local6": ether() / IPv6(src=A.ll6, dst=B.ll6) / UDP() / PAYLOAD,
     "extensions6": ip6()
     / IPv6ExtHdrHopByHop(options=[PadN(optdata=bytes(4))])
     / IPv6ExtHdrRouting(addresses=["fd09::7"])
@@ -106,14 +108,22 @@ SAMPLES: Final[dict[str, Packet]] = {
     / ICMPv6NDOptPrefixInfo(prefix="fd0a::")
     / ICMPv6NDOptSrcLLAddr(lladdr=A.mac),
     "solicitation, answered": solicitation(GATEWAY6),
+    "solicitation from a given link-local, answered": solicitation(B.ll6, source=A.ll6),
+    "solicitation, not answered for": solicitation(SLOW.ll6, source=A.ll6),
+    "solicitation of a given link-local of its own": solicitation(A.ll6),
     "solicitation, unknown": solicitation("fd09::99"),
     "solicitation, unicast": solicitation(dst=B.mac),
     "duplicate address detection": probe6(),
     "advertisement": advertisement(),
+    "advertisement of a given link-local": advertisement(target=A.ll6),
     "arp request, answered": arp_request(GATEWAY4),
+    "arp request from a given link-local, answered": arp_request(B.ll4, address=A.ll4),
+    "arp request, not answered for": arp_request(SLOW.ll4, address=A.ll4),
+    "arp request for a given link-local of its own": arp_request(A.ll4),
     "arp request, unknown": arp_request("10.9.0.99"),
     "arp request, unicast": arp_request(dst=B.mac),
     "arp reply": ether() / ARP(op="is-at", hwsrc=A.mac, psrc=A.ip4, hwdst=B.mac, pdst=B.ip4),
+    "arp reply from a given link-local": ether() / ARP(op="is-at", hwsrc=A.mac, psrc=A.ll4, hwdst=B.mac, pdst=B.ip4),
     "arp probe": ether(BROADCAST) / ARP(op="who-has", hwsrc=A.mac, psrc="0.0.0.0", pdst=A.ip4),
     "gratuitous arp": ether(BROADCAST) / ARP(op="who-has", hwsrc=A.mac, psrc=A.ip4, pdst=A.ip4),
     "rarp": ether(BROADCAST) / ARP(op=3, hwsrc=A.mac, hwdst=A.mac),

@@ -7,7 +7,6 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from scapy.packet import Packet
@@ -71,11 +70,12 @@ class ParentLab:
         self.maps.parent_put(self.index, abi.Parent(self.segment, mac, abi.PARENT_HOST if host_access else 0))
 
     def add(self, host: Host, *, access: bool = True, bridged: bool = True) -> None:
-        flags = (abi.EP_FAST if access else 0) | (abi.EP_BRIDGED if bridged else 0)
-        self.maps.station_put(self.index, replace(host.record(), segment=self.segment, flags=flags))
-        if access:
-            for address in (IPv4Address(host.ip4), IPv6Address(host.ip6), IPv6Address(host.ip6_ll)):
-                self.maps.neighbour_put(self.segment, address, abi.Neighbour(host.mac_bytes, 0))
+        record = host.record()
+        flags = record.flags & abi.EP_ENGINE | (abi.EP_FAST if access else 0) | (abi.EP_BRIDGED if bridged else 0)
+        self.maps.station_put(self.index, replace(record, segment=self.segment, flags=flags))
+        for address, neighbour in host.neighbours(is_fast=access).items():
+            if access or neighbour.flags:
+                self.maps.neighbour_put(self.segment, address, neighbour)
 
     def out(self, packet: Packet | bytes, **context: int) -> Seen:
         return self.run("ls_parent_out", packet, **context)
@@ -83,9 +83,9 @@ class ParentLab:
     def into(self, packet: Packet | bytes, **context: int) -> Seen:
         return self.run("ls_parent_in", packet, **context)
 
-    def run(self, program: str, packet: Packet | bytes, **context: int) -> Seen:
+    def run(self, program: str, packet: Packet | bytes, ifname: str = PARENT, **context: int) -> Seen:
         before = self._counts()
-        result = self.lab.run(program, packet, PARENT, **context)
+        result = self.lab.run(program, packet, ifname, **context)
         return Seen(result.retval, result.data_out, _grown(before, self._counts()))
 
     def judge(self, program: str, frame: bytes) -> Seen:

@@ -24,13 +24,16 @@ MAPS = {
     "abi_version", "epoch", "ep_by_if", "fdb", "parents", "stations", "neigh4", "neigh6", "limits", "ep_counters",
     "ep_drops",
 }  # fmt: skip
-PROGRAMS = {"ls_ep_out", "ls_ep_in", "ls_parent_out", "ls_parent_in", "ls_station_out"}
 USED = {
     "ls_ep_out": MAPS - {"abi_version", "parents", "stations", "limits"},
     "ls_ep_in": {"ep_by_if", "ep_counters"},
     "ls_parent_out": MAPS - {"abi_version", "ep_by_if", "fdb", "limits"},
-    "ls_parent_in": {"epoch", "parents", "stations", "ep_counters", "ep_drops"},
+    "ls_parent_in": MAPS - {"abi_version", "ep_by_if", "fdb", "limits"},
     "ls_station_out": {"limits", "ep_drops"},
+    "ls_switch_out": MAPS - {"abi_version", "stations"},
+    "ls_switch_in": {"epoch", "fdb", "stations", "ep_counters"},
+    "ls_switch_to": {"ep_by_if", "ep_counters"},
+    "ls_switch_xdp": {"fdb", "ep_counters"},
 }
 PRIVATE = {
     "ls_ep_out": ["flows"],
@@ -38,6 +41,10 @@ PRIVATE = {
     "ls_parent_out": ["flows"],
     "ls_parent_in": ["flows"],
     "ls_station_out": [],
+    "ls_switch_out": ["flows"],
+    "ls_switch_in": ["flows"],
+    "ls_switch_to": [],
+    "ls_switch_xdp": [],
 }
 
 
@@ -81,12 +88,12 @@ def test_a_cold_start_compiles_and_a_warm_one_does_not(place):
     directory, _ = mounted(place)
     cold = load(place)
     assert cold.compiled
-    assert (set(cold.programs), set(cold.maps)) == (PROGRAMS, MAPS)
+    assert (cold.programs.keys(), cold.maps.keys()) == (USED.keys(), MAPS)
     before = tree(directory)
     warm = load(place, python="/nowhere")
     assert (warm.compiled, warm.log_path) == (False, None)
     assert (warm.programs, warm.maps, tree(directory)) == (cold.programs, cold.maps, before)
-    assert Path(cold.log_path).read_text().count("==") == len(PROGRAMS)
+    assert Path(cold.log_path).read_text().count("==") == len(USED)
 
 
 @isolated
@@ -95,7 +102,7 @@ def test_pins_are_named_by_abi_version_map_program_and_key(place):
     load(place)
     key, version = sources.key(source_dir), f"abi-{abi.ABI_VERSION}"
     assert tree(directory) == {f"{version}/maps/{name}" for name in MAPS} | {
-        f"{version}/progs/{name}-{key}" for name in PROGRAMS
+        f"{version}/progs/{name}-{key}" for name in USED
     }
 
 
@@ -106,7 +113,8 @@ def test_bpftool_sees_the_programs_and_maps_that_were_meant(place):
     maps = {name: bpftool(f"map show pinned {path}") for name, path in loaded.maps.items()}
     for name, path in loaded.programs.items():
         shown = bpftool(f"prog show pinned {path}")
-        assert (shown["name"], shown["type"], shown["gpl_compatible"]) == (name, "sched_cls", True)
+        kind = "xdp" if name == "ls_switch_xdp" else "sched_cls"
+        assert (shown["name"], shown["type"], shown["gpl_compatible"]) == (name, kind, True)
         # The programs use the maps that are pinned, and no others but one that is private.
         used = [bpftool(f"map show id {number}")["name"] for number in shown["map_ids"]]
         pinned = {shown["id"]: pinned_name for pinned_name, shown in maps.items()}
@@ -382,7 +390,8 @@ def test_the_verifier_has_little_to_do(place):
     """The kernel's limit is a million; a program that grows towards it should do so on purpose."""
     mounted(place)
     limits = {"ls_ep_out": 150_000, "ls_ep_in": 100, "ls_parent_out": 80_000, "ls_parent_in": 15_000}
-    limits["ls_station_out"] = 500
+    limits |= {"ls_station_out": 500, "ls_switch_out": 120_000, "ls_switch_in": 1_000, "ls_switch_to": 200}
+    limits["ls_switch_xdp"] = 200
     for name, path in load(place).programs.items():
         fd = bpf.obj_get(path)
         info = bpf.prog_info(fd)

@@ -25,15 +25,19 @@ FAST = (
     "tcp6",
     "ping6",
     "link-local6",
+    "given link-local4",
+    "given link-local6",
     "extensions6",
     "first fragment6",
     "last fragment6",
     "solicitation, unicast",
     "advertisement",
+    "advertisement of a given link-local",
     "arp request, unicast",
     "arp reply",
+    "arp reply from a given link-local",
 )
-ANSWERED = ("solicitation, answered", "arp request, answered")
+ANSWERED = tuple(name for name in SAMPLES if name.endswith(", answered"))
 
 
 @pytest.mark.parametrize("name", FAST)

@@ -223,7 +223,8 @@ def test_all_faults_of_a_body_are_named_at_once(server: ApiServer) -> None:
         ({"Name": "new", "Driver": "overlai"}, 404, 'plugin "overlai" not found'),
         ({"Name": "new", "Driver": "host"}, 403, 'only one instance of "host" network is allowed'),
         (config(Subnet="10.50.0.128/25"), 403, "Pool overlaps with other one on this address space"),
-        ({"Name": "new", "IPAM": {"Driver": "dhcp"}}, 404, 'plugin "dhcp" not found'),
+        ({"Name": "new", "IPAM": {"Driver": "other"}}, 404, 'plugin "other" not found'),
+        ({"Name": "new", "IPAM": {"Driver": "dhcp"}}, 400, "no DHCP server can be reached from a network of driver"),
         ({"Name": "default"}, 403, "operation is not permitted on predefined default network"),
         ({"Name": "new", "Scope": "swarm"}, 403, "cannot create a swarm scoped network when swarm is not active"),
         ({"Name": "new", "Ingress": True}, 403, "Ingress network can only be global scope network"),
@@ -264,7 +265,17 @@ def test_a_connect_that_cannot_be_is_refused(server: ApiServer, body: dict[str, 
         ({"IPAMConfig": {"IPv4Address": "10.50.0.2"}}, 403, "10.50.0.2"),
         ({"IPAMConfig": {"IPv4Address": "10.50.0.1"}}, 403, "10.50.0.1"),
         ({"IPAMConfig": {"IPv4Address": "10.50.0.255"}}, 400, "10.50.0.255"),
-        ({"IPAMConfig": {"LinkLocalIPs": ["169.254.1.1"]}}, 400, "does not support LinkLocalIPs"),
+        *(
+            ({"IPAMConfig": {"LinkLocalIPs": [text]}}, 400, f"invalid link-local IP address: {text}")
+            for text in ("foo", "169.254.1.1/16", "169.254.1.01", "169.254.1", "fe80::1%eth0", "fe80::g")
+        ),
+        *(
+            ({"IPAMConfig": {"LinkLocalIPs": [text]}}, 400, f"invalid link local IP address: {text}")
+            for text in ("", "10.50.0.9", "0.0.0.0", "::", "fd00::9", "fec0::1", "ff02::1", "127.0.0.1", "224.0.0.1")
+        ),
+        ({"IPAMConfig": {"LinkLocalIPs": ["169.254.1.1", "::ffff:169.254.1.1"]}}, 400, "169.254.1.1 is given twice"),
+        ({"IPAMConfig": {"LinkLocalIPs": ["169.254.1.1", "fe80::1"]}}, 400, "network taken has no IPv6 subnet"),
+        ({"IPAMConfig": {"LinkLocalIPs": "169.254.1.1"}}, 400, "at `$.EndpointConfig.IPAMConfig.LinkLocalIPs`"),
         ({"Links": [""]}, 400, "invalid format for links: "),
         ({"Links": ["web:"]}, 400, "invalid format for links: web:"),
         ({"Links": ["web:a:b"]}, 400, "invalid format for links: web:a:b"),

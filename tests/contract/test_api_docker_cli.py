@@ -208,6 +208,15 @@ def test_connect_takes_addresses_and_aliases(docker: Docker, server: ApiServer) 
     assert endpoint["GwPriority"] == (5 if priority else 0)
 
 
+def test_connect_takes_link_local_addresses(docker: Docker, server: ApiServer) -> None:
+    server.ask("POST", "/linkspan/sandboxes", {"Name": "web"})
+    docker("network", "create", "--ipv6", "--subnet", "10.9.0.0/24", "--subnet", "fd00:9::/64", "blue")
+    flags = ("--link-local-ip", "169.254.7.7,fe80::77", "--link-local-ip", "169.254.7.8")
+    docker("network", "connect", *flags, "blue", "web")
+    endpoint = server.ask("GET", "/linkspan/sandboxes/web").json["Networks"]["blue"]
+    assert endpoint["IPAMConfig"] == {"LinkLocalIPs": ["169.254.7.7", "fe80::77", "169.254.7.8"]}
+
+
 def test_connect_links_give_names_that_nobody_else_sees(docker: Docker, server: ApiServer) -> None:
     docker("network", "create", "--subnet", "10.9.0.0/24", "blue")
     for name in ("web", "db", "other"):
@@ -284,7 +293,8 @@ def test_prune_keeps_the_defaults_and_what_its_filters_keep(docker: Docker) -> N
         (("connect", "--ip", "10.51.0.9", "taken", "db"), "no configured subnet contains"),
         (("connect", "--ip", "10.50.0.2", "taken", "db"), "10.50.0.2"),
         (("connect", "--link", "web:a b", "taken", "db"), "invalid alias 'a b'"),
-        (("connect", "--link-local-ip", "169.254.1.1", "taken", "db"), "linkspan does not support LinkLocalIPs"),
+        (("connect", "--link-local-ip", "10.0.0.1", "taken", "db"), "invalid link local IP address: 10.0.0.1"),
+        (("connect", "--link-local-ip", "fe80::1", "taken", "db"), "network taken has no IPv6 subnet"),
         (("connect", "--driver-opt", "nosuch=1", "taken", "db"), "unknown option 'nosuch'"),
         (("disconnect", "nosuch", "web"), "network nosuch not found"),
         (("disconnect", "taken", "nobody"), "No such container: nobody"),

@@ -112,7 +112,7 @@ def test_every_argument_of_the_low_level_calls_is_taken(client: docker.DockerCli
         ipv6_address="fd00:9::9",
         aliases=["www"],
         links=[],
-        link_local_ips=[],
+        link_local_ips=["169.254.9.9"],
         driver_opt={},
         mac_address="02:00:00:00:00:09",
     )

@@ -75,7 +75,7 @@ MEANINGS: Final[dict[str, st.SearchStrategy[str]]] = {
     "AuxiliaryAddresses": addresses,
     "IPv4Address": st.builds("10.77.0.{}".format, octets) | addresses,
     "IPv6Address": st.builds("fd00:77::{}".format, octets) | addresses,
-    "LinkLocalIPs": addresses,
+    "LinkLocalIPs": st.builds("169.254.0.{}".format, octets) | st.builds("fe80::{}".format, octets) | addresses,
     "MacAddress": macs,
     "Aliases": words,
     "Links": st.builds("{}:{}".format, words, words) | words,
@@ -83,7 +83,7 @@ MEANINGS: Final[dict[str, st.SearchStrategy[str]]] = {
     "Container": sandboxes,
 }
 NEEDED: Final = frozenset({"Name", "Container", "Network"})
-RARE: Final = frozenset({"Ingress", "ConfigOnly", "ConfigFrom", "LinkLocalIPs", "DriverOpts"})
+RARE: Final = frozenset({"Ingress", "ConfigOnly", "ConfigFrom", "DriverOpts"})
 """Most values of these lead to the same refusal, before anything else is looked at."""
 OPTION_NAMES: Final = st.sampled_from(["fake.option", "fake.option", "x"])
 

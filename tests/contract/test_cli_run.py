@@ -118,8 +118,10 @@ def test_the_request_says_what_the_command_line_says() -> None:
     with bench() as b:
         b.linkspan(
             "run", "--net=n,m", "--network",
-            "name=o,ip=10.1.0.9,alias=x,alias=y,driver-opt=k=v,mac-address=02:00:00:00:00:02",
-            "--name", "web", "--ip", "10.0.0.9", "--ip6", "fd00::9", "--mac-address", "02:00:00:00:00:01",
+            "name=o,ip=10.1.0.9,alias=x,alias=y,driver-opt=k=v,mac-address=02:00:00:00:00:02,"
+            "link-local-ip=169.254.1.3,link-local-ip=fe80::3",
+            "--name", "web", "--ip", "10.0.0.9", "--ip6", "fd00::9",
+            "--link-local-ip", "169.254.1.1", "--link-local-ip", "fe80::2", "--mac-address", "02:00:00:00:00:01",
             "--alias", "a", "--network-alias", "b", "-l", "k=v", "--label", "solo", "--", "true", "-d", "--rm",
         )  # fmt: skip
         (created,) = b.asked("POST", "/linkspan/sandboxes")
@@ -130,14 +132,18 @@ def test_the_request_says_what_the_command_line_says() -> None:
             "Networks": [
                 {
                     "Network": "n",
-                    "IPAMConfig": {"IPv4Address": "10.0.0.9", "IPv6Address": "fd00::9"},
+                    "IPAMConfig": {
+                        "IPv4Address": "10.0.0.9",
+                        "IPv6Address": "fd00::9",
+                        "LinkLocalIPs": ["169.254.1.1", "fe80::2"],
+                    },
                     "MacAddress": "02:00:00:00:00:01",
                     "Aliases": ["a", "b"],
                 },
                 {"Network": "m"},
                 {
                     "Network": "o",
-                    "IPAMConfig": {"IPv4Address": "10.1.0.9"},
+                    "IPAMConfig": {"IPv4Address": "10.1.0.9", "LinkLocalIPs": ["169.254.1.3", "fe80::3"]},
                     "Aliases": ["x", "y"],
                     "DriverOpts": {"k": "v"},
                     "MacAddress": "02:00:00:00:00:02",

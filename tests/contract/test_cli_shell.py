@@ -172,6 +172,11 @@ def test_doctor_shows_answers_and_the_daemon(
     status: dict[str, Any] = {
         "drivers": {"bridge": {"path": "eBPF"}, "null": {}},
         "fallbacks": {"tcx": "clsact instead"},
+        "parents": [
+            {"network": "pub", "parent": "eth1", "state": "up", "up": True},
+            {"network": "lab", "parent": "eth2", "state": "gone", "up": False},
+        ],
+        "broken": {"endpoint 0123456789ab": "parent eth2 of network lab is gone"},
         "networks": 3,
     }
     daemon.on("GET", "/linkspan/status", status)
@@ -191,6 +196,8 @@ def test_doctor_shows_answers_and_the_daemon(
         "  driver bridge: path eBPF",
         "  driver null: ready",
         "  fallback, tcx: clsact instead",
+        "  parent eth2 of network lab is gone",
+        "  not whole, endpoint 0123456789ab: parent eth2 of network lab is gone",
     ]
     document = json.loads(linkspan(capsys, "-H", daemon.url, "doctor", "--json")[1])
     assert document["daemon"] == status

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from control.api.server import ListenError, bind_tcp, build_metrics_app, serve
 from control.config import ApiSection
-from control.drivers.base import EndpointCounters
+from control.drivers.base import EndpointCounters, ParentState
 from control.metrics import Metrics
 from control.model import Network, NetworkState, SandboxSpec, utcnow
 from tests.api_server import DEADLINE_SECONDS, ApiServer
@@ -69,6 +69,7 @@ def test_endpoints_are_counted_by_direction_path_and_reason(server: ApiServer, d
 
 def test_objects_requests_joins_and_fallbacks_are_counted(server: ApiServer, driver: FakeDriver) -> None:
     driver.fallbacks = {"tcx": 'the kernel says "no"\nand \\ no more'}
+    driver.parents = {"bridge": ParentState("eth1", "up, no carrier", False)}
     server.ask("POST", "/linkspan/sandboxes", {"Name": "web"})
     server.ask("GET", "/v1.41/networks/nosuch-1")
     server.ask("GET", "/networks/nosuch-2")
@@ -79,6 +80,7 @@ def test_objects_requests_joins_and_fallbacks_are_counted(server: ApiServer, dri
     assert of(samples, "linkspan_sandboxes", state="created") == 1
     assert of(samples, "linkspan_join_seconds_count") == 1
     assert of(samples, "linkspan_fallback", feature="tcx", reason='the kernel says "no"\nand \\ no more') == 1
+    assert of(samples, "linkspan_parent_up", network="bridge", parent="eth1") == 0
     assert of(samples, "linkspan_request_seconds_count", route="/networks/{ref}", method="GET", status="404") == 2
     assert of(samples, "linkspan_request_seconds_count", route="/{elsewhere:(?s:.*)}", method="*", status="404") == 1
     assert of(samples, "linkspan_build_info") == 1

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, Final
 
-from tests.hosts import Host, wait_for
+import pytest
+
+from tests.hosts import Host, host, wait_for
+from tests.leaks import leaks, purge
 from tests.traffic import Place
 
 PARENT: Final = "eth1"
@@ -47,20 +50,27 @@ class Lan:
         self.switch, other = self._machines
         self.switch.run("ip", "link", "add", "br0", "type", "bridge")
         self.switch.run("ip", "link", "set", "br0", "up")
-        addresses = {host: (HOST4, HOST6, PARENT), other: (ROUTER4, ROUTER6, "eth0")}
-        for number, (machine, (ip4, ip6, ifname)) in enumerate(addresses.items()):
-            port = f"p{number}"
-            machine.run(
-                "ip", "link", "add", ifname, "type", "veth", "peer", "name", port, "netns", str(self.switch.pid)
-            )
-            self.switch.run("ip", "link", "set", port, "master", "br0", "up")
-            machine.run("ip", "addr", "add", f"{ip4}/24", "dev", ifname)
-            machine.run("ip", "addr", "add", f"{ip6}/64", "dev", ifname, "nodad")
-            machine.run("ip", "link", "set", ifname, "up")
-        for machine, (_, _, ifname) in addresses.items():
+        self._plug_in(host, PARENT, "p0", HOST4, HOST6)
+        self._plug_in(other, "eth0", "p1", ROUTER4, ROUTER6)
+        for machine, ifname in ((host, PARENT), (other, "eth0")):
             wait_for(lambda m=machine, i=ifname: _is_settled(m, i), f"{ifname} to have its addresses")  # type: ignore[misc]
         self.host = Node(Place(host, "host", f"/proc/{host.pid}/ns/net", PARENT), HOST4, HOST6)
         self.router = Node(Place(host, "router", f"/proc/{other.pid}/ns/net", "eth0"), ROUTER4, ROUTER6)
+
+    def _plug_in(self, machine: Host, ifname: str, port: str, ip4: str, ip6: str) -> None:
+        machine.run("ip", "link", "add", ifname, "type", "veth", "peer", "name", port, "netns", str(self.switch.pid))
+        self.switch.run("ip", "link", "set", port, "master", "br0", "up")
+        machine.run("ip", "addr", "add", f"{ip4}/24", "dev", ifname)
+        machine.run("ip", "addr", "add", f"{ip6}/64", "dev", ifname, "nodad")
+        machine.run("ip", "link", "set", ifname, "up")
+
+    def unplug_host(self, ifname: str = PARENT) -> None:
+        """Takes the host's device away, as when a card is pulled out."""
+        self.host.place.host.run("ip", "link", "delete", ifname)
+
+    def plug_in_host(self) -> None:
+        """Gives the host a device of the same name again, with its addresses, another MAC and another ifindex."""
+        self._plug_in(self.host.place.host, PARENT, "p0", HOST4, HOST6)
 
     def set_reflective_relay(self, is_on: bool) -> None:
         """Whether the switch sends frames back to the port that they came from (802.1Qbg), as vepa needs."""
@@ -83,8 +93,8 @@ def _is_settled(machine: Host, ifname: str) -> bool:
 
 
 @contextmanager
-def lan(host: Host) -> Iterator[Lan]:
-    made = Lan(host)
+def lan(machine: Host) -> Iterator[Lan]:
+    made = Lan(machine)
     try:
         yield made
     finally:
@@ -116,3 +126,22 @@ def parent_state(host: Host, ifname: str = PARENT) -> Any:
             ("bridge", "-json", "fdb"), ("ip", "-json", "maddr"), ("tc", "-json", "qdisc"), ("bpftool", "-j", "net"),
         )
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lan_net() -> Iterator[Lan]:
+    """The local network, with linkspand on its host."""
+    with host() as machine, lan(machine) as made:
+        machine.start()
+        yield made
+
+
+@pytest.fixture
+def lan_host(net: Lan) -> Iterator[Host]:
+    """The host of `net`; the test may leave networks and sandboxes, which are removed, and nothing else."""
+    made: Host = net.host.place.host
+    before = parent_state(made)
+    yield made
+    purge(made)
+    assert parent_state(made) == before
+    assert leaks(made, ignore={PARENT}) == []

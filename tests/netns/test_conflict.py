@@ -26,12 +26,12 @@ from datapath import conflict, netns
 from datapath.conflict import Holder
 from tests.api_server import Reply
 from tests.e2e.test_macvlan_engine import Engine
-from tests.hosts import Host, host, wait_for
-from tests.leaks import leaks, purge
-from tests.netns.lan import HOST4, HOST6, PARENT, ROUTER4, ROUTER6, Lan, lan, parent_state
+from tests.hosts import Host, wait_for
+from tests.netns.lan import HOST4, HOST6, PARENT, ROUTER4, ROUTER6, Lan, lan_host, lan_net, parent_state
 from tests.traffic import BROADCAST, Place, Station, Wire
 
 pytestmark = pytest.mark.root
+net, machine = lan_net, lan_host
 
 SUBNET4, SUBNET6 = "192.168.32.0/24", "fd00:32::/64"
 FREE4, FREE6 = "192.168.32.77", "fd00:32::77"
@@ -40,24 +40,6 @@ MINE, OTHERS = "02:00:00:00:77:01", "02:00:00:00:77:02"
 ALL_NODES, ALL_NODES_MAC = "ff02::1", "33:33:00:00:00:01"
 GROUP6 = socket.inet_ntop(socket.AF_INET6, in6_getnsma(socket.inet_pton(socket.AF_INET6, FREE6)))
 GROUP6_MAC = in6_getnsmac(in6_getnsma(socket.inet_pton(socket.AF_INET6, FREE6)))
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Lan]:
-    with host() as machine, lan(machine) as made:
-        machine.start("--metrics-listen", "off")
-        yield made
-
-
-@pytest.fixture
-def machine(net: Lan) -> Iterator[Host]:
-    """The host; the test may leave networks and sandboxes, which are removed, and nothing else."""
-    made: Host = net.host.place.host
-    before = parent_state(made)
-    yield made
-    purge(made)
-    assert parent_state(made) == before
-    assert leaks(made, ignore={PARENT}) == []
 
 
 def on_link(machine: Host, *addresses: str, mac: str = MINE, is_passthru: bool = False) -> Holder | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import subprocess
@@ -14,34 +13,16 @@ import pytest
 
 from datapath.features import Answer, check
 from tests.api_server import Reply
-from tests.hosts import Host, host, wait_for
-from tests.leaks import leaks, purge
-from tests.netns.lan import HOST4, PARENT, ROUTER4, ROUTER6, Lan, lan, parent_state
+from tests.hosts import Host
+from tests.netns.lan import HOST4, PARENT, ROUTER4, ROUTER6, Lan, lan_host, lan_net, parent_state
 from tests.require import require
 from tests.traffic import Station
 
 pytestmark = pytest.mark.root
+net, machine = lan_net, lan_host
 
 MTU = "com.docker.network.driver.mtu"
 SUBNET4, SUBNET6 = "192.168.32.0/24", "fd00:32::/64"
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Lan]:
-    with host() as machine, lan(machine) as made:
-        machine.start("--metrics-listen", "off")
-        yield made
-
-
-@pytest.fixture
-def machine(net: Lan) -> Iterator[Host]:
-    """The host; the test may leave networks and sandboxes, which are removed, and nothing else."""
-    made: Host = net.host.place.host
-    before = parent_state(made)
-    yield made
-    purge(made)
-    assert parent_state(made) == before
-    assert leaks(made, ignore={PARENT}) == []
 
 
 def create(machine: Host, name: str, *subnets: str, internal: bool = False, **options: str) -> Reply:
@@ -93,6 +74,7 @@ def test_an_endpoint_is_on_the_existing_network_with_its_router(machine: Host) -
         "linkspan.parent": PARENT,
         "linkspan.parent_state": "up",
         "linkspan.macvlan_mode": "bridge",
+        "linkspan.macvlan_device": "macvlan",
         "linkspan.path": f"kernel macvlan, eBPF on the parent ({hooks})",
         "linkspan.host_access": "on",
         "linkspan.broadcast_limit": "100 packets/s",
@@ -385,48 +367,6 @@ def inside(station: Station) -> str:
     """Devices, addresses and routes, without the state that a new device has until the kernel gets to it."""
     shown = "".join(station.run("ip", *words).stdout for words in (("-d", "addr"), ("route",), ("-6", "route")))
     return shown.replace("state UNKNOWN", "state UP")
-
-
-def test_a_parent_that_vanishes_is_shown_and_everything_comes_back_at_the_next_start(machine: Host) -> None:
-    machine.run("ip", "link", "add", "eth8", "type", "veth", "peer", "name", "far8")
-    machine.run("sh", "-c", "ip link set eth8 up; ip link set far8 up")
-    made(machine, "pub", "10.88.0.0/24", parent="eth8")
-    a, b = join(machine, "a", "pub"), join(machine, "b", "pub")
-    machine.run("ip", "link", "delete", "eth8")
-    assert status(machine, "pub")["linkspan.parent_state"] == "gone"
-    refused = machine.ask("POST", "/linkspan/sandboxes", {"Name": "c", "Networks": [{"Network": "pub"}]})
-    assert (refused.status, "parent eth8 of network pub is gone" in refused.message) == (409, True)
-    machine.stop()
-    machine.start("--metrics-listen", "off")
-    assert "parent eth8 of network pub is gone" in json.dumps(machine.ask("GET", "/linkspan/status").json)
-    machine.stop()
-    machine.run("ip", "link", "add", "eth8", "type", "veth", "peer", "name", "far8")
-    machine.run("sh", "-c", "ip link set eth8 up; ip link set far8 up")
-    machine.start("--metrics-listen", "off")
-    assert status(machine, "pub")["linkspan.parent_state"] == "up"
-    assert a.pings(b.ip4)
-    machine.run("ip", "link", "set", "far8", "down")
-    assert status(machine, "pub")["linkspan.parent_state"] == "up, no carrier"
-    machine.run("ip", "link", "set", "eth8", "down")
-    assert status(machine, "pub")["linkspan.parent_state"] == "down"
-    machine.run("sh", "-c", "ip link set eth8 up; ip link set far8 up")
-    wait_for(lambda: a.pings(b.ip4, wait_s=1), "endpoints to talk again on a parent that is up again")
-    machine.run("ip", "link", "delete", "eth8")
-
-
-def test_endpoints_on_a_parent_that_was_renamed_are_left_as_they_are(machine: Host) -> None:
-    machine.run("ip", "link", "add", "eth8", "type", "veth", "peer", "name", "far8")
-    machine.run("sh", "-c", "ip link set eth8 up; ip link set far8 up")
-    made(machine, "pub", "10.88.0.0/24", parent="eth8")
-    a, b = join(machine, "a", "pub"), join(machine, "b", "pub")
-    index = a.link()["ifindex"]
-    machine.run("sh", "-c", "ip link set eth8 down; ip link set eth8 name eth9; ip link set eth9 up")
-    machine.stop()
-    machine.start("--metrics-listen", "off")
-    assert status(machine, "pub")["linkspan.parent_state"] == "gone"
-    assert a.link()["ifindex"] == index
-    assert a.pings(b.ip4)
-    machine.run("ip", "link", "delete", "eth9")
 
 
 def test_a_device_that_a_sandbox_lost_or_renamed_is_taken_away_with_the_endpoint(machine: Host) -> None:

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.hosts import Host, host, wait_for
-from tests.leaks import leaks, purge
-from tests.netns.lan import HOST4, PARENT, ROUTER4, Lan, lan, parent_state
+from tests.hosts import Host, wait_for
+from tests.netns.lan import HOST4, PARENT, ROUTER4, Lan, lan_host, lan_net, parent_state
 from tests.traffic import Station, iperf3
 
 pytestmark = pytest.mark.root
+net, machine = lan_net, lan_host
 METRICS = "http://127.0.0.1:9478/metrics"
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Lan]:
-    with host() as machine, lan(machine) as made:
-        machine.start()
-        yield made
-
-
-@pytest.fixture
-def machine(net: Lan) -> Iterator[Host]:
-    made: Host = net.host.place.host
-    before = parent_state(made)
-    yield made
-    purge(made)
-    assert parent_state(made) == before
-    assert leaks(made, ignore={PARENT}) == []
 
 
 def join(machine: Host, name: str = "web", **options: str) -> Station:

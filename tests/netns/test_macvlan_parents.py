@@ -105,7 +105,7 @@ def test_a_sub_interface_that_somebody_made_is_left_to_them() -> None:
     parents.hold_vlan("eth1.50", ONE)
     assert link("eth1.50") == before
     for _ in range(2):
-        parents.release_vlan("eth1.50", ONE)
+        parents.release_vlan(ONE)
     assert link("eth1.50") == before
 
 
@@ -118,10 +118,10 @@ def test_a_marked_sub_interface_goes_with_the_last_of_its_networks() -> None:
         assert set(link("eth1.50")["altnames"]) == {ONE, OTHER}
         assert "UP" in link("eth1.50")["flags"]
     for _ in range(2):
-        parents.release_vlan("eth1.50", ONE)
+        parents.release_vlan(ONE)
         assert link("eth1.50")["altnames"] == [OTHER]
     for _ in range(2):
-        parents.release_vlan("eth1.50", OTHER)
+        parents.release_vlan(OTHER)
         assert names() == set()
 
 
@@ -131,7 +131,7 @@ def test_a_sub_interface_of_a_device_that_is_not_there_is_refused() -> None:
         parents.hold_vlan("eth7.50", ONE)
     with pytest.raises(ValueError, match="eth7 is no name of a sub-interface"):
         parents.hold_vlan("eth7", ONE)
-    parents.release_vlan("eth7.50", ONE)
+    parents.release_vlan(ONE)
     assert names() == set()
 
 
@@ -150,8 +150,8 @@ def test_a_sub_interface_is_made_marked_and_up_and_the_device_below_is_as_before
         )
         assert (made["mtu"], made["altnames"], "UP" in made["flags"]) == (1400, [ONE], True)
     parents.hold_vlan("eth1.50", OTHER)
-    parents.release_vlan("eth1.50", ONE)
-    parents.release_vlan("eth1.50", OTHER)
+    parents.release_vlan(ONE)
+    parents.release_vlan(OTHER)
     assert names() == {"eth1", "far"}
     assert link("eth1") == before
     run("ip link add link eth1 name taken type vlan id 60")

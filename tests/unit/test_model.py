@@ -69,6 +69,7 @@ ENDPOINT = Endpoint(
     ipv6=IPv6Interface("fd00::80/64"),
     aliases=("web",),
     gateway_priority=-7,
+    link_local_ips=(IPv4Address("169.254.7.7"), IPv6Address("fe80::77")),
 )
 SANDBOX = Sandbox(
     id=SandboxId("cc" * 32),
@@ -97,10 +98,10 @@ def test_the_stored_form_is_readable() -> None:
 
 def test_fields_that_an_older_version_did_not_store_have_their_defaults() -> None:
     old = msgspec.json.decode(to_json(ENDPOINT))
-    for name in ("gateway_priority", "aliases", "driver_options", "shard"):
+    for name in ("gateway_priority", "aliases", "driver_options", "shard", "link_local_ips"):
         del old[name]
     assert from_json(Endpoint, msgspec.json.encode(old)) == msgspec.structs.replace(
-        ENDPOINT, gateway_priority=0, aliases=(), shard=0
+        ENDPOINT, gateway_priority=0, aliases=(), shard=0, link_local_ips=()
     )
 
 

@@ -159,6 +159,14 @@ CASES: dict[str, tuple[rtnl.Request, int, int, Any, Mapping[str, Any], Attribute
     "link delete": (rtnl.link_delete("ls01"), RTM_DELLINK, 0, ifinfmsg, {}, [("IFLA_IFNAME", "ls01")]),
     "link up": (rtnl.link_up(5, "x"), RTM_NEWLINK, 0, ifinfmsg, {"index": 5, "flags": 1, "change": 1}, []),
     "master": (rtnl.link_master(5, "x", 7), RTM_SETLINK, 0, ifinfmsg, {"index": 5}, [("IFLA_MASTER", 7)]),
+    "another name": (
+        rtnl.link_rename(5, "x", "eth0"),
+        RTM_SETLINK,
+        0,
+        ifinfmsg,
+        {"index": 5},
+        [("IFLA_IFNAME", "eth0")],
+    ),
     "no address of its own": (
         rtnl.link_no_auto_address(5, "x"),
         RTM_SETLINK,
@@ -198,6 +206,20 @@ CASES: dict[str, tuple[rtnl.Request, int, int, Any, Mapping[str, Any], Attribute
         {"family": socket.AF_BRIDGE, "ifindex": 5, "state": 0x40, "flags": 4},
         [("NDA_LLADDR", MAC_TEXT)],
     ),
+    **{
+        f"MAC filter {what}": (
+            request,
+            kind,
+            flags,
+            ndmsg,
+            {"family": socket.AF_BRIDGE, "ifindex": 5, "state": 0x80, "flags": 2},
+            [("NDA_LLADDR", MAC_TEXT)],
+        )
+        for what, request, kind, flags in (
+            ("added to", rtnl.mac_filter_add(5, "x", MAC), RTM_NEWNEIGH, CREATE | EXCL),
+            ("taken from", rtnl.mac_filter_delete(5, "x", MAC), RTM_DELNEIGH, 0),
+        )
+    },
     "IPv4 neighbour": (
         rtnl.neighbour_add(5, "x", IPv4Address("10.0.0.1"), MAC),
         RTM_NEWNEIGH,
@@ -261,6 +283,14 @@ CASES: dict[str, tuple[rtnl.Request, int, int, Any, Mapping[str, Any], Attribute
         rtmsg,
         {"family": socket.AF_INET6, "table": 254, "proto": 3, "type": 1},
         [("RTA_GATEWAY", "fd00::1"), ("RTA_OIF", 5)],
+    ),
+    "default route unless there is one": (
+        rtnl.default_route_add(5, "x", IPv4Address("10.0.0.1").packed, replace=False),
+        RTM_NEWROUTE,
+        CREATE | EXCL,
+        rtmsg,
+        {"family": socket.AF_INET, "table": 254, "proto": 3, "type": 1},
+        [("RTA_GATEWAY", "10.0.0.1"), ("RTA_OIF", 5)],
     ),
     "clsact": (
         rtnl.clsact_add(5, "x", 11, 12),
@@ -337,9 +367,9 @@ def test_every_request_is_compared_with_pyroute2() -> None:
     }
     compared = {
         "veth_add", "macvlan_add", "vlan_add", "link_add", "altname_add", "altname_delete", "link_delete", "link_up",
-        "link_master", "link_no_auto_address", "bridge_port", "fdb_add",
-        "fdb_delete", "neighbour_add", "neighbour_delete", "addr_add", "default_route_add", "clsact_add",
-        "clsact_delete", "block_program", "block_clear",
+        "link_master", "link_rename", "link_no_auto_address", "bridge_port", "fdb_add", "mac_filter_add",
+        "mac_filter_delete", "fdb_delete", "neighbour_add", "neighbour_delete", "addr_add", "default_route_add",
+        "clsact_add", "clsact_delete", "block_program", "block_clear",
     }  # fmt: skip
     assert makers == compared
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -128,7 +128,11 @@ def test_endpoint_settings_are_read_whole() -> None:
     body = {
         "Container": "web",
         "EndpointConfig": {
-            "IPAMConfig": {"IPv4Address": "10.0.0.9", "IPv6Address": "", "LinkLocalIPs": []},
+            "IPAMConfig": {
+                "IPv4Address": "10.0.0.9",
+                "IPv6Address": "",
+                "LinkLocalIPs": ["::FFFF:169.254.1.2", "FE80:0::1"],
+            },
             "Links": [],
             "Aliases": ["a", "b", "a"],
             "DriverOpts": {"x": "y"},
@@ -140,7 +144,11 @@ def test_endpoint_settings_are_read_whole() -> None:
     }
     connect = decode(json.dumps(body).encode(), NetworkConnect)
     assert endpoint_spec(connect.endpoint_config) == EndpointSpec(
-        ipv4=IPv4Address("10.0.0.9"), mac="02:00:00:00:00:01", aliases=("a", "b"), driver_options={"x": "y"}
+        ipv4=IPv4Address("10.0.0.9"),
+        mac="02:00:00:00:00:01",
+        aliases=("a", "b"),
+        driver_options={"x": "y"},
+        link_local_ips=(IPv4Address("169.254.1.2"), IPv6Address("fe80::1")),
     )
     assert endpoint_spec(None) == EndpointSpec()
 
