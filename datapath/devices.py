@@ -131,6 +131,14 @@ def ignore_router_advertisements(ifname: str) -> None:
         switch.write_text("0")
 
 
+def enable_ipv6(ifname: str) -> None:
+    """Lets a device of the calling thread's namespace have IPv6 where new devices have none, unless the kernel has
+    none either."""
+    switch = Path(f"/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6")
+    if switch.exists():
+        switch.write_text("0")
+
+
 def add_addresses(ifname: str, addresses: Sequence[IPv4Interface | IPv6Interface]) -> None:
     """Adds addresses to a device of this namespace."""
     index = socket.if_nametoindex(ifname)

@@ -17,7 +17,8 @@ _SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _RTNLGRP_LINK = 270, 1, 1
 _NLA_TYPE_MASK: Final = 0x3FFF
 _HEADERS: Final = 16 + 16  # of netlink, and struct ifinfomsg
-_BUFFER_BYTES: Final = 1 << 20
+BUFFER_BYTES: Final = 4 << 20
+"""Room for some 3,600 messages: the kernel doubles it, and counts 2.3 KiB for most of them (socket(7), SO_RCVBUF)."""
 _KINDS: Final = frozenset({rtnl.RTM_NEWLINK, rtnl.RTM_DELLINK})
 
 
@@ -35,12 +36,12 @@ class LinkMonitor:
     Not thread-safe.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, buffer_bytes: int = BUFFER_BYTES) -> None:
         """Raises OSError."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         try:
             self._socket.setblocking(False)
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
             self._socket.bind((0, 0))
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _RTNLGRP_LINK)
         except OSError:

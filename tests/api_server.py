@@ -65,9 +65,10 @@ def ask(
     *,
     raw: bytes | None = None,
     headers: dict[str, str] | None = None,
+    timeout: float = DEADLINE_SECONDS,
 ) -> Reply:
     """Sends one request on a connection of its own; `body` goes as JSON, `raw` as it is."""
-    connection = UnixConnection(path)
+    connection = UnixConnection(path, timeout)
     try:
         sent = dict(headers or {})
         if body is not None:

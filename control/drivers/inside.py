@@ -30,7 +30,7 @@ def set_up(join: Join, netns_path: str, *, gateway_mac: bytes | None = None) -> 
         index = netlink.ifindex(endpoint.ifname)
         if index is None:
             raise Conflict(f"device {endpoint.ifname} is gone from sandbox {join.holder}: disconnect and connect it")
-        label = f"{endpoint.ifname} of {join.holder}"
+        label = f"{endpoint.ifname} in sandbox {join.holder}"
         addresses: list[IPv4Interface | IPv6Interface] = [a for a in (endpoint.ipv4, endpoint.ipv6) if a is not None]
         if endpoint.ipv6 is not None:
             addresses.append(link_local(endpoint.mac))

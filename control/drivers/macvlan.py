@@ -347,7 +347,7 @@ class MacvlanDriver(Driver):
     def _set_up_for_engine(self, join: Join, netns_path: str) -> None:
         found = _find_in(netns_path, join.endpoint, self._parents.ifindex(join.network))
         if found is not None:
-            _set_up_inside(returned.name_as_engine(join, netns_path, found), netns_path)
+            _set_up_inside(returned.prepare_as_engine(join, netns_path, found), netns_path)
 
     def _delete(self, join: Join) -> None:
         lower = self._parents.ifindex(join.network)
@@ -381,6 +381,7 @@ class MacvlanDriver(Driver):
             self._uplinks.remove(parent, station)
             if not self._uplinks.stations(parent):
                 self._uplinks.detach(parent)
+                self._uplinks.fallbacks.pop(f"parent {parent}", None)
 
     def _limit(self, network: Network, endpoint: Endpoint, netns_path: str) -> None:
         """Like police, it is worth a warning if it cannot be had, and no more."""

@@ -177,6 +177,7 @@ class Bench:
                 mac=f"02:42:{four[2 + number].packed.hex(':')}",
                 ipv4=IPv4Interface((IPv4Address(four[2 + number]), four.prefixlen)),
                 ipv6=IPv6Interface((IPv6Address(six[2 + number]), six.prefixlen)),
+                link_local_ips=(IPv4Address(f"169.254.7.{number}"), IPv6Address(f"fe80::7:{number}")),
             )
         return Join(
             network=network,
@@ -267,6 +268,8 @@ def test_networks_and_endpoints_come_and_go_without_a_trace(bench: Bench) -> Non
     execute(bench.driver.endpoint_steps(join))
     if bench.driver.capabilities.addresses:
         assert bench.dump(join) != between != before
+        for address in ("169.254.7.0/16", "fe80::7:0/64"):
+            assert f" {address} " in shell(f"nsenter --net={join.netns_path} ip -o addr show dev eth0 scope link")
     undo(bench.driver.endpoint_steps(join))
     assert bench.dump(join) == between
     undo(bench.driver.network_steps(network))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.docker.image import NAME
-from tests.docker.lab import SLEEP, Lab
+from tests.docker.lab import SLEEP, Container, Lab
+from tests.hosts import wait_for
 from tests.netns.lan import parent_state
 from tests.netns.outside import OUTSIDE4, OUTSIDE6, UPLINK
 
@@ -56,3 +59,39 @@ def test_published_ports_and_parents_that_are_not_there_are_refused(lab: Lab) ->
     assert "the driver macvlan publishes no ports" in run.stderr
     lab.remove("publisher")
     lab.docker("network", "rm", "pub")
+
+
+def test_containers_are_as_before_when_their_parent_was_away(lab: Lab) -> None:
+    """The engine is told of nothing, and ends them as always."""
+
+    def plug_in() -> None:
+        lab.host.run("ip", "link", "add", "eth8", "type", "veth", "peer", "name", "far8")
+        lab.host.run("sh", "-c", "ip link set eth8 up; ip link set far8 up")
+
+    def inside(container: Container) -> Any:
+        links = [(link["ifname"], link["address"], link["addr_info"]) for link in container.ip("addr")[1:]]
+        addresses = {(ifname, mac, a["local"], a["prefixlen"]) for ifname, mac, each in links for a in each}
+        routes = container.ip("route") + container.ip("-6", "route")
+        return addresses, {(route["dst"], route.get("gateway"), route["dev"]) for route in routes}
+
+    plug_in()
+    lab.network("pub", *MACVLAN, "-o", "parent=eth8", *ADDRESSES, *ADDRESSES6)
+    a, b = lab.run("pub-a", "pub"), lab.run("pub-b", "pub")
+    assert a.pings(b.ip4)
+    assert a.pings(b.ip6)
+    before = inside(a), inside(b)
+    for is_away in (False, True):
+        if is_away:
+            lab.host.stop(9)
+        lab.host.run("ip", "link", "delete", "eth8")
+        plug_in()
+        if is_away:
+            lab.host.start()
+        for target in (b.ip4, b.ip6):
+            wait_for(lambda t=target: a.pings(t, wait_s=1), lambda: f"a to reach b:\n{lab.host.log()}", 10)  # type: ignore[misc]
+        assert (inside(a), inside(b)) == before
+    lab.docker("restart", "-t", "0", "pub-a")
+    assert type(a)(lab, "pub-a", "pub").pings(b.ip4)
+    lab.remove("pub-a", "pub-b")
+    lab.docker("network", "rm", "pub")
+    lab.host.run("ip", "link", "delete", "eth8")

@@ -137,6 +137,10 @@ def _addresses(link: Any) -> set[str]:
     return {each["local"] for each in link["addr_info"] if each.get("scope") == "global"}
 
 
+def _all_addresses(link: Any) -> set[str]:
+    return {each["local"] for each in link["addr_info"]}
+
+
 def _compare_sandboxes(host: Host, api: Shown) -> Iterator[str]:
     own = {Path(sandbox["NetnsPath"]).name: sandbox for sandbox in api.sandboxes if sandbox["OwnsNetns"]}
     files = host.run("find", str(host.run_dir / "netns"), "-mindepth", "1").stdout.split()
@@ -145,9 +149,9 @@ def _compare_sandboxes(host: Host, api: Shown) -> Iterator[str]:
     yield from _differ("sandboxes' files", (s["Id"] for s in api.sandboxes), (path.name for path in directories))
     for sandbox in own.values():
         inside = json.loads(host.run(*_in(sandbox), "ip", "-json", "address").stdout)
-        found = {link["ifname"]: _addresses(link) for link in inside if link["ifname"] != "lo"}
+        found = {link["ifname"]: _all_addresses(link) for link in inside if link["ifname"] != "lo"}
         wanted = {
-            endpoint["InterfaceName"]: {a for a in (endpoint["IPAddress"], endpoint["GlobalIPv6Address"]) if a}
+            endpoint["InterfaceName"]: {*_usual(endpoint), *_link_locals(endpoint)}
             for endpoint in sandbox["Networks"].values()
             if endpoint["InterfaceName"]
         }
@@ -178,9 +182,7 @@ def _compare_maps(host: Host, api: Shown, store: Records) -> Iterator[str]:
     neighbours = {
         (segment[network["Id"]], ip_address(text))
         for network, endpoint in joins
-        if network["Options"].get(_ICC) != "false"
-        for text in (endpoint["IPAddress"], endpoint["GlobalIPv6Address"], _link_local(endpoint))
-        if text
+        for text in (*(_usual(endpoint) if network["Options"].get(_ICC) != "false" else ()), *_link_locals(endpoint))
     }
     neighbours |= {(segment[n["Id"]], ip_address(pool["Gateway"])) for n in api.bridges for pool in n["IPAM"]["Config"]}
     have = {(_u32(key), ip_address(key[4:])) for name in ("neigh4", "neigh6") for key, _ in maps[name]}
@@ -189,12 +191,19 @@ def _compare_maps(host: Host, api: Shown, store: Records) -> Iterator[str]:
     yield from _differ("pinned maps", SHAPES, (Path(pin).name for pin in pins if Path(pin).parent.name != "progs"))
 
 
-def _link_local(endpoint: Any) -> str:
-    """RFC 4291, appendix A; empty for an endpoint without IPv6."""
+def _usual(endpoint: Any) -> list[str]:
+    """What every endpoint has, its IPv6 with the link-local address that RFC 4291, appendix A, makes of its MAC."""
+    addresses = [text for text in (endpoint["IPAddress"], endpoint["GlobalIPv6Address"]) if text]
     if not endpoint["GlobalIPv6Address"]:
-        return ""
+        return addresses
     mac = bytes.fromhex(endpoint["MacAddress"].replace(":", ""))
-    return str(IPv6Address(b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]))
+    own = IPv6Address(b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:])
+    return [*addresses, str(own)]
+
+
+def _link_locals(endpoint: Any) -> list[str]:
+    """What it was given besides."""
+    return list((endpoint["IPAMConfig"] or {}).get("LinkLocalIPs", ()))
 
 
 def _dump(host: Host, name: str) -> list[tuple[bytes, bytes]]:

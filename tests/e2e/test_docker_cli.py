@@ -16,15 +16,15 @@ from tests.hosts import Host, host, wait_for
 pytestmark = pytest.mark.root
 
 
-def addresses(machine: Host, sandbox: str) -> set[str]:
-    """The global addresses of every interface in a sandbox's namespace, as `ip` shows them there."""
+def addresses(machine: Host, sandbox: str, scope: str = "global") -> set[str]:
+    """The addresses of a scope of every interface in a sandbox's namespace, as `ip` shows them there."""
     netns = machine.api("GET", f"/linkspan/sandboxes/{sandbox}")["NetnsPath"]
     shown = json.loads(machine.run("nsenter", f"--net={netns}", "--", "ip", "-json", "address").stdout)
     return {
         f"{address['local']}/{address['prefixlen']}"
         for link in shown
         for address in link["addr_info"]
-        if address["scope"] == "global"
+        if address["scope"] == scope
     }
 
 
@@ -82,7 +82,8 @@ def walk_through(docker: Docker, machine: Host) -> None:
         machine.linkspan("run", "-d", "--net", "none", "--name", name, "--", "sleep", "3600")
         docker("network", "disconnect", "none", name)
     docker("network", "connect", "--ip", "10.9.0.9", "--ip6", "fd00:9::9", "--alias", "www", "fast", "web")
-    docker("network", "connect", "fast", "db")
+    docker("network", "connect", "--link-local-ip", "169.254.7.7,fe80::77", "fast", "db")
+    assert {"169.254.7.7/16", "fe80::77/64"} < addresses(machine, "db", scope="link")
     assert addresses(machine, "web") == {"10.9.0.9/24", "fd00:9::9/64"}
     joined = {entry["Name"]: entry["IPv4Address"] for entry in inspected(docker, "fast")["Containers"].values()}
     assert joined["web"] == "10.9.0.9/24"

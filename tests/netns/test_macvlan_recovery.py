@@ -325,14 +325,16 @@ def test_a_parent_with_another_mac_is_reached_by_that(machine: Host, net: Lan) -
 def test_a_parent_that_was_in_another_namespace_is_taken_up_again(machine: Host, net: Lan) -> None:
     create(machine)
     a = join(machine, "a")
-    away = net.machine()
+    index, away = a.link()["ifindex"], net.machine()
     machine.run("ip", "link", "set", PARENT, "netns", str(away.pid))
     soon(machine, lambda: state(machine) == "gone", "it to be noticed")
+    assert a.link()["ifindex"] == index
     away.run("ip", "link", "set", PARENT, "netns", str(machine.pid))
     for address in (f"{HOST4}/24", f"{HOST6}/64"):
         machine.run("ip", "addr", "add", address, "dev", PARENT)
     machine.run("ip", "link", "set", PARENT, "up")
     await_reach(machine, net, a)
+    assert a.link()["ifindex"] == index
 
 
 def verdict(kind: bpf.ProgType, code: int) -> int:

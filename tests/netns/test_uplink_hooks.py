@@ -9,13 +9,13 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from datapath import bpf, loader
+from datapath import abi, bpf, loader
 from datapath.accel import Accelerator
 from datapath.maps import Maps
 from datapath.programs import Programs
@@ -216,6 +216,34 @@ def test_a_start_removes_stations_and_parents_that_no_record_names(world: World,
 @contextmanager
 def opened(world: World, up: Uplinks) -> Iterator[Maps]:
     yield up._programs.load()
+
+
+def test_given_link_locals_are_known_as_long_as_their_station(world: World) -> None:
+    lab = Lab(world)
+    station = lab.stations[lab.a]
+    two, one = (IPv4Address("169.254.7.7"), IPv6Address("fe80::77")), (IPv6Address("fe80::78"),)
+    with opened(world, lab.up) as maps:
+
+        def known() -> dict[Any, tuple[bytes, int]]:
+            found = {address: (each.mac, each.flags) for (_, address), each in maps.neighbours().items()}
+            return {address: found[address] for address in (*two, *one) if address in found}
+
+        assert known() == {}
+        world.call(lab.up.add, PARENT, replace(station, link_locals=two))
+        assert known() == dict.fromkeys(two, (station.mac, 0))
+        world.call(lab.up.add, PARENT, replace(station, link_locals=two, host_access=False))
+        assert known() == dict.fromkeys(two, (station.mac, abi.NEIGH_SILENT))
+        # Another endpoint has got the MAC.
+        world.call(lab.up.add, PARENT, replace(station, slot=station.slot + 500, link_locals=one))
+        assert known() == dict.fromkeys(one, (station.mac, 0))
+        fresh = world.uplinks()
+        world.call(fresh.start, {PARENT: [replace(station, link_locals=two)]}, {PARENT: True})
+        assert known() == dict.fromkeys(two, (station.mac, 0))
+        world.call(fresh.remove, PARENT, replace(station, link_locals=two))
+        assert known() == {}
+        world.call(fresh.add, PARENT, replace(station, link_locals=two))
+        world.call(fresh.detach, PARENT)
+        assert known() == {}
 
 
 def test_a_parent_that_is_not_there_is_passed_over_and_named(world: World) -> None:
