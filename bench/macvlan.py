@@ -45,7 +45,7 @@ def build(machine: World) -> list[Path]:
     switch, other = machine.netns("switch"), machine.netns("other")
     machine.ip(switch, "link", "add", "br0", "up", "type", "bridge")
     ends = [(f"p{number}", _HOST, f"eth{number}") for number in _SUBNETS.values()]
-    whole = "xdp"  # what a veth leaves of checksums for later, XDP loses; on a cable they are in the packet
+    whole = "eth1"  # what a veth leaves of checksums for later, XDP loses; on a cable they are in the packet
     for port, end, ifname in (*ends, ("p1", other, "eth0"), ("p2", other, whole)):
         machine.ip(end, "link", "add", ifname, "type", "veth", "peer", "name", port, "netns", switch)
         machine.ip(switch, "link", "set", port, "master", "br0", "up")

@@ -253,6 +253,11 @@ class Uplinks:
         index = None if self.problem else self._index(parent)
         return 0 if index is None else sum(key.ifindex == index for key in self._open_maps().stations())
 
+    def knows(self, parent: str, mac: bytes) -> bool:
+        """Whether the programs know a station with that MAC on the device that is the parent now."""
+        index = None if self.problem else devices.ifindex(parent)
+        return index is not None and self._open_maps().station(index, mac) is not None
+
     def has_host_access(self, parent: str, also: Station) -> bool:
         """Whether any station on the parent, or `also`, may reach the host."""
         index = None if self.problem else self._index(parent)

@@ -476,11 +476,16 @@ class MacvlanDriver(Driver):
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         """An endpoint whose parent was renamed is whole: its device is as good as before."""
         indices = {network.id: self._parents.ifindex(network) for network in networks}
-        whole: set[str] = {id_ for id_, index in indices.items() if index is not None}
+        whole: set[str] = {
+            network.id
+            for network in networks
+            if indices[network.id] is not None and (not is_switched(network) or macvlan_veth.has_bridge(network))
+        }
         by_id = {network.id: network for network in networks}
         for endpoint in endpoints:
             if endpoint.host_ifname:
-                whole |= {endpoint.id} if macvlan_veth.is_whole(by_id[endpoint.network_id], endpoint) else set()
+                if self._is_switched_whole(by_id[endpoint.network_id], endpoint):
+                    whole.add(endpoint.id)
                 continue
             lower = indices[endpoint.network_id]
             link = self._find(endpoint, lower)
@@ -488,6 +493,10 @@ class MacvlanDriver(Driver):
             if link is not None and is_set_up and lower in (None, link.peer):
                 whole.add(endpoint.id)
         return whole
+
+    def _is_switched_whole(self, network: Network, endpoint: Endpoint) -> bool:
+        known = self._uplinks.problem or self._uplinks.knows(self._parents.ifname(network), mac_bytes(endpoint.mac))
+        return bool(known) and macvlan_veth.is_whole(network, endpoint)
 
     def info(self, network: Network) -> dict[str, str]:
         found = self._parents.find(network)

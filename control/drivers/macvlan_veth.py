@@ -120,6 +120,10 @@ def remains(endpoint: Endpoint) -> bool:
     return not (is_here and devices.has_had_carrier(index))
 
 
+def has_bridge(network: Network) -> bool:
+    return devices.ifindex(_bridge(network)) is not None
+
+
 def is_whole(network: Network, endpoint: Endpoint) -> bool:
     present = {link.ifname: link for link in links.dump()}
     link, bridge = present.get(endpoint.host_ifname), present.get(_bridge(network))

@@ -4,40 +4,22 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 from scapy.layers.l2 import Ether
 
-from tests.hosts import Host, host
-from tests.leaks import leaks, purge
-from tests.netns.lan import PARENT, Lan, lan, parent_state
+from tests.hosts import Host
+from tests.netns.lan import PARENT, Lan, lan_host, lan_net
 from tests.netns.test_macvlan import SUBNET4, create, join, made, status
 from tests.traffic import BROADCAST, Place, tallies
 
 pytestmark = pytest.mark.root
+net, machine = lan_net, lan_host
 
 LIMIT, SENT = 50, 400
 OPTION = "linkspan.broadcast_limit"
 TEXT = b"for everybody"
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Lan]:
-    with host() as machine, lan(machine) as network:
-        machine.start()
-        yield network
-
-
-@pytest.fixture
-def machine(net: Lan) -> Iterator[Host]:
-    made: Host = net.host.place.host
-    before = parent_state(made)
-    yield made
-    purge(made)
-    assert parent_state(made) == before
-    assert leaks(made, ignore={PARENT}) == []
 
 
 def storm(source: Place, *others: Place, to: str = BROADCAST, mac: str = "") -> tuple[list[int], float]:

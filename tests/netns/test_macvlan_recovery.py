@@ -25,6 +25,7 @@ pytestmark = pytest.mark.root
 net = lan_net
 
 SOON_S = 5.0
+DEVICES = [pytest.param({"linkspan.macvlan_device": device}, id=device) for device in ("macvlan", "veth")]
 METRICS = "http://127.0.0.1:9478/metrics"
 
 
@@ -43,7 +44,8 @@ def picture(machine: Host) -> Any:
     """The parent but for what says that it is another device."""
     link, _, groups, qdiscs, programs = parent_state(machine)
     addresses = {each["local"] for each in link["addr_info"] if each["scope"] == "global"}
-    return sorted(link["flags"]), link["promiscuity"], addresses, groups[0]["maddr"][0], qdiscs, programs
+    macs = {each["link"] for each in groups[0]["maddr"] if "link" in each}
+    return sorted(link["flags"]), link["promiscuity"], addresses, macs, qdiscs, programs
 
 
 def create(machine: Host, **options: str) -> None:
@@ -117,11 +119,12 @@ def pull_the_cable(net: Lan, is_down: bool) -> None:
     net.switch.run("ip", "link", "set", "p0", "down" if is_down else "up")
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("change", "words"), [(set_down, "down"), (pull_the_cable, "up, no carrier")])
 def test_a_parent_that_goes_down_is_shown_and_all_goes_on_when_it_is_up(
-    machine: Host, net: Lan, change: Callable[[Lan, bool], None], words: str
+    machine: Host, net: Lan, change: Callable[[Lan, bool], None], words: str, device: dict[str, str]
 ) -> None:
-    create(machine)
+    create(machine, **device)
     a = join(machine, "a")
     await_reach(machine, net, a)
     before, said = inside(a), len(machine.log())
@@ -210,8 +213,11 @@ def test_another_device_that_takes_the_name_takes_the_endpoints(machine: Host, n
 # -- gone ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_parent_that_vanishes_and_comes_back_has_its_endpoints_again(machine: Host, net: Lan) -> None:
-    create(machine)
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_parent_that_vanishes_and_comes_back_has_its_endpoints_again(
+    machine: Host, net: Lan, device: dict[str, str]
+) -> None:
+    create(machine, **device)
     a, b = join(machine, "a"), join(machine, "b")
     await_reach(machine, net, a, b)
     before = inside(a), a.mac
