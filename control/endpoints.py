@@ -359,6 +359,18 @@ class Endpoints:
             default_v6=not network.internal and not any(addressing.has_gateway(other, 6) for _, other in rivals),
         )
 
+    def with_mac_of_now(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint, also as recorded, with the MAC that a device made for it now has to have.
+
+        In some networks it is that of a device of the host, which may be another by now. Raises StoreError.
+        """
+        network = self._records.network(endpoint.network_id)
+        mac = self._deps.driver_of(network).settle_endpoint(network, endpoint, ()).mac
+        if mac != endpoint.mac:
+            endpoint = msgspec.structs.replace(endpoint, mac=mac)
+            self._records.commit(put=[endpoint])
+        return endpoint
+
     def hand_over_default_route(self, sandbox: Sandbox) -> None:
         """After a leave the next endpoint with a gateway gets the default route; applying its steps again sees
         to that. Raises DatapathFailed."""
