@@ -274,7 +274,14 @@ class Endpoints:
         failure = f"sandbox {sandbox.name} could not be moved to {lease.address} on network {network.name}"
         driver = self._deps.driver_of(network)
         self._deps.undo(driver.endpoint_steps(self.join_of(was)), failure)
-        self._deps.apply(driver.endpoint_steps(self.join_of(endpoint)), failure)
+        # As one that joins, whose address is looked for first.
+        joining = msgspec.structs.replace(endpoint, state=EndpointState.JOINING)
+        try:
+            self._deps.apply(driver.endpoint_steps(self.join_of(joining)), failure)
+        except AddressInUse:
+            self._leases.decline(network, lease)
+            self._leases.replace(endpoint.id, self._leases.ended(lease))
+            raise
         self._names.add(endpoint, sandbox)
         self._hosts.mark(each.sandbox_id for each in self._records.on_network(network.id))
         self._leases.replace(endpoint.id, msgspec.structs.replace(lease, left=None))
