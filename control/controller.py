@@ -153,6 +153,10 @@ class NetworkController:
         """Addresses in use, and still to be had, by subnet."""
         return {str(pool.subnet): self._deps.ipam.usage(pool.pool_id) for pool in network.pools if pool.pool_id}
 
+    def lease_states(self) -> list[tuple[Network, str]]:
+        """For every lease of a DHCP server its network, and whether it is "kept" or "lost"."""
+        return self._leases.states()
+
     def endpoint_counters(self) -> list[tuple[Network, Endpoint, str, EndpointCounters]]:
         """The counters of every endpoint whose driver counts, with the name of its sandbox.
 

@@ -274,7 +274,14 @@ class Endpoints:
         failure = f"sandbox {sandbox.name} could not be moved to {lease.address} on network {network.name}"
         driver = self._deps.driver_of(network)
         self._deps.undo(driver.endpoint_steps(self.join_of(was)), failure)
-        self._deps.apply(driver.endpoint_steps(self.join_of(endpoint)), failure)
+        # As one that joins, whose address is looked for first.
+        joining = msgspec.structs.replace(endpoint, state=EndpointState.JOINING)
+        try:
+            self._deps.apply(driver.endpoint_steps(self.join_of(joining)), failure)
+        except AddressInUse:
+            self._leases.decline(network, lease)
+            self._leases.replace(endpoint.id, self._leases.ended(lease))
+            raise
         self._names.add(endpoint, sandbox)
         self._hosts.mark(each.sandbox_id for each in self._records.on_network(network.id))
         self._leases.replace(endpoint.id, msgspec.structs.replace(lease, left=None))
@@ -358,6 +365,18 @@ class Endpoints:
             default_v4=not network.internal and not any(addressing.has_gateway(other, 4) for _, other in rivals),
             default_v6=not network.internal and not any(addressing.has_gateway(other, 6) for _, other in rivals),
         )
+
+    def with_mac_of_now(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint, also as recorded, with the MAC that a device made for it now has to have.
+
+        In some networks it is that of a device of the host, which may be another by now. Raises StoreError.
+        """
+        network = self._records.network(endpoint.network_id)
+        mac = self._deps.driver_of(network).settle_endpoint(network, endpoint, ()).mac
+        if mac != endpoint.mac:
+            endpoint = msgspec.structs.replace(endpoint, mac=mac)
+            self._records.commit(put=[endpoint])
+        return endpoint
 
     def hand_over_default_route(self, sandbox: Sandbox) -> None:
         """After a leave the next endpoint with a gateway gets the default route; applying its steps again sees

@@ -32,7 +32,8 @@ WORKERS: Final = 8
 LISTEN_S: Final = 4.0
 """How long is listened for the answer to one request for more time."""
 LEAST_PAUSE_S: Final = 60.0
-"""Between such requests; else half the time that is left (RFC 2131, 4.4.5)."""
+"""Between such requests; else half the time that is left (RFC 2131, 4.4.5). Where less than this is left, it is half of
+that too: better too early than never."""
 ANEW_S: Final = (4.0, 64.0)
 """The first and the longest pause between attempts to get an address anew, a second more or less (RFC 2131, 4.1)."""
 
@@ -119,7 +120,7 @@ class LeaseKeeper:
             return max(0.0, (lease.renew_at - now).total_seconds())
         end = lease.rebind_at if now < lease.rebind_at else lease.expires
         left = (end - now).total_seconds()
-        return min(left, max(LEAST_PAUSE_S, left / 2))
+        return min(left, max(LISTEN_S, left / 2, LEAST_PAUSE_S if left > LEAST_PAUSE_S else 0.0))
 
     def _has_come_to(self, endpoint_id: EndpointId, now: datetime, *times: datetime | None) -> bool:
         """Whether one of the times has come since the last attempt, so that something else is to be tried."""
@@ -176,23 +177,24 @@ class LeaseKeeper:
         now = self._clock.now()
         if self._has_come_to(endpoint_id, now, lease.expires):
             self._failures[endpoint_id] = 0
-        self._tried[endpoint_id] = now
+        tried, self._tried[endpoint_id] = self._tried.get(endpoint_id), now
+        if lease.is_over(now):
+            return self._get_anew(endpoint_id, network, lease)
         if lease.left is not None:
             self._move(endpoint_id, network, lease)
             return True
-        if lease.is_over(now):
-            return self._get_anew(endpoint_id, network, lease)
         assert lease.rebind_at is not None
         assert lease.expires is not None
         how, end = (Extension.RENEW, lease.rebind_at) if now < lease.rebind_at else (Extension.REBIND, lease.expires)
-        if endpoint_id in self._unsure:
+        # Answers to the other two are for the endpoint's MAC alone, and may take a way that leads past the parent.
+        if endpoint_id in self._unsure or (how is Extension.REBIND and tried is not None and tried >= lease.rebind_at):
             how = Extension.REBOOT
             self._unsure.discard(endpoint_id)
         try:
             extended = self._leases.extend(network, lease, how, min(LISTEN_S, (end - now).total_seconds()))
         except Refused as error:
             LOG.warning("net=%s ep=%s: %s", network.name, endpoint_id[:12], error)
-            lease = msgspec.structs.replace(lease, expires=now)
+            lease = self._leases.ended(lease)
             self._leases.replace(endpoint_id, lease)
             return self._get_anew(endpoint_id, network, lease)
         return self._take_over(endpoint_id, network, extended)
@@ -220,8 +222,10 @@ class LeaseKeeper:
             lease.hostname,
             failure=f"endpoint {endpoint_id[:12]} of network {network.name} has no lease",
         )
-        if fresh.address == lease.address:
+        if fresh.address == lease.address and lease.left is None:
             return self._take_over(endpoint_id, network, fresh)
+        if fresh.address == lease.address:
+            fresh = msgspec.structs.replace(fresh, left=lease.left)
         self._move(endpoint_id, network, fresh)
         return True
 

@@ -246,6 +246,10 @@ class Leases:
                 self._leases[endpoint_id] = lease
         return True
 
+    def ended(self, lease: Lease) -> Lease:
+        """The lease as of now no more, so that another is asked for."""
+        return msgspec.structs.replace(lease, expires=self.clock.now())
+
     def give_back(self, network: Network | None, endpoint_id: EndpointId) -> list[Change]:
         """Tells the server that the endpoint's address is free, and forgets it once the changes are stored.
 
@@ -290,6 +294,16 @@ class Leases:
             del self._leases[endpoint_id]
         self.changed(endpoint_id)
         self.decline(network, lease)
+
+    def states(self) -> list[tuple[Network, str]]:
+        """For every lease its network, and whether it is "kept" or "lost"."""
+        now = self.clock.now()
+        found = [(self._records.endpoint(each), self.get(each)) for each in self.ids()]
+        return [
+            (self._records.network(endpoint.network_id), "lost" if lease.is_over(now) else "kept")
+            for endpoint, lease in found
+            if endpoint is not None and lease is not None
+        ]
 
     def describe(self, network: Network) -> str:
         """Who has which lease, for `inspect`."""

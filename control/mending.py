@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-import msgspec
-
 from control.deps import Deps
 from control.drivers.base import Driver
 from control.endpoints import Endpoints
@@ -106,16 +104,8 @@ class Mender:
                     if now is None:
                         continue
                     how = self._deps.apply if now.id in again else self._deps.reapply
-                    now = self._settled(driver, network, now)
-                    how(driver.endpoint_steps(self._endpoints.join_of(now)), f"{what} could not be applied again")
-
-    def _settled(self, driver: Driver, network: Network, endpoint: Endpoint) -> Endpoint:
-        """The endpoint with the MAC that its device is to have, which may be that of the host's device."""
-        mac = driver.settle_endpoint(network, endpoint, ()).mac
-        if mac != endpoint.mac:
-            endpoint = msgspec.structs.replace(endpoint, mac=mac)
-            self._records.commit(put=[endpoint])
-        return endpoint
+                    join = self._endpoints.join_of(self._endpoints.with_mac_of_now(now))
+                    how(driver.endpoint_steps(join), f"{what} could not be applied again")
 
     @contextmanager
     def _held(self, endpoint: Endpoint) -> Iterator[tuple[Sandbox, Endpoint | None]]:

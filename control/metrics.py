@@ -79,6 +79,13 @@ class StateCollector(Collector):
         for state, count in Tally(sandbox.state for sandbox in self._controller.sandboxes()).items():
             by_state.add_metric((state.value,), count)
         yield by_state
+        leases = GaugeMetricFamily(
+            "linkspan_dhcp_leases", "Leases of DHCP servers: kept, or lost by an endpoint.", labels=("network", "state")
+        )
+        kept = Tally((network.name, kept) for network, kept in self._controller.lease_states())
+        for labels, count in kept.items():
+            leases.add_metric(labels, count)
+        yield leases
 
 
 Row = tuple[Network, Endpoint, str, EndpointCounters]

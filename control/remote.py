@@ -315,14 +315,19 @@ class RemoteNetworks:
         with suppress(NotFound), self._held(network_id, endpoint_id) as (network, endpoint):
             if endpoint.state is not EndpointState.JOINED:
                 return
-            driver, join = self._deps.driver_of(network), self._endpoints.join_of(endpoint)
+            driver = self._deps.driver_of(network)
             failure = f"endpoint {endpoint_id[:12]} could not be applied again"
             if endpoint.id in driver.intact([network], [endpoint]):
-                self._deps.reapply(driver.endpoint_steps(join), failure)
+                self._deps.reapply(driver.endpoint_steps(self._endpoints.join_of(endpoint)), failure)
             elif driver.lost(endpoint):
                 LOG.warning("making the device of endpoint %s again in %s", endpoint_id[:12], endpoint.sandbox_key)
                 outward = not network.internal
-                join = replace(join, netns_path=endpoint.sandbox_key, default_v4=outward, default_v6=outward)
+                join = replace(
+                    self._endpoints.join_of(self._endpoints.with_mac_of_now(endpoint)),
+                    netns_path=endpoint.sandbox_key,
+                    default_v4=outward,
+                    default_v6=outward,
+                )
                 self._deps.apply(driver.endpoint_steps(join), failure)
             elif driver.remains(endpoint):
                 raise Conflict(

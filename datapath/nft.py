@@ -73,6 +73,7 @@ add rule inet linkspan ports meta l4proto { tcp, udp } dnat ip6 to ip6 daddr . m
 add rule inet linkspan forward iifname @shards oifname != @shards counter drop comment "shards only bridge"
 add rule inet linkspan forward iifname != @bridges oifname != @bridges return
 add rule inet linkspan forward iifname . oifname @hairpin accept
+add rule inet linkspan forward iifname @bridges ip saddr 169.254.0.0/16 ip saddr . iifname != @own4 counter drop comment "link-local packets stay on their link"
 add rule inet linkspan forward iifname @internal counter drop comment "internal networks do not reach out"
 add rule inet linkspan forward oifname @internal counter drop comment "internal networks are not reached"
 add rule inet linkspan forward ct status dnat accept comment "published ports"

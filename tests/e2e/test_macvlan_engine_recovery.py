@@ -125,13 +125,25 @@ def test_those_whose_sandbox_ended_meanwhile_are_given_up(engine: Engine, net: L
 def test_an_endpoint_that_nobody_joined_waits_as_before(engine: Engine, net: Lan) -> None:
     engine.create_network()
     endpoint = engine.create_endpoint(20)
-    net.unplug_host()
     said = len(engine.host.log())
-    net.plug_in_host()
-    wait_for(lambda: "is up again" in engine.host.log()[said:], engine.host.log, SOON_S)
+    for change, words in ((net.unplug_host, "is gone\n"), (net.plug_in_host, "is up again\n")):
+        change()
+        wait_for(lambda w=words: w in engine.host.log()[said:], engine.host.log, SOON_S)  # type: ignore[misc]
     path = engine.sandbox("a")
     joined = engine.call("Join", EndpointID=endpoint, SandboxKey=path)
     engine.move_in(joined["InterfaceName"]["SrcName"], path, 20)
     a = Place(engine.host, "a", path, "eth0")
+    assert a.pings(ROUTER4)
+    engine.stop(endpoint, a)
+
+
+def test_the_only_container_of_a_passthru_parent_has_the_new_devices_mac(engine: Engine, net: Lan) -> None:
+    engine.create_network(macvlan_mode="passthru")
+    endpoint, a = engine.run("a", 20)
+    replug(net)
+    soon(engine, a, ROUTER4)
+    assert a.link()["address"] == engine.host.ip("link", "show", "dev", PARENT)[0]["address"]
+    restart(engine.host)
+    assert engine.host.ask("GET", "/linkspan/status").json["broken"] == {}
     assert a.pings(ROUTER4)
     engine.stop(endpoint, a)

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from scapy.layers.inet import IP
+from scapy.layers.l2 import Ether
 
 from tests.e2e.agreement import assert_agreement
 from tests.hosts import Host, host
 from tests.leaks import purge
 from tests.netns.lab import Lab
 from tests.netns.lan import PARENT, Lan, lan
+from tests.netns.outside import HOST4, OUTSIDE4, outside
 from tests.traffic import Place, Station, growth, tallies, udp_echo
 
 pytestmark = pytest.mark.root
@@ -29,6 +32,10 @@ MODES = {
 
 def given(*addresses: str) -> dict[str, Any]:
     return {"IPAMConfig": {"LinkLocalIPs": list(addresses)}}
+
+
+def given_pools(subnet: str) -> dict[str, Any]:
+    return {"IPAM": {"Config": [{"Subnet": subnet}]}}
 
 
 def of_link(place: Place) -> set[str]:
@@ -161,6 +168,19 @@ def test_without_inter_container_traffic_nobody_is_answered_for_them(machine: Ho
     assert net.a.pings(str(net.a.gateway()), "-I", A4, wait_s=0.3) is False  # the host has no way back, and no drop
     assert not [key for key in growth(before, tallies(machine, net.a.name)) if key[0] == "drops"]
     assert_agreement(machine)
+
+
+def test_what_is_from_them_stays_on_its_link(machine: Host) -> None:
+    """RFC 3927, 7; for IPv6 the kernel's own routing sees to it. A subnet of such addresses is one like any other."""
+    lab = Lab(machine, "inward", **given_pools("10.77.0.0/24"))
+    a = lab.join("a", **given(A4))
+    own = Lab(machine, "own", **given_pools("169.254.64.0/24")).join("a", IPAMConfig={"IPv4Address": "169.254.64.9"})
+    with outside(machine) as there, there.wire() as wire:
+        assert not a.pings(OUTSIDE4, "-I", A4, wait_s=0.3)
+        assert a.pings(OUTSIDE4)
+        assert own.pings(OUTSIDE4, "-I", "169.254.64.9")
+        sources = {frame[IP].src for frame in map(Ether, wire.until_idle()) if IP in frame}
+        assert {source for source in sources if source == HOST4 or source.startswith("169.254.")} == {HOST4}
 
 
 # -- macvlan ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ import os
 import signal
 import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -406,3 +408,36 @@ def test_a_storm_of_other_devices_hides_nothing(machine: Host, net: Lan) -> None
     net.plug_in_host()
     machine.run("ip", "-batch", "-", input="".join(f"link delete v{number}\n" for number in range(200)))
     await_reach(machine, net, a)
+
+
+def test_endpoints_come_and_go_while_the_parent_does(machine: Host, net: Lan) -> None:
+    """Joins fail or succeed, with the parent there or not; in the end all that is recorded works."""
+    create(machine)
+    kept = join(machine, "kept")
+    over = threading.Event()
+
+    def churn(name: str) -> set[int]:
+        seen = set()
+        while not over.is_set():
+            made = machine.ask("POST", "/linkspan/sandboxes", {"Name": name, "Networks": [{"Network": "pub"}]})
+            seen.add(made.status)
+            assert made.status in (201, 409, 500), made.body
+            if made.status == 201:
+                assert machine.ask("DELETE", f"/linkspan/sandboxes/{name}?force=1").status == 204
+        return seen
+
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(churn, f"c{number}") for number in range(3)]
+        try:
+            for _ in range(5):
+                net.unplug_host()
+                soon(machine, lambda: state(machine) == "gone", "it to be noticed")
+                net.plug_in_host()
+                soon(machine, lambda: kept.pings(ROUTER4, wait_s=1), "the kept one to reach the router")
+        finally:
+            over.set()
+        assert set.union(*(each.result() for each in running)) >= {201}
+    await_reach(machine, net, kept)
+    machine.sandbox("last", "pub")
+    await_reach(machine, net, Station(machine, "last"))
+    assert machine.ask("GET", "/linkspan/status").json["broken"] == {}

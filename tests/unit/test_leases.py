@@ -373,6 +373,7 @@ def test_a_silent_server_s_lease_is_asked_of_all_then_lost_then_had_again(world:
     world.hand.advance(15)
     until(lambda: heard[-1].kind == "discover")
     assert "LOST since 2026-11-24T12:02:00Z" in world.controller.network_info(network)["linkspan.leases"]
+    assert world.controller.lease_states() == [(network, "lost")]
     assert world.lease().address == FIRST
     world.server.is_silent = False
 
@@ -383,6 +384,35 @@ def test_a_silent_server_s_lease_is_asked_of_all_then_lost_then_had_again(world:
 
     until(is_back)
     assert world.lease().address == FIRST
+    assert world.controller.lease_states() == [(network, "kept")]
+
+
+def test_a_lease_whose_server_cannot_answer_the_endpoint_alone_is_confirmed_as_after_a_restart(world: World) -> None:
+    """The answer to that is a broadcast, which is heard wherever the others go."""
+    world.network()
+    world.server.lease_s = 120_000
+    world.sandbox()
+    answers = world.server.answers
+
+    def broadcasts(frame: bytes) -> list[bytes]:
+        return [answer for answer in answers(frame) if answer[:6] == b"\xff" * 6]
+
+    world.server.answers = broadcasts  # type: ignore[method-assign]
+    expires = world.lease().expires
+    before = len(world.server.heard)
+
+    world.hand.advance(61_000)
+    until(lambda: len(world.server.heard) > before)
+    world.hand.advance(45_000)
+
+    def is_confirmed() -> bool:
+        world.hand.advance(20)
+        return world.lease().expires != expires
+
+    until(is_confirmed)
+    said = [(each.frame.dst != world.server.mac, each.frame[BOOTP].ciaddr) for each in world.server.heard[before:]]
+    assert list(dict.fromkeys(said)) == [(False, str(FIRST)), (True, str(FIRST)), (True, "0.0.0.0")]
+    assert "discover" not in world.server.kinds()[before:]
 
 
 def refuse_once_and_give_another(world: World) -> None:
@@ -415,7 +445,7 @@ def test_an_endpoint_whose_lease_is_refused_moves_to_the_next_address(world: Wor
         endpoint.slot,
         endpoint.ifname,
     )
-    assert world.driver.endpoints[endpoint.id].endpoint == moved
+    assert world.driver.endpoints[endpoint.id].endpoint.ipv4 == moved.ipv4
     assert world.server.leases == {endpoint.mac: "192.168.32.150"}
     hosts = Path(world.controller.paths(sandbox).hosts)
     until(lambda: "192.168.32.150\tweb" in hosts.read_text() and str(FIRST) not in hosts.read_text())
@@ -423,6 +453,26 @@ def test_an_endpoint_whose_lease_is_refused_moves_to_the_next_address(world: Wor
     world.server.pool = [100]
     assert world.endpoint(world.sandbox("next")).ipv4 == IPv4Interface(f"{FIRST}/24")
     assert world.controller.pool_usage(network)["192.168.32.0/24"][0] == 5
+
+
+def test_a_move_to_an_address_that_somebody_has_goes_on_to_another(world: World) -> None:
+    network = world.network()
+    sandbox = world.sandbox()
+    refuse_once_and_give_another(world)
+    world.server.pool = [150, 151]
+    world.driver.in_use = {IPv4Address("192.168.32.150")}
+
+    def has_moved() -> bool:
+        world.hand.advance(5)
+        return world.lease().address == IPv4Address("192.168.32.151") and world.lease().left is None
+
+    world.hand.advance(56)
+    until(has_moved)
+    assert world.endpoint(sandbox).ipv4 == IPv4Interface("192.168.32.151/24")
+    assert world.server.declined == {"192.168.32.150"}
+    (join,) = world.driver.endpoints.values()
+    assert join.endpoint.ipv4 == IPv4Interface("192.168.32.151/24")
+    assert world.controller.pool_usage(network)["192.168.32.0/24"][0] == 4
 
 
 def test_a_move_that_fails_is_gone_on_with(world: World) -> None:

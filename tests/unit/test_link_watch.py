@@ -6,10 +6,12 @@ import asyncio
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from typing import cast
 
 import pytest
 
+from control import daemon
 from control.controller import NetworkController
 from control.errors import DatapathFailed
 from control.link_watch import LinkWatcher
@@ -170,3 +172,18 @@ def test_without_changes_nothing_is_read(monitor: FakeMonitor, controller: FakeC
 
     watched(monitor, controller, body)
     assert (monitor.reads, controller.told) == (0, [])
+
+
+def test_linkspand_goes_on_where_devices_cannot_be_watched(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> None:
+        raise OSError(23, "Too many open files in system")
+
+    async def body() -> None:
+        async with AsyncExitStack() as stack:
+            assert daemon._monitor_links(stack) is None
+
+    monkeypatch.setattr(daemon, "LinkMonitor", refuse)
+    asyncio.run(body())
+    assert "cannot watch the host's devices" in caplog.text
