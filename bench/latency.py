@@ -8,6 +8,7 @@ moves between 13 and 75 us as the scheduler places its ends.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path as File
+from types import MappingProxyType
 from typing import Final, Literal
 
 from bench import paths
@@ -65,10 +67,19 @@ class Samples:
 Measured = Mapping[Key, Samples]
 
 
-def measure(compared: Sequence[Path], rounds: int, *, protos: Sequence[Proto] = PROTOS, seed: int = 1) -> Measured:
+def measure(
+    compared: Sequence[Path],
+    rounds: int,
+    *,
+    protos: Sequence[Proto] = PROTOS,
+    beside: Mapping[str, int] = MappingProxyType({}),
+    server_cpu: int = CPU,
+    seed: int = 1,
+) -> Measured:
     """Round trips of every path and protocol, by (path's name, protocol): the same rounds of each, at most `rounds`.
 
-    Takes at least two paths. Blocks for `rounds` x paths x protocols x 20 ms and about 5 s more. Raises BenchError when
+    `beside` gives, by path's name, the pid of a stopped process that runs in that path's turns alone. Takes at least
+    two paths. Clients are on the core CPU. Blocks for `rounds` x paths x protocols x 20 ms and about 5 s more. Raises BenchError when
     sockperf fails, or when other work on the machine left less than a quarter of the rounds whole.
     """
     expected_s = rounds * len(compared) * len(protos) * SLICE_S
@@ -79,7 +90,7 @@ def measure(compared: Sequence[Path], rounds: int, *, protos: Sequence[Proto] = 
     with ExitStack() as stack:
         for proto in protos:
             for path in compared:
-                stack.enter_context(running(path.at_server(*_server(path, proto), cpu=CPU)))
+                stack.enter_context(running(path.at_server(*_server(path, proto), cpu=server_cpu)))
         time.sleep(0.2)
         for proto in protos:
             for path in compared:
@@ -97,7 +108,12 @@ def measure(compared: Sequence[Path], rounds: int, *, protos: Sequence[Proto] = 
 
         def slice_of(key: Key) -> None:
             starts[key].append(time.monotonic())
+            other = beside.get(key[0])
+            if other is not None:
+                os.kill(other, signal.SIGCONT)
             time.sleep(SLICE_S)
+            if other is not None:
+                os.kill(other, signal.SIGSTOP)
 
         take_turns({key: client.pid for key, client in clients.items()}, rounds, slice_of, seed=seed)
         for client in clients.values():
