@@ -148,12 +148,7 @@ def _request_family(
     if not pools:
         return None, []
     if wanted is not None:
-        pools = [pool for pool in pools if wanted in pool.subnet]
-        if not pools:
-            subnets = ", ".join(str(pool.subnet) for pool in _pools_of(network, version))
-            raise InvalidArgument(
-                f"invalid address {wanted}: no configured subnet contains it: network {network.name} has {subnets}"
-            )
+        pools = pools_with(network, wanted)
     for pool in pools:
         try:
             address, changes = ipam.request_address(pool.pool_id, wanted, owner=owner)
@@ -163,6 +158,18 @@ def _request_family(
             continue
         return ip_interface(f"{address}/{pool.subnet.prefixlen}"), list(changes)
     raise AssertionError("unreachable: the last pool either gave an address or raised")
+
+
+def pools_with(network: Network, wanted: Address) -> list[PoolConfig]:
+    """The pools that an address can be from; raises InvalidArgument when there are none."""
+    pools = _pools_of(network, wanted.version)
+    found = [pool for pool in pools if wanted in pool.subnet]
+    if not found:
+        subnets = ", ".join(str(pool.subnet) for pool in pools)
+        raise InvalidArgument(
+            f"invalid address {wanted}: no configured subnet contains it: network {network.name} has {subnets}"
+        )
+    return found
 
 
 def release_addresses(

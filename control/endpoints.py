@@ -141,6 +141,8 @@ class Endpoints:
             driver = self._deps.driver_of(network)
             self._check_join(network, sandbox, driver)
             driver.validate_endpoint(network, spec)
+            if spec.ipv4 is not None:
+                addressing.pools_with(network, spec.ipv4)
             on_link = self.on_link(network)
             mac = addressing.check_mac(spec.mac, network, on_link) if spec.mac else addressing.make_mac(None, on_link)
             return settled_mac(driver, network, mac, self._records.on_network(network.id))

@@ -178,6 +178,9 @@ class LeaseKeeper:
         if self._has_come_to(endpoint_id, now, lease.expires):
             self._failures[endpoint_id] = 0
         tried, self._tried[endpoint_id] = self._tried.get(endpoint_id), now
+        if endpoint.mac != lease.mac:
+            # As its parent's, in mode passthru. Servers know the endpoint by its MAC.
+            lease = self._leases.ended(msgspec.structs.replace(lease, mac=endpoint.mac))
         if lease.is_over(now):
             return self._get_anew(endpoint_id, network, lease)
         if lease.left is not None:

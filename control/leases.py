@@ -373,7 +373,7 @@ def _explained(what: str, ifname: str, otherwise: str = "") -> Iterator[None]:
     except Refused as error:
         raise Conflict(f"{what}: on {ifname}, {error}") from error
     except OSError as error:
-        raise Conflict(f"{what}: {ifname} cannot be asked for DHCP: {error.strerror}") from error
+        raise Conflict(f"{what}: {ifname} cannot be asked for DHCP: {error.strerror or error}") from error
 
 
 def hostname_of(name: str) -> str:

@@ -34,8 +34,10 @@ class Said:
 class Server:
     """Lends the addresses of `pool` by MAC. `heard` is all that clients said.
 
-    `is_silent`: it hears and does not answer. `refuses`: it answers requests with a NAK. `offers`: an address that it
-    offers instead of one from the pool. `extra` and `without` change the options of its answers.
+    `is_silent`: it hears and does not answer. `is_deaf_to_flags`: it answers the client's MAC alone, though that asks
+    for broadcasts. `refuses`: it answers requests with a NAK. `offers`: an address that it offers instead of one from
+    the pool. `garbage` comes before every answer. `extra` are the options of its answers. `elapsed_s`: how long clients
+    on fake wires have waited in vain.
     """
 
     ip: str = "192.168.32.1"
@@ -44,6 +46,7 @@ class Server:
     lease_s: int = 120
     mac: str = SERVER_MAC
     is_silent: bool = False
+    is_deaf_to_flags: bool = False
     refuses: bool = False
     offers: str = ""
     garbage: list[bytes] = field(default_factory=list)
@@ -101,6 +104,8 @@ class Server:
         """An answer to the packet."""
         question = packet[BOOTP]
         times = [] if kind == "nak" else [("lease_time", self.lease_s), *self.extra]
+        if self.is_deaf_to_flags:
+            question.ciaddr = address
         to = question.ciaddr if question.ciaddr != "0.0.0.0" and kind != "nak" else "255.255.255.255"
         reply = (
             Ether(src=self.mac, dst=BROADCAST if to == "255.255.255.255" else packet.src)

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from scapy.layers.dhcp import BOOTP
 from scapy.layers.inet import IP, UDP
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet
 
 from tests.api_server import Reply
@@ -78,6 +79,11 @@ def joined(machine: Host, name: str, network: str = "pub") -> Place:
 def shown(machine: Host, network: str = "pub") -> dict[str, Any]:
     (found,) = json.loads(machine.linkspan("network", "inspect", network).stdout)
     return found  # type: ignore[no-any-return]
+
+
+def expiry(machine: Host) -> str:
+    """When the one lease ends, in a form that sorts."""
+    return str(shown(machine)["Status"]["Linkspan"]["linkspan.leases"]).rpartition(" ")[2]
 
 
 # -- dnsmasq -----------------------------------------------------------------------------------------------------------
@@ -160,8 +166,10 @@ def test_a_lease_is_renewed_by_its_server_alone(machine: Host, net: Lan, mode: s
     with dnsmasq(net.router.place, RANGE, *SOON) as server:
         create(machine, "-o", f"macvlan_mode={mode}")
         web = joined(machine, "web")
-        before = addresses(web)
+        before, first, said = addresses(web), expiry(machine), len(machine.log())
         wait_for(lambda: server.count("DHCPACK") >= 3, lambda: f"two renewals: {server.log()}", 20)
+        wait_for(lambda: expiry(machine) > first, "the lease to go on", 5)
+        assert "could not be gone on with" not in machine.log()[said:]
         assert server.count("DHCPDISCOVER") == 2  # one of them the network's
         assert addresses(web) == before
 
@@ -300,6 +308,9 @@ def test_garbage_is_ignored(machine: Host, net: Lan) -> None:
     def damaged(right: Packet) -> Iterator[bytes]:
         message = bytes(right[UDP].payload)
         head = Ether(src=right.src, dst=right.dst) / IP(src=right[IP].src, dst=right[IP].dst) / UDP(sport=67, dport=68)
+        stranger = Ether(server.say(Ether(bytes(right)), "offer", "192.168.32.99"))
+        stranger[BOOTP].xid = right[BOOTP].xid
+        yield bytes(Ether(src=right.src, dst=right.dst) / Dot1Q(vlan=50) / stranger[IP])
         for body in (message[:44], message[:236], message[:241], message[:-3], message[:240] + b"\x35\x01\x05" * 9):
             yield bytes(head / body)
 
@@ -309,6 +320,15 @@ def test_garbage_is_ignored(machine: Host, net: Lan) -> None:
         assert addresses(joined(machine, "web")) == ["192.168.32.100/24"]
         assert addresses(joined(machine, "other")) == ["192.168.32.101/24"]
     assert "ignored a malformed DHCP answer" in machine.log()
+
+
+def test_a_server_that_answers_the_mac_alone_is_heard(machine: Host, net: Lan) -> None:
+    """Before the endpoint's device is there, and with the network card's filter in between."""
+    place = net.router.place
+    server = Server(mac=place.mac, lease_s=600, is_deaf_to_flags=True)
+    with server.serving(f"/proc/{machine.pid}/root{place.netns}", place.ifname):
+        create(machine)
+        assert addresses(joined(machine, "web")) == ["192.168.32.100/24"]
 
 
 def test_leases_of_seconds_are_kept(machine: Host, net: Lan) -> None:

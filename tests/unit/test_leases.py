@@ -36,6 +36,7 @@ from tests.memory_store import MemoryStore
 from tests.waiting import until
 
 START = datetime(2026, 11, 24, 12, tzinfo=UTC)
+V4 = IPv4Network("192.168.32.0/24")
 FIRST, SECOND = IPv4Address("192.168.32.100"), IPv4Address("192.168.32.101")
 
 
@@ -157,6 +158,14 @@ def test_a_subnet_without_gateway_gets_the_server_s_or_none(world: World) -> Non
     world.sandbox()
 
 
+def test_a_network_can_be_made_from_a_configuration_with_leases(world: World) -> None:
+    world.network(name="settings", config_only=True)
+    assert world.server.heard == []
+    network = world.controller.create_network(NetworkSpec(name="pub", config_from="settings"))[0]
+    assert network.pools[0].subnet == V4
+    assert world.endpoint(world.sandbox()).ipv4 == IPv4Interface(f"{FIRST}/24")
+
+
 def test_an_ipv6_subnet_stays_with_the_default_ipam(world: World) -> None:
     subnet = IPv6Network("fd00:32::/64")
     world.network(enable_ipv6=True, pools=(PoolSpec(subnet=subnet),))
@@ -164,9 +173,6 @@ def test_an_ipv6_subnet_stays_with_the_default_ipam(world: World) -> None:
     assert endpoint.ipv4 == IPv4Interface("192.168.32.100/24")
     assert endpoint.ipv6 is not None
     assert endpoint.ipv6.ip in subnet
-
-
-V4 = IPv4Network("192.168.32.0/24")
 
 
 @pytest.mark.parametrize(
@@ -306,6 +312,8 @@ def test_a_join_that_cannot_be_asks_no_server(world: World) -> None:
     heard = len(world.server.heard)
     with pytest.raises(Forbidden, match="already exists"):
         world.controller.connect("pub", sandbox.id)
+    with pytest.raises(InvalidArgument, match="no configured subnet contains it"):
+        world.sandbox("other", ipv4=IPv4Address("10.0.0.1"))
     with pytest.raises(InvalidArgument, match="invalid MAC"):
         world.sandbox("other", mac="nonsense")
     with pytest.raises(Conflict, match=r"MAC address .* is in use"):
@@ -579,6 +587,21 @@ def test_a_lease_that_ended_meanwhile_is_asked_for_anew(world: World) -> None:
     world.start()
     until(lambda: world.lease().expires == START + timedelta(seconds=1000 + 120))
     assert world.server.kinds()[-2:] == ["discover", "request"]
+
+
+def test_an_endpoint_whose_mac_has_changed_gets_a_lease_for_that(world: World) -> None:
+    world.network()
+    sandbox = world.sandbox()
+    endpoint = world.endpoint(sandbox)
+    world.controller.stop()
+    other = "02:00:00:00:00:99"
+    body = dict(world.store.read("endpoint"))[endpoint.id].replace(endpoint.mac.encode(), other.encode())
+    world.store.write([Put("endpoint", endpoint.id, body)])
+    world.hand.advance(61)
+    world.start()
+    until(lambda: world.lease().mac == other and world.lease().left is None)
+    assert world.endpoint(sandbox).ipv4 == IPv4Interface(f"{SECOND}/24")
+    assert world.server.leases[other] == str(SECOND)
 
 
 def test_a_join_that_linkspand_died_in_gives_its_address_back(world: World) -> None:
