@@ -78,9 +78,9 @@ def measure(
 ) -> Measured:
     """Round trips of every path and protocol, by (path's name, protocol): the same rounds of each, at most `rounds`.
 
-    `beside` gives, by path's name, the pid of a stopped process that runs in that path's turns alone. Takes at least
-    two paths. Clients are on the core CPU. Blocks for `rounds` x paths x protocols x 20 ms and about 5 s more. Raises BenchError when
-    sockperf fails, or when other work on the machine left less than a quarter of the rounds whole.
+    `beside` gives, by path's name, the pid of a stopped process that runs in that path's turns alone. Clients are on
+    the core CPU. Takes at least two paths. Blocks for `rounds` x paths x protocols x 20 ms and about 5 s more. Raises
+    BenchError when sockperf fails, or when other work on the machine left less than a quarter of the rounds whole.
     """
     expected_s = rounds * len(compared) * len(protos) * SLICE_S
     longest_s = math.ceil(_PAUSE_S + 2 * expected_s + 10)

@@ -22,10 +22,19 @@ KINDS: Final = {
 }
 """Linkspan's kinds of devices, by the options of their network; the first is the default."""
 BRIDGED: Final = "Linkspan's bridge, host to endpoint"
-STREAM_ROUNDS: Final = 40
+STREAM_ROUNDS: Final = 20
 _HOST: Final = "/proc/1/ns/net"
 _SUBNETS: Final = {BY_HAND: 20} | {kind: 21 + number for number, kind in enumerate(KINDS)}
 """10.N.0.0/24, on the parent ethN."""
+
+
+_WHOLE: Final = "eth1"
+"""The other machine's device that leaves no checksums for later, which XDP loses; on a cable they are in the packet."""
+
+
+def _device(kind: str) -> str:
+    """The device of the other machine that has a kind's subnet."""
+    return _WHOLE if "XDP" in kind else "eth0"
 
 
 def out(kind: str) -> str:
@@ -45,15 +54,13 @@ def build(machine: World) -> list[Path]:
     switch, other = machine.netns("switch"), machine.netns("other")
     machine.ip(switch, "link", "add", "br0", "up", "type", "bridge")
     ends = [(f"p{number}", _HOST, f"eth{number}") for number in _SUBNETS.values()]
-    whole = "eth1"  # what a veth leaves of checksums for later, XDP loses; on a cable they are in the packet
-    for port, end, ifname in (*ends, ("p1", other, "eth0"), ("p2", other, whole)):
+    for port, end, ifname in (*ends, ("p1", other, "eth0"), ("p2", other, _WHOLE)):
         machine.ip(end, "link", "add", ifname, "type", "veth", "peer", "name", port, "netns", switch)
         machine.ip(switch, "link", "set", port, "master", "br0", "up")
         machine.ip(end, "link", "set", ifname, "up")
-    machine.run("nsenter", f"--net={other}", "--", "ethtool", "-K", whole, "tx", "off")
+    machine.run("nsenter", f"--net={other}", "--", "ethtool", "-K", _WHOLE, "tx", "off")
     for kind, number in _SUBNETS.items():
-        ifname = whole if "XDP" in kind else "eth0"
-        machine.ip(other, "address", "add", f"10.{number}.0.2/24", "dev", ifname)
+        machine.ip(other, "address", "add", f"10.{number}.0.2/24", "dev", _device(kind))
         if kind != BY_HAND:
             machine.ip(_HOST, "address", "add", f"10.{number}.0.10/24", "dev", f"eth{number}")
     built = _paths_by_hand(machine, other)
@@ -74,7 +81,7 @@ def _paths(machine: World, other: str, kind: str) -> list[Path]:
     names = [f"m{number}-{end}" for end in (0, 1, 2)]
     ends = [machine.sandbox(name, network) for name in names]
     return [
-        Path(out(kind), machine, ends[0], other, f"10.{number}.0.2"),
+        Path(out(kind), machine, ends[0], other, f"10.{number}.0.2", _device(kind)),
         Path(local(kind), machine, ends[0], ends[1], paths.address_of(machine, names[1], network)),
         Path(from_host(kind), machine, _HOST, ends[2], paths.address_of(machine, names[2], network)),
     ]

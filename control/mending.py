@@ -54,6 +54,7 @@ class Mender:
         What is left of endpoints whose device is gone, or on another device than their network, is taken down on all
         networks before anything is made again: networks on one device share the programs there.
         """
+        self._moved_in(changes)
         with self._lock:
             concerned = [(driver, network) for driver, network in self._concerned(changes)]
             for _, network in concerned:
@@ -63,6 +64,17 @@ class Mender:
             again = {network.id: self._take_down(driver, network) for driver, network in concerned}
             for driver, network in concerned:
                 self._bring_back(driver, network, again[network.id])
+
+    def _moved_in(self, changes: Collection[LinkChange] | None) -> None:
+        """Tells drivers of devices that a container engine has taken away from here."""
+        gone = None if changes is None else {change.ifname for change in changes if change.is_gone}
+        if gone == set():
+            return
+        for endpoint in self._records.endpoints():
+            network = self._records.network_by_id(endpoint.network_id)
+            is_waiting = endpoint.is_remote and endpoint.state is EndpointState.JOINED
+            if is_waiting and network is not None and (gone is None or endpoint.ifname in gone):
+                self._deps.driver_of(network).moved_in(network, endpoint)
 
     def _concerned(self, changes: Collection[LinkChange] | None) -> Iterator[tuple[Driver, Network]]:
         for driver in self._deps.drivers.values():

@@ -148,8 +148,8 @@ class Driver:
         return ()
 
     def moved_in(self, network: Network, endpoint: Endpoint) -> None:
-        """Called when a container engine has moved an endpoint's device to its sandbox, perhaps more than once. Never
-        raises: an engine that asks where a device is expects an answer."""
+        """Called when a container engine has moved an endpoint's device to its sandbox, perhaps more than once, perhaps
+        too early. Never raises: the endpoint works without it."""
 
     def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:
         """What makes the endpoint's `ports` reachable at the host's."""
