@@ -235,13 +235,13 @@ class Uplinks:
                 self._open_maps().neighbour_delete(known.segment, address)
             self._remove(index, known)
 
-    def limit_device(self, netns_path: str, ifname: str, station: Station) -> None:
+    def limit_device(self, netns_path: str, ifname: str, slot: int) -> None:
         """Has a station's macvlan device drop what it sends to everybody past its limit.
 
         `ifname` is the device in that namespace, and loses the program in any other.
         """
-        if not self.problem and station.broadcast_limit:
-            attach_inside(netns_path, ifname, PROGRAM_LIMIT, self._programs[PROGRAM_LIMIT], station.slot)
+        if not self.problem:
+            attach_inside(netns_path, ifname, PROGRAM_LIMIT, self._programs[PROGRAM_LIMIT], slot)
 
     @property
     def are_new(self) -> bool:

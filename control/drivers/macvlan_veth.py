@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Final
 
-import msgspec
-
-from control.drivers import inside
+from control.drivers import inside, returned
 from control.drivers.base import Join
 from control.drivers.inside import mac_bytes
+from control.drivers.macvlan_options import DEVICE, PARENT_HOOK, PASSTHRU, VETH, is_switched, mode_of, parent_hook
+from control.drivers.macvlan_parents import PARENT, FollowedParents
 from control.drivers.options import ACCEL, MTU, is_on
 from control.errors import Conflict, InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, Network, NetworkSpec
@@ -27,39 +27,13 @@ from datapath.parents import Parent
 from datapath.switch import Switching
 from datapath.uplink import Uplinks
 
-DEVICE: Final = "linkspan.macvlan_device"
-PARENT_HOOK: Final = "linkspan.parent_hook"
-VETH: Final = "veth"
-_DEVICES: Final = ("macvlan", VETH)
-_HOOKS: Final = ("tc", "xdp")
 _OUR_VETH: Final = re.compile(r"lv[0-9a-f]{12}")
 _OUR_BRIDGE: Final = re.compile(r"lv-[0-9a-f]{12}")
 
 
-def check_device(option: str, value: str) -> None:
-    if value not in _DEVICES:
-        raise InvalidArgument(f"invalid value {value!r} for option {option}: use one of {', '.join(_DEVICES)}")
-
-
-def check_hook(option: str, value: str) -> None:
-    if value not in _HOOKS:
-        raise InvalidArgument(f"invalid value {value!r} for option {option}: use one of {', '.join(_HOOKS)}")
-
-
-def is_switched(network: Network | NetworkSpec) -> bool:
-    """Whether the network's endpoints are veth pairs."""
-    return network.options.get(DEVICE) == VETH
-
-
-def switching(network: Network) -> Switching | None:
-    """How the parent's programs switch for the network; None where it has macvlan devices."""
-    if not is_switched(network):
-        return None
-    return Switching(_bridge(network), "xdp" if network.options.get(PARENT_HOOK) == "xdp" else "tc")
-
-
-def check(spec: NetworkSpec, mode: str, parent: str | None, on_it: Sequence[Network], uplinks: Uplinks) -> None:
+def check(spec: NetworkSpec, on_it: Sequence[Network], uplinks: Uplinks) -> None:
     """Raises for what a network of veth pairs cannot be, and for one that would have to share its parent with one."""
+    parent = spec.options.get(PARENT)
     if not is_switched(spec):
         if PARENT_HOOK in spec.options:
             raise InvalidArgument(f"option {PARENT_HOOK} goes with {DEVICE}={VETH} alone")
@@ -68,8 +42,8 @@ def check(spec: NetworkSpec, mode: str, parent: str | None, on_it: Sequence[Netw
         return
     if not parent:
         raise InvalidArgument(f"option {DEVICE}={VETH} needs a parent: name one, or use the driver bridge")
-    if mode == "passthru":
-        raise InvalidArgument(f"option {DEVICE}={VETH} cannot be had in mode {mode}: leave it out")
+    if mode_of(spec) == PASSTHRU:
+        raise InvalidArgument(f"option {DEVICE}={VETH} cannot be had in mode {PASSTHRU}: leave it out")
     if not is_on(spec, ACCEL):
         raise InvalidArgument(f"option {DEVICE}={VETH} cannot be had with {ACCEL}=off: its programs carry all packets")
     for other in on_it:
@@ -80,56 +54,127 @@ def check(spec: NetworkSpec, mode: str, parent: str | None, on_it: Sequence[Netw
         raise NotImplementedByDriver(f"option {DEVICE}={VETH} cannot be had, leave it out: {uplinks.problem}")
 
 
-def settle(endpoint: Endpoint) -> Endpoint:
-    return msgspec.structs.replace(endpoint, host_ifname=f"lv{endpoint.id[:12]}")
+def switching(network: Network) -> Switching | None:
+    """How the parent's programs switch for the network; None where it has macvlan devices."""
+    return Switching(_bridge(network), parent_hook(network)) if is_switched(network) else None
 
 
-def network_steps(network: Network, parent: Callable[[], Parent]) -> Sequence[Step]:
-    bridge = _bridge(network)
-    return [
-        Step(
-            f"create the bridge {bridge} that copies group packets",
-            lambda: _add_bridge(network, _mtu(network, parent())),
-            partial(devices.delete_links, [bridge]),
-        )
-    ]
+def host_ifname(endpoint_id: str) -> str:
+    return f"lv{endpoint_id[:12]}"
 
 
-def device_step(join: Join, parent: Callable[[], Parent]) -> Step:
-    host = join.endpoint.host_ifname
-    return Step(f"create veth {host} on {_bridge(join.network)}", partial(_add, join, parent), partial(_delete, host))
+class VethPairs:
+    """The same as `MacvlanDevices`, of the other kind."""
 
+    def __init__(self, parents: FollowedParents, uplinks: Uplinks) -> None:
+        self._parents = parents
+        self._uplinks = uplinks
 
-def set_up_inside(join: Join, netns_path: str) -> None:
-    inside.set_up(join, netns_path)
-    devices.take_note_of_carrier(join.endpoint.host_ifname)
+    def network_steps(self, network: Network) -> Sequence[Step]:
+        bridge = _bridge(network)
+        return [
+            Step(
+                f"create the bridge {bridge} that copies group packets",
+                partial(self._add_bridge, network),
+                partial(devices.delete_links, [bridge]),
+            )
+        ]
 
+    def step(self, join: Join, where: str) -> Step:
+        """Makes the pair, with one end in the endpoint's sandbox or for its engine."""
+        host = join.endpoint.host_ifname
+        what = f"create veth {host} on {_bridge(join.network)} {where}"
+        return Step(what, partial(self._add, join), partial(devices.delete_links, [host]))
 
-def sweep(networks: Collection[Network], endpoints: Collection[Endpoint]) -> None:
-    """Deletes devices of this kind that no record knows."""
-    known = {_bridge(network) for network in networks} | {endpoint.host_ifname for endpoint in endpoints}
-    devices.delete_links([link.ifname for link in links.dump() if _is_ours(link) and link.ifname not in known])
+    def remains(self, endpoint: Endpoint) -> bool:
+        """An engine that gives an endpoint up moves its peer back, as the kernel then tells by the carrier it had."""
+        index = devices.ifindex(endpoint.host_ifname)
+        if index is None:
+            return False
+        is_here = endpoint.is_remote and devices.ifindex(endpoint.ifname) is not None
+        return not (is_here and devices.has_had_carrier(index))
 
+    def has_network(self, network: Network) -> bool:
+        return devices.ifindex(_bridge(network)) is not None
 
-def remains(endpoint: Endpoint) -> bool:
-    """An engine that gives an endpoint up moves its peer back, as the kernel then tells by the carrier it had."""
-    index = devices.ifindex(endpoint.host_ifname)
-    if index is None:
-        return False
-    is_here = endpoint.is_remote and devices.ifindex(endpoint.ifname) is not None
-    return not (is_here and devices.has_had_carrier(index))
+    def is_whole(self, network: Network, endpoint: Endpoint, lower: int | None) -> bool:
+        """The pair does not go with the parent, but what the programs know of it does."""
+        present = {link.ifname: link for link in links.dump()}
+        link, bridge = present.get(endpoint.host_ifname), present.get(_bridge(network))
+        if link is None or bridge is None or link.master != bridge.ifindex or not link.flags & rtnl.IFF_UP:
+            return False
+        if endpoint.is_remote and endpoint.ifname in present and not self.remains(endpoint):
+            return False
+        known = self._uplinks.knows(self._parents.ifname(network), mac_bytes(endpoint.mac))
+        return known or self._uplinks.problem is not None
 
+    def sweep(self, networks: Collection[Network], endpoints: Collection[Endpoint]) -> None:
+        """Deletes devices of this kind that no record knows."""
+        known = {_bridge(network) for network in networks} | {endpoint.host_ifname for endpoint in endpoints}
+        devices.delete_links([link.ifname for link in links.dump() if _is_ours(link) and link.ifname not in known])
 
-def has_bridge(network: Network) -> bool:
-    return devices.ifindex(_bridge(network)) is not None
+    def set_up(self, join: Join, netns_path: str) -> None:
+        """The inside of the sandbox; one of an engine's is set up as the engine had it."""
+        if join.sandbox is None:
+            mac = mac_bytes(join.endpoint.mac)
+            with rtnl.Rtnl(netns_path) as netlink:
+                found = [link for link in links.dump(netlink.fileno()) if link.kind == "veth" and link.mac == mac]
+            if not found:
+                return
+            join = returned.prepare_as_engine(join, netns_path, found[0])
+        inside.set_up(join, netns_path)
+        devices.take_note_of_carrier(join.endpoint.host_ifname)
 
+    def limit(self, network: Network, endpoint: Endpoint, netns_path: str) -> None:
+        """The program at the host end has seen to that."""
 
-def is_whole(network: Network, endpoint: Endpoint) -> bool:
-    present = {link.ifname: link for link in links.dump()}
-    link, bridge = present.get(endpoint.host_ifname), present.get(_bridge(network))
-    if link is None or bridge is None or link.master != bridge.ifindex or not link.flags & rtnl.IFF_UP:
-        return False
-    return not (endpoint.is_remote and endpoint.ifname in present) or remains(endpoint)
+    def _add_bridge(self, network: Network) -> None:
+        mac = ":".join(("02", *(network.id[at : at + 2] for at in range(0, 10, 2))))
+        mtu = _mtu(network, self._parents.need(network))
+        devices.add_bridge(_bridge(network), mac=mac, mtu=mtu, ipv6=False, snooping=False)
+
+    def _add(self, join: Join) -> None:
+        network, endpoint, bridge = join.network, join.endpoint, _bridge(join.network)
+        master = devices.ifindex(bridge)
+        if master is None:
+            raise Conflict(f"bridge {bridge} of network {network.name} is gone: restart linkspand to make it again")
+        host, index = endpoint.host_ifname, devices.ifindex(endpoint.host_ifname)
+        if index is None:
+            self._add_pair(join, master)
+            index = devices.need_ifindex(host)
+        with rtnl.Rtnl() as netlink:
+            netlink.apply(
+                [
+                    rtnl.link_master(index, host, master),
+                    rtnl.bridge_port(index, host, learning=False, unicast_flood=False, isolated=True),
+                    rtnl.link_no_auto_address(index, host),
+                    rtnl.link_up(index, host),
+                ]
+            )
+
+    def _add_pair(self, join: Join, master: int) -> None:
+        network, endpoint = join.network, join.endpoint
+        parent = self._parents.need(network)
+        netns_fd = None if join.netns_path is None else os.open(join.netns_path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with rtnl.Rtnl() as netlink:
+                netlink.apply(
+                    [
+                        rtnl.veth_add(
+                            endpoint.host_ifname,
+                            master=master,
+                            peer_ifname=endpoint.ifname,
+                            peer_netns_fd=netns_fd,
+                            peer_mac=mac_bytes(endpoint.mac),
+                            mtu=_mtu(network, parent),
+                        )
+                    ]
+                )
+        finally:
+            if netns_fd is not None:
+                os.close(netns_fd)
+        if parent_hook(network) == "xdp":
+            devices.enable_gro(join.netns_path, endpoint.ifname)
 
 
 def _bridge(network: Network) -> str:
@@ -145,51 +190,3 @@ def _is_ours(link: links.LinkInfo) -> bool:
     return (link.kind == "veth" and _OUR_VETH.fullmatch(link.ifname) is not None) or (
         link.kind == "bridge" and _OUR_BRIDGE.fullmatch(link.ifname) is not None
     )
-
-
-def _add_bridge(network: Network, mtu: int) -> None:
-    mac = ":".join(("02", *(network.id[at : at + 2] for at in range(0, 10, 2))))
-    devices.add_bridge(_bridge(network), mac=mac, mtu=mtu, ipv6=False, snooping=False)
-
-
-def _add(join: Join, parent: Callable[[], Parent]) -> None:
-    endpoint, bridge = join.endpoint, _bridge(join.network)
-    master = devices.ifindex(bridge)
-    if master is None:
-        raise Conflict(f"bridge {bridge} of network {join.network.name} is gone: restart linkspand to make it again")
-    host, index = endpoint.host_ifname, devices.ifindex(endpoint.host_ifname)
-    if index is None:
-        netns_fd = None if join.netns_path is None else os.open(join.netns_path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with rtnl.Rtnl() as netlink:
-                netlink.apply(
-                    [
-                        rtnl.veth_add(
-                            host,
-                            master=master,
-                            peer_ifname=endpoint.ifname,
-                            peer_netns_fd=netns_fd,
-                            peer_mac=mac_bytes(endpoint.mac),
-                            mtu=_mtu(join.network, parent()),
-                        )
-                    ]
-                )
-        finally:
-            if netns_fd is not None:
-                os.close(netns_fd)
-        if join.network.options.get(PARENT_HOOK) == "xdp":
-            devices.enable_gro(join.netns_path, endpoint.ifname)
-        index = devices.need_ifindex(host)
-    with rtnl.Rtnl() as netlink:
-        netlink.apply(
-            [
-                rtnl.link_master(index, host, master),
-                rtnl.bridge_port(index, host, learning=False, unicast_flood=False, isolated=True),
-                rtnl.link_no_auto_address(index, host),
-                rtnl.link_up(index, host),
-            ]
-        )
-
-
-def _delete(host: str) -> None:
-    devices.delete_links([host])
