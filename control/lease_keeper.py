@@ -148,31 +148,41 @@ class LeaseKeeper:
                     continue
                 del self._due[endpoint_id]
                 self._busy.add(endpoint_id)
+            try:
                 # Not a pool: the end of the process would wait for its threads.
                 threading.Thread(target=self._work, args=(endpoint_id,), name="lease", daemon=True).start()
+            except RuntimeError as error:  # there may be no more threads
+                self._end(endpoint_id, error)
 
     # -- what ----------------------------------------------------------------------------------------------------
 
     def _work(self, endpoint_id: EndpointId) -> None:
         try:
-            is_done = self._go_on(endpoint_id)
-        except (ControlError, NoAnswer, OSError) as error:
-            LOG.warning("ep=%s: its lease could not be gone on with: %s", endpoint_id[:12], error)
-            is_done = False
-        except Exception:
-            LOG.exception("ep=%s: its lease could not be gone on with", endpoint_id[:12])
-            is_done = False
+            self._go_on(endpoint_id)
+        except Exception as error:
+            self._end(endpoint_id, error)
+        else:
+            self._end(endpoint_id)
+
+    def _end(self, endpoint_id: EndpointId, error: Exception | None = None) -> None:
+        """Sets the time of the next attempt, after one that failed sooner than else."""
+        if error is not None:
+            is_expected = isinstance(error, (ControlError, NoAnswer, OSError, RuntimeError))
+            LOG.warning(
+                "ep=%s: its lease could not be gone on with: %s",
+                endpoint_id[:12], error, exc_info=None if is_expected else error,
+            )  # fmt: skip
         with self._condition:
             self._busy.discard(endpoint_id)
-            self._failures[endpoint_id] = 0 if is_done else self._failures.get(endpoint_id, 0) + 1
+            self._failures[endpoint_id] = 0 if error is None else self._failures.get(endpoint_id, 0) + 1
             self._condition.notify_all()
         self._schedule(endpoint_id)
 
-    def _go_on(self, endpoint_id: EndpointId) -> bool:
-        """Whether the lease is as it should be; raises ControlError, NoAnswer, OSError when it is to be tried again."""
+    def _go_on(self, endpoint_id: EndpointId) -> None:
+        """Sees to it that the lease is as it should be; raises what keeps it from that."""
         endpoint, lease = self._records.endpoint(endpoint_id), self._leases.get(endpoint_id)
         if endpoint is None or lease is None:
-            return True
+            return
         network = self._records.network(endpoint.network_id)
         now = self._clock.now()
         if self._has_come_to(endpoint_id, now, lease.expires):
@@ -182,10 +192,16 @@ class LeaseKeeper:
             # As its parent's, in mode passthru. Servers know the endpoint by its MAC.
             lease = self._leases.ended(msgspec.structs.replace(lease, mac=endpoint.mac))
         if lease.is_over(now):
-            return self._get_anew(endpoint_id, network, lease)
-        if lease.left is not None:
+            self._get_anew(endpoint_id, network, lease)
+        elif lease.left is not None:
             self._move(endpoint_id, network, lease)
-            return True
+        else:
+            self._extend(endpoint_id, network, lease, now, tried)
+
+    def _extend(
+        self, endpoint_id: EndpointId, network: Network, lease: Lease, now: datetime, tried: datetime | None
+    ) -> None:
+        """`tried` is when the attempt before was made, if it failed."""
         assert lease.rebind_at is not None
         assert lease.expires is not None
         how, end = (Extension.RENEW, lease.rebind_at) if now < lease.rebind_at else (Extension.REBIND, lease.expires)
@@ -199,10 +215,11 @@ class LeaseKeeper:
             LOG.warning("net=%s ep=%s: %s", network.name, endpoint_id[:12], error)
             lease = self._leases.ended(lease)
             self._leases.replace(endpoint_id, lease)
-            return self._get_anew(endpoint_id, network, lease)
-        return self._take_over(endpoint_id, network, extended)
+            self._get_anew(endpoint_id, network, lease)
+        else:
+            self._take_over(endpoint_id, network, extended)
 
-    def _take_over(self, endpoint_id: EndpointId, network: Network, lease: Lease) -> bool:
+    def _take_over(self, endpoint_id: EndpointId, network: Network, lease: Lease) -> None:
         if self._leases.replace(endpoint_id, lease):
             LOG.info(
                 "net=%s ep=%s: %s is leased %s",
@@ -211,9 +228,8 @@ class LeaseKeeper:
         else:
             # The endpoint left meanwhile, and the server may have heard that before this.
             self._leases.release(network, lease)
-        return True
 
-    def _get_anew(self, endpoint_id: EndpointId, network: Network, lease: Lease) -> bool:
+    def _get_anew(self, endpoint_id: EndpointId, network: Network, lease: Lease) -> None:
         LOG.log(
             logging.INFO if self._failures.get(endpoint_id) else logging.ERROR,
             "net=%s ep=%s: the lease of %s %s: asking for another, and %s stays in use meanwhile",
@@ -225,12 +241,12 @@ class LeaseKeeper:
             lease.hostname,
             failure=f"endpoint {endpoint_id[:12]} of network {network.name} has no lease",
         )
-        if fresh.address == lease.address and lease.left is None:
-            return self._take_over(endpoint_id, network, fresh)
         if fresh.address == lease.address:
             fresh = msgspec.structs.replace(fresh, left=lease.left)
-        self._move(endpoint_id, network, fresh)
-        return True
+        if fresh.address == lease.address and fresh.left is None:
+            self._take_over(endpoint_id, network, fresh)
+        else:
+            self._move(endpoint_id, network, fresh)
 
     def _move(self, endpoint_id: EndpointId, network: Network, lease: Lease) -> None:
         endpoint = self._records.endpoint(endpoint_id)

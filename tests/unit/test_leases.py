@@ -517,6 +517,33 @@ def test_a_move_that_linkspand_died_in_is_ended_by_the_next(world: World) -> Non
     assert join.endpoint.ipv4 == IPv4Interface("192.168.32.150/24")
 
 
+def test_a_host_without_threads_to_spare_costs_a_delay_and_no_lease(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.network()
+    world.server.lease_s = 120_000
+    world.sandbox()
+    start, refused = threading.Thread.start, threading.Event()
+
+    def start_or_not(thread: threading.Thread) -> None:
+        if thread.name == "lease" and not refused.is_set():
+            refused.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_not)
+    expires = world.lease().expires
+    world.hand.advance(61_000)
+
+    def is_renewed() -> bool:
+        world.hand.advance(100)
+        return world.lease().expires != expires
+
+    until(is_renewed)
+    assert refused.is_set()
+    assert "discover" not in world.server.kinds()[3:]
+
+
 def test_a_lease_for_ever_is_never_renewed(world: World) -> None:
     network = world.network()
     world.server.lease_s = FOR_EVER
