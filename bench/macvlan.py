@@ -28,15 +28,6 @@ _SUBNETS: Final = {BY_HAND: 20} | {kind: 21 + number for number, kind in enumera
 """10.N.0.0/24, on the parent ethN."""
 
 
-_WHOLE: Final = "eth1"
-"""The other machine's device that leaves no checksums for later, which XDP loses; on a cable they are in the packet."""
-
-
-def _device(kind: str) -> str:
-    """The device of the other machine that has a kind's subnet."""
-    return _WHOLE if "XDP" in kind else "eth0"
-
-
 def out(kind: str) -> str:
     return f"{kind}, to another machine"
 
@@ -50,22 +41,24 @@ def from_host(kind: str) -> str:
 
 
 def build(machine: World) -> list[Path]:
-    """All paths; the host, .10, has addresses on linkspan's parents, and the other machine, .2, one in each subnet."""
-    switch, other = machine.netns("switch"), machine.netns("other")
+    """All paths; the host, .10, has addresses on linkspan's parents, and the other machines, .2, one in each subnet."""
+    switch, other, whole = (machine.netns(name) for name in ("switch", "other", "whole"))
     machine.ip(switch, "link", "add", "br0", "up", "type", "bridge")
     ends = [(f"p{number}", _HOST, f"eth{number}") for number in _SUBNETS.values()]
-    for port, end, ifname in (*ends, ("p1", other, "eth0"), ("p2", other, _WHOLE)):
+    for port, end, ifname in (*ends, ("p1", other, "eth0"), ("p2", whole, "eth0")):
         machine.ip(end, "link", "add", ifname, "type", "veth", "peer", "name", port, "netns", switch)
         machine.ip(switch, "link", "set", port, "master", "br0", "up")
         machine.ip(end, "link", "set", ifname, "up")
-    machine.run("nsenter", f"--net={other}", "--", "ethtool", "-K", _WHOLE, "tx", "off")
+    # What a veth leaves of checksums for later, XDP loses; on a cable they are in the packet.
+    machine.run("nsenter", f"--net={whole}", "--", "ethtool", "-K", "eth0", "tx", "off")
+    others = {kind: whole if "XDP" in kind else other for kind in _SUBNETS}
     for kind, number in _SUBNETS.items():
-        machine.ip(other, "address", "add", f"10.{number}.0.2/24", "dev", _device(kind))
+        machine.ip(others[kind], "address", "add", f"10.{number}.0.2/24", "dev", "eth0")
         if kind != BY_HAND:
             machine.ip(_HOST, "address", "add", f"10.{number}.0.10/24", "dev", f"eth{number}")
-    built = _paths_by_hand(machine, other)
+    built = _paths_by_hand(machine, others[BY_HAND])
     for kind in KINDS:
-        built += _paths(machine, other, kind)
+        built += _paths(machine, others[kind], kind)
     machine.api("POST", "/networks/create", {"Name": paths.FAST_NETWORK})
     bridged = machine.sandbox("b0", paths.FAST_NETWORK)
     return [*built, Path(BRIDGED, machine, _HOST, bridged, paths.address_of(machine, "b0", paths.FAST_NETWORK))]
@@ -81,7 +74,7 @@ def _paths(machine: World, other: str, kind: str) -> list[Path]:
     names = [f"m{number}-{end}" for end in (0, 1, 2)]
     ends = [machine.sandbox(name, network) for name in names]
     return [
-        Path(out(kind), machine, ends[0], other, f"10.{number}.0.2", _device(kind)),
+        Path(out(kind), machine, ends[0], other, f"10.{number}.0.2"),
         Path(local(kind), machine, ends[0], ends[1], paths.address_of(machine, names[1], network)),
         Path(from_host(kind), machine, _HOST, ends[2], paths.address_of(machine, names[2], network)),
     ]

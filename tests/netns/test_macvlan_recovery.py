@@ -44,10 +44,9 @@ def machine(net: Lan) -> Iterator[Host]:
 
 def picture(machine: Host) -> Any:
     """The parent but for what says that it is another device."""
-    link, _, groups, qdiscs, programs = parent_state(machine)
+    link, _, _, qdiscs, programs = parent_state(machine)
     addresses = {each["local"] for each in link["addr_info"] if each["scope"] == "global"}
-    macs = {each["link"] for each in groups[0]["maddr"] if "link" in each}
-    return sorted(link["flags"]), link["promiscuity"], addresses, macs, qdiscs, programs
+    return sorted(link["flags"]), link["promiscuity"], addresses, qdiscs, programs
 
 
 def create(machine: Host, **options: str) -> None:

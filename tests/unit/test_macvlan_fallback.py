@@ -44,7 +44,7 @@ class Parents:
     def has_host_access(self, parent: str, also: Station) -> bool:
         return also.host_access
 
-    def attach(self, parent: str, host_access: bool) -> None:
+    def attach(self, parent: str, host_access: bool, switching: object) -> None:
         if self.refuses:
             raise OSError("there is no room for another program")
 
