@@ -11,6 +11,7 @@ from tests.docker.lab import SLEEP, Container, Lab
 from tests.hosts import wait_for
 from tests.netns.lan import parent_state
 from tests.netns.outside import OUTSIDE4, OUTSIDE6, UPLINK
+from tests.netns.test_macvlan_limit import LIMIT, SENT, storm
 
 pytestmark = pytest.mark.root
 
@@ -95,3 +96,39 @@ def test_containers_are_as_before_when_their_parent_was_away(lab: Lab) -> None:
     lab.remove("pub-a", "pub-b")
     lab.docker("network", "rm", "pub")
     lab.host.run("ip", "link", "delete", "eth8")
+
+
+def test_a_container_cannot_flood_the_others(lab: Lab) -> None:
+    limit = ("-o", f"linkspan.broadcast_limit={LIMIT}")
+    lab.network("pub", *MACVLAN, "-o", f"parent={UPLINK}", *limit, *ADDRESSES)
+    a, b = lab.run("pub-a", "pub"), lab.run("pub-b", "pub")
+    # Until linkspand hears that the engine has moved the device there is no limit.
+    wait_for(lambda: storm(a, b)[0][0] < SENT, "the limit")
+    (local, outside), allowed = storm(a, b, lab.outside)
+    assert outside == local <= allowed
+    lab.docker("restart", "-t", "0", "pub-a")
+    again = Container(lab, "pub-a", "pub")
+    wait_for(lambda: storm(again, b)[0][0] < SENT, "the limit")
+    lab.remove("pub-a", "pub-b")
+    lab.docker("network", "rm", "pub")
+
+
+@pytest.mark.parametrize("hook", ["tc", "xdp"])
+def test_containers_are_on_the_existing_network_by_veth_pairs(lab: Lab, hook: str) -> None:
+    before = parent_state(lab.host, UPLINK)
+    device = ("-o", "linkspan.macvlan_device=veth", "-o", f"linkspan.parent_hook={hook}")
+    lab.network("pub", *MACVLAN, "-o", f"parent={UPLINK}", *device, *ADDRESSES, *ADDRESSES6)
+    a, b = lab.run("pub-a", "pub"), lab.run("pub-b", "pub")
+    assert a.link()["linkinfo"]["info_kind"] == "veth"
+    for is_again in (False, True):
+        for target in (b.ip4, b.ip6, OUTSIDE4, OUTSIDE6):
+            assert a.pings(target), target
+        assert lab.outside.pings(a.ip4)
+        if not is_again:
+            lab.docker("restart", "-t", "0", "pub-a")
+            a = Container(lab, "pub-a", "pub")
+            lab.host.stop(9)
+            lab.host.start()
+    lab.remove("pub-a", "pub-b")
+    lab.docker("network", "rm", "pub")
+    assert parent_state(lab.host, UPLINK) == before
