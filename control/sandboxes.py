@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -177,7 +178,15 @@ def kill_processes(sandbox: Sandbox, netns_path: str) -> None:
     if sandbox.owns_netns and netns.is_netns(netns_path):
         inode = netns.inode(netns_path)
         for pid in netns.pids_in(inode):
-            _kill(pid, lambda pid=pid: netns.inode(f"/proc/{pid}/ns/net") == inode)  # type: ignore[misc]
+            _kill(pid, partial(_lives_in, pid, inode))
+
+
+def _lives_in(pid: int, inode: int) -> bool:
+    """Whether the process is in that namespace; one that is ending is in none."""
+    try:
+        return netns.inode(f"/proc/{pid}/ns/net") == inode
+    except OSError:
+        return False
 
 
 def _kill(pid: int, is_still_meant: Callable[[], bool]) -> None:

@@ -57,6 +57,7 @@ def test_a_sandbox_has_all_that_was_asked_for(server: ApiServer) -> None:
     assert endpoint.pop("NetworkID") == server.ask("GET", "/networks/blue").json["Id"]
     assert len(endpoint.pop("EndpointID")) == 64
     assert endpoint == {
+        "IPAMConfig": None,
         "Gateway": "10.9.0.1",
         "IPAddress": "10.9.0.5",
         "IPPrefixLen": 24,

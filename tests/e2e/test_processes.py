@@ -38,7 +38,8 @@ def machine(shared: Host) -> Iterator[Host]:
     """The host, whose sandboxes are removed after each test."""
     yield shared
     for sandbox in shared.ask("GET", "/linkspan/sandboxes?all=1").json:
-        assert shared.ask("DELETE", f"/linkspan/sandboxes/{sandbox['Id']}?force=1").status == 204
+        reply = shared.ask("DELETE", f"/linkspan/sandboxes/{sandbox['Id']}?force=1")
+        assert reply.status == 204, f"{reply.message}\n{shared.log()}"
     assert_agreement(shared)
 
 

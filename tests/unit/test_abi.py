@@ -28,6 +28,7 @@ STRUCTS = {
     abi.Neighbour: "ls_neighbour",
     abi.Parent: "ls_parent",
     abi.StationKey: "ls_station_key",
+    abi.Limit: "ls_limit",
     abi.Counters: "ls_counters",
     abi.DropKey: "ls_drop_key",
 }
@@ -41,6 +42,7 @@ DROP_REASONS = [
     "spoofed_arp",
     "spoofed_nd",
     "too_deep",
+    "storm",
 ]
 
 
@@ -69,6 +71,7 @@ RECORDS = st.one_of(
     st.builds(abi.Neighbour, mac=mac, flags=u(16)),
     st.builds(abi.Parent, segment=u(32), mac=mac, flags=u(16)),
     st.builds(abi.StationKey, ifindex=u(32), mac=mac),
+    st.builds(abi.Limit, cost_ns=u(64), spent=u(64)),
     st.builds(abi.Counters, *[u(64)] * 8),
     st.builds(abi.DropKey, slot=u(32), reason=u(32)),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from control.model import Sandbox, SandboxId, SandboxState, utcnow
 from control.plan import execute, undo
 from control.sandboxes import SandboxFiles, is_running, kill_processes, process_start
+from datapath import netns
 
 BOX = Sandbox(id=SandboxId("ab" * 32), name="box", state=SandboxState.CREATED, created=utcnow(), owns_netns=False)
 RESOLV = """\
@@ -139,3 +141,26 @@ def test_killing_ends_the_main_process_and_spares_a_later_one_of_its_number(
     kill_processes(box, "/nowhere")
     assert sleeper.wait(10) == -9
     kill_processes(box, "/nowhere")
+
+
+def test_a_process_that_ends_meanwhile_keeps_no_other_from_being_killed(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that is ending, /proc still has the entry, and a namespace no more."""
+    ending = subprocess.Popen(["/bin/sleep", "600"])
+
+    def inode(path: object) -> int:
+        if str(path) == f"/proc/{ending.pid}/ns/net":
+            raise OSError(errno.EINVAL, f"{path} is no network namespace")
+        return 7
+
+    monkeypatch.setattr(netns, "is_netns", lambda path: True)
+    monkeypatch.setattr(netns, "inode", inode)
+    monkeypatch.setattr(netns, "pids_in", lambda inode: [ending.pid, sleeper.pid])
+    try:
+        kill_processes(msgspec.structs.replace(BOX, owns_netns=True), "/somewhere")
+        assert sleeper.wait(10) == -9
+        assert ending.poll() is None
+    finally:
+        ending.kill()
+        ending.wait()
