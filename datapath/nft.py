@@ -34,6 +34,8 @@ TABLE = "inet linkspan"
 #
 # published4/6 keep the port, translated4/6 change it too. Keys are (address of the host . protocol . port), each a
 # value or an interval. ::1 is left out: without something like IPv4's route_localnet the answers are dropped.
+# The protocol is read from the IP header, because for `meta l4proto` nft asks for the byte order of one byte, which
+# Linux 6.12 refuses. So IPv6 packets with extension headers are for no published port.
 _RULES = """
 add table inet linkspan
 add set inet linkspan bridges { type ifname; }
@@ -65,11 +67,11 @@ add rule inet linkspan guard ip saddr 127.0.0.0/8 iifname @bridges counter drop 
 add rule inet linkspan guard iifname @shards notrack
 add rule inet linkspan prerouting fib daddr type local jump ports
 add rule inet linkspan output fib daddr type local jump ports
-add rule inet linkspan ports meta l4proto { tcp, udp } dnat ip to ip daddr . meta l4proto . th dport map @published4
-add rule inet linkspan ports meta l4proto { tcp, udp } dnat ip to ip daddr . meta l4proto . th dport map @translated4
+add rule inet linkspan ports meta l4proto { tcp, udp } dnat ip to ip daddr . ip protocol . th dport map @published4
+add rule inet linkspan ports meta l4proto { tcp, udp } dnat ip to ip daddr . ip protocol . th dport map @translated4
 add rule inet linkspan ports ip6 daddr ::1 return
-add rule inet linkspan ports meta l4proto { tcp, udp } dnat ip6 to ip6 daddr . meta l4proto . th dport map @published6
-add rule inet linkspan ports meta l4proto { tcp, udp } dnat ip6 to ip6 daddr . meta l4proto . th dport map @translated6
+add rule inet linkspan ports meta l4proto { tcp, udp } dnat ip6 to ip6 daddr . ip6 nexthdr . th dport map @published6
+add rule inet linkspan ports meta l4proto { tcp, udp } dnat ip6 to ip6 daddr . ip6 nexthdr . th dport map @translated6
 add rule inet linkspan forward iifname @shards oifname != @shards counter drop comment "shards only bridge"
 add rule inet linkspan forward iifname != @bridges oifname != @bridges return
 add rule inet linkspan forward iifname . oifname @hairpin accept
