@@ -58,27 +58,44 @@ _CLONE_FS, _CLONE_NEWNS, _CLONE_NEWNET = 0x200, 0x20000, 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+_opened: list[Programs] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_stays_open() -> Iterator[None]:
+    """Drivers are never closed, as a process has them to its end; with over 1,024 descriptors it has no select()."""
+    yield
+    while _opened:
+        _opened.pop().close()
+
+
+def bridge_driver(machine: Host, bpffs: Path) -> Driver:
+    accelerator = Accelerator(bpffs, machine.run_dir)
+    _opened.append(accelerator.programs)
+    return BridgeDriver(accelerator)
+
+
 def accelerated(machine: Host) -> Driver:
-    return BridgeDriver(Accelerator(machine.bpffs / "linkspan", machine.run_dir))
+    return bridge_driver(machine, machine.bpffs / "linkspan")
 
 
 def unaccelerated(machine: Host) -> Driver:
     """Where programs cannot be had: there is no bpffs."""
-    return BridgeDriver(Accelerator(machine.dir / "no-bpffs", machine.run_dir))
+    return bridge_driver(machine, machine.dir / "no-bpffs")
+
+
+def macvlan_driver(machine: Host, bpffs: Path) -> Driver:
+    programs = Programs(bpffs, machine.run_dir)
+    _opened.append(programs)
+    return MacvlanDriver(lambda sandbox_id: str(machine.run_dir / "netns" / sandbox_id), Uplinks(programs))
 
 
 def with_programs(machine: Host) -> Driver:
-    return MacvlanDriver(
-        lambda sandbox_id: str(machine.run_dir / "netns" / sandbox_id),
-        Uplinks(Programs(machine.bpffs / "linkspan", machine.run_dir)),
-    )
+    return macvlan_driver(machine, machine.bpffs / "linkspan")
 
 
 def without_programs(machine: Host) -> Driver:
-    return MacvlanDriver(
-        lambda sandbox_id: str(machine.run_dir / "netns" / sandbox_id),
-        Uplinks(Programs(machine.dir / "no-bpffs", machine.run_dir)),
-    )
+    return macvlan_driver(machine, machine.dir / "no-bpffs")
 
 
 DRIVERS: dict[str, Callable[[Host], Driver]] = {
