@@ -10,12 +10,19 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import sys
+from types import ModuleType
 from typing import Final
 
 _NOWHERE: Final = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": os.devnull}
 _M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1
 """malloc.h; not in ctypes."""
 _LARGE_BYTES: Final = 128 * 1024
+_UNUSED: Final = (
+    *("pyroute2.ndb.main", "pyroute2.iwutil", "pyroute2.netlink.nl80211"),
+    "pyroute2.netlink.nfnetlink.nftsocket",
+)
+"""A database of routes, and what speaks of wireless devices and of nftables."""
 
 
 def _import_aiohttp() -> None:
@@ -29,6 +36,22 @@ def _import_aiohttp() -> None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _import_pyroute2() -> None:
+    """Without its parts that nothing here uses, all of which it imports: two megabytes. Whoever wants one of them gets
+    it by its own name, as ever."""
+    if "pyroute2" in sys.modules:  # a test's process
+        return
+    for name in _UNUSED:
+        stand_in = ModuleType(name)
+        stand_in.__dict__["__getattr__"] = lambda attribute: type(attribute, (), {})
+        sys.modules[name] = stand_in
+    try:
+        import pyroute2  # noqa: F401
+    finally:
+        for name in _UNUSED:
+            del sys.modules[name]
 
 
 def set_up_heap() -> None:
@@ -52,3 +75,4 @@ def give_back_what_starting_took() -> None:
 
 
 _import_aiohttp()
+_import_pyroute2()
