@@ -6,7 +6,6 @@ between endpoints past the bridge; with `linkspan.accel=off` they are left out a
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Final
 import msgspec
 
 from control.addressing import link_local
-from control.drivers import inside
+from control.drivers import inside, ports_of_bridge
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
 from control.drivers.inside import mac_bytes
 from control.drivers.options import (
@@ -219,7 +218,7 @@ class BridgeDriver(Driver):
         steps += [
             Step(
                 f"create veth {host} on {bridge_name(network, endpoint.shard)}",
-                partial(self._add_veth, join),
+                partial(ports_of_bridge.add_veth, join, bridge_name(network, endpoint.shard)),
                 partial(devices.delete_links, [host]),
             ),
             Step(
@@ -258,38 +257,6 @@ class BridgeDriver(Driver):
         nft.add(self._policy(network, [0, shard]))
         docker_firewall.admit([bridge])
         devices.add_trunk(up, root, down, bridge, mtu=mtu, isolated=not is_on(network, ICC))
-
-    def _add_veth(self, join: Join) -> None:
-        endpoint = join.endpoint
-        bridge = bridge_name(join.network, endpoint.shard)
-        master = devices.ifindex(bridge)
-        if master is None:
-            raise Conflict(
-                f"bridge {bridge} of network {join.network.name} is gone: restart linkspand to make it again"
-            )
-        index = devices.ifindex(endpoint.host_ifname)
-        if index is not None:
-            with rtnl.Rtnl() as netlink:
-                netlink.apply([rtnl.link_master(index, endpoint.host_ifname, master)])
-            return
-        netns_fd = None if join.netns_path is None else os.open(join.netns_path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with rtnl.Rtnl() as netlink:
-                netlink.apply(
-                    [
-                        rtnl.veth_add(
-                            endpoint.host_ifname,
-                            master=master,
-                            peer_ifname=endpoint.ifname,
-                            peer_netns_fd=netns_fd,
-                            peer_mac=mac_bytes(endpoint.mac),
-                            mtu=devices.mtu(bridge),
-                        )
-                    ]
-                )
-        finally:
-            if netns_fd is not None:
-                os.close(netns_fd)
 
     def _set_up_port(self, network: Network, endpoint: Endpoint) -> None:
         """The port knows its one MAC: nothing is learned, and nothing that is for others is flooded into it.
@@ -381,24 +348,14 @@ class BridgeDriver(Driver):
         docker_firewall.admit([bridge for policy in policies for bridge in policy.bridges])
 
     def remains(self, endpoint: Endpoint) -> bool:
-        """An engine that gives an endpoint up moves its peer back, as the kernel then tells by the carrier it had."""
-        index = devices.ifindex(endpoint.host_ifname)
-        if index is None:
-            return False
-        is_here = endpoint.is_remote and devices.ifindex(endpoint.ifname) is not None
-        return not (is_here and devices.has_had_carrier(index))
+        return ports_of_bridge.remains(endpoint)
 
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         present = {link.ifname: link for link in links.dump()}
         by_id = {network.id: network for network in networks}
         whole: set[str] = {network.id for network in networks if bridge_name(network) in present}
         for endpoint in endpoints:
-            link = present.get(endpoint.host_ifname)
-            bridge = present.get(bridge_name(by_id[endpoint.network_id], endpoint.shard))
-            if link is None or bridge is None or link.master != bridge.ifindex or not link.flags & rtnl.IFF_UP:
-                continue
-            is_here = endpoint.is_remote and endpoint.ifname in present
-            if not is_here or self.remains(endpoint):
+            if ports_of_bridge.is_whole(endpoint, bridge_name(by_id[endpoint.network_id], endpoint.shard), present):
                 whole.add(endpoint.id)
         return whole
 

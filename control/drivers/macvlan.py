@@ -332,10 +332,9 @@ class MacvlanDriver(Driver):
             for network in networks
             if lower[network.id] is not None and self._devices(network).has_network(network)
         }
-        for endpoint in endpoints:
-            network = by_id[endpoint.network_id]
-            if self._devices(network).is_whole(network, endpoint, lower[network.id]):
-                whole.add(endpoint.id)
+        joined = [(by_id[endpoint.network_id], endpoint) for endpoint in endpoints]
+        for kind in (self._macvlan, self._veth):
+            whole |= kind.whole([pair for pair in joined if self._devices(pair[0]) is kind], lower)
         return whole
 
     def info(self, network: Network) -> dict[str, str]:

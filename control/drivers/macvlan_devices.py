@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -17,7 +17,7 @@ from control.drivers.macvlan_options import broadcast_limit, mode_of
 from control.drivers.macvlan_parents import FollowedParents, parent_of
 from control.drivers.options import MTU
 from control.errors import Conflict
-from control.model import Endpoint, Network, SandboxId
+from control.model import Endpoint, EndpointId, Network, NetworkId, SandboxId
 from control.plan import Step
 from datapath import devices, links, rtnl
 from datapath.uplink import Uplinks
@@ -62,8 +62,16 @@ class MacvlanDevices:
     def has_network(self, network: Network) -> bool:
         return True
 
-    def is_whole(self, network: Network, endpoint: Endpoint, lower: int | None) -> bool:
-        """One whose parent was renamed is whole: its device is as good as before."""
+    def whole(
+        self, joined: Sequence[tuple[Network, Endpoint]], lower: Mapping[NetworkId, int | None]
+    ) -> set[EndpointId]:
+        """The ids of the endpoints whose devices are set up on their parents, which have the ifindexes in `lower`.
+
+        One whose parent was renamed is whole: its device is as good as before.
+        """
+        return {endpoint.id for network, endpoint in joined if self._is_whole(endpoint, lower[network.id])}
+
+    def _is_whole(self, endpoint: Endpoint, lower: int | None) -> bool:
         link = self.find(endpoint, lower)
         is_set_up = link is not None and (endpoint.is_remote or link.flags & rtnl.IFF_UP)
         return link is not None and bool(is_set_up) and lower in (None, link.peer)

@@ -7,20 +7,19 @@ one was measured: docs/adr/0014.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from control.drivers import inside, returned
+from control.drivers import inside, ports_of_bridge, returned
 from control.drivers.base import Join
 from control.drivers.inside import mac_bytes
 from control.drivers.macvlan_options import DEVICE, PARENT_HOOK, PASSTHRU, VETH, is_switched, mode_of, parent_hook
 from control.drivers.macvlan_parents import PARENT, FollowedParents
 from control.drivers.options import ACCEL, MTU, is_on
 from control.errors import Conflict, InvalidArgument, NotImplementedByDriver
-from control.model import Endpoint, Network, NetworkSpec
+from control.model import Endpoint, EndpointId, Network, NetworkId, NetworkSpec
 from control.plan import Step
 from datapath import devices, links, rtnl
 from datapath.parents import Parent
@@ -87,26 +86,22 @@ class VethPairs:
         return Step(what, partial(self._add, join), partial(devices.delete_links, [host]))
 
     def remains(self, endpoint: Endpoint) -> bool:
-        """An engine that gives an endpoint up moves its peer back, as the kernel then tells by the carrier it had."""
-        index = devices.ifindex(endpoint.host_ifname)
-        if index is None:
-            return False
-        is_here = endpoint.is_remote and devices.ifindex(endpoint.ifname) is not None
-        return not (is_here and devices.has_had_carrier(index))
+        return ports_of_bridge.remains(endpoint)
 
     def has_network(self, network: Network) -> bool:
         return devices.ifindex(_bridge(network)) is not None
 
-    def is_whole(self, network: Network, endpoint: Endpoint, lower: int | None) -> bool:
+    def whole(
+        self, joined: Sequence[tuple[Network, Endpoint]], lower: Mapping[NetworkId, int | None]
+    ) -> set[EndpointId]:
         """The pair does not go with the parent, but what the programs know of it does."""
-        present = {link.ifname: link for link in links.dump()}
-        link, bridge = present.get(endpoint.host_ifname), present.get(_bridge(network))
-        if link is None or bridge is None or link.master != bridge.ifindex or not link.flags & rtnl.IFF_UP:
-            return False
-        if endpoint.is_remote and endpoint.ifname in present and not self.remains(endpoint):
-            return False
-        known = self._uplinks.knows(self._parents.ifname(network), mac_bytes(endpoint.mac))
-        return known or self._uplinks.problem is not None
+        present = {link.ifname: link for link in links.dump()} if joined else {}
+        return {
+            endpoint.id
+            for network, endpoint in joined
+            if ports_of_bridge.is_whole(endpoint, _bridge(network), present)
+            and (self._uplinks.problem or self._uplinks.knows(self._parents.ifname(network), mac_bytes(endpoint.mac)))
+        }
 
     def sweep(self, networks: Collection[Network], endpoints: Collection[Endpoint]) -> None:
         """Deletes devices of this kind that no record knows."""
@@ -134,47 +129,22 @@ class VethPairs:
         devices.add_bridge(_bridge(network), mac=mac, mtu=mtu, ipv6=False, snooping=False)
 
     def _add(self, join: Join) -> None:
-        network, endpoint, bridge = join.network, join.endpoint, _bridge(join.network)
-        master = devices.ifindex(bridge)
-        if master is None:
-            raise Conflict(f"bridge {bridge} of network {network.name} is gone: restart linkspand to make it again")
-        host, index = endpoint.host_ifname, devices.ifindex(endpoint.host_ifname)
-        if index is None:
-            self._add_pair(join, master)
-            index = devices.need_ifindex(host)
+        network, endpoint, host = join.network, join.endpoint, join.endpoint.host_ifname
+        is_new = devices.ifindex(host) is None
+        if is_new:
+            self._parents.need(network)
+        ports_of_bridge.add_veth(join, _bridge(network))
+        if is_new and parent_hook(network) == "xdp":
+            devices.enable_gro(join.netns_path, endpoint.ifname)
+        index = devices.need_ifindex(host)
         with rtnl.Rtnl() as netlink:
             netlink.apply(
                 [
-                    rtnl.link_master(index, host, master),
                     rtnl.bridge_port(index, host, learning=False, unicast_flood=False, isolated=True),
                     rtnl.link_no_auto_address(index, host),
                     rtnl.link_up(index, host),
                 ]
             )
-
-    def _add_pair(self, join: Join, master: int) -> None:
-        network, endpoint = join.network, join.endpoint
-        parent = self._parents.need(network)
-        netns_fd = None if join.netns_path is None else os.open(join.netns_path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with rtnl.Rtnl() as netlink:
-                netlink.apply(
-                    [
-                        rtnl.veth_add(
-                            endpoint.host_ifname,
-                            master=master,
-                            peer_ifname=endpoint.ifname,
-                            peer_netns_fd=netns_fd,
-                            peer_mac=mac_bytes(endpoint.mac),
-                            mtu=_mtu(network, parent),
-                        )
-                    ]
-                )
-        finally:
-            if netns_fd is not None:
-                os.close(netns_fd)
-        if parent_hook(network) == "xdp":
-            devices.enable_gro(join.netns_path, endpoint.ifname)
 
 
 def _bridge(network: Network) -> str:
