@@ -2,8 +2,8 @@
 /*
  * ls_parent_in: tc ingress of a macvlan parent, which sees what comes from the wire, what ls_parent_out sends here, and
  * what macvlan takes from one bridged station to another. Drops what the latter forge, counts the unicast packets that
- * macvlan delivers to stations, and takes the notes of ls_parent_out off. Reads epoch, parents, stations,
- * neigh4 and neigh6, writes ep_counters, ep_drops and its own flows. Changes no packet but copies that ls_parent_out has made.
+ * macvlan delivers to stations, and takes the notes of ls_parent_out off. Reads epoch, parents, stations, neigh4 and
+ * neigh6, writes ep_counters, ep_drops and its own flows. Changes no packet but copies that ls_parent_out has made.
  *
  * A packet from the wire with the MAC of a station is one that a switch has sent back (which is how VEPA works) or
  * another's. It passes like any other, unless it is from one bridged station to another, which the wire never carries:
@@ -55,13 +55,6 @@ LS_INLINE int ls_between_stations(struct __sk_buff *skb, const struct ls_flow *f
 	ls_count_out(skb, slot, 0);
 	ls_count_in(skb, flow->to.slot, 0);
 	return TC_ACT_UNSPEC;
-}
-
-/* Takes the note off, and with it the mark, which meant something in the sender's namespace. */
-LS_INLINE void ls_arrive(struct __sk_buff *skb)
-{
-	skb->tc_index = 0;
-	skb->mark = 0;
 }
 
 /* A copy for the host gets the host's MAC, so that macvlan doesn't take it to other stations, and stays what it was to

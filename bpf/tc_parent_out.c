@@ -118,8 +118,7 @@ LS_INLINE int ls_from_host(struct __sk_buff *skb, const struct ls_flow *flow, __
 {
 	const struct ethhdr *eth = (void *)(long)skb->data;
 
-	if ((void *)(eth + 1) > (void *)(long)skb->data_end || skb->vlan_present ||
-	    eth->h_proto == bpf_htons(ETH_P_8021Q) || eth->h_proto == bpf_htons(ETH_P_8021AD))
+	if ((void *)(eth + 1) > (void *)(long)skb->data_end || ls_is_tagged(skb, eth))
 		return TC_ACT_UNSPEC;
 	if (flow->to.ifindex) {
 		ls_count_in(skb, flow->to.slot, 1);

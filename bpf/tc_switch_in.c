@@ -12,12 +12,6 @@
 #include "lib/switch.h"
 #include "lib/verdict.h"
 
-LS_INLINE void ls_arrive(struct __sk_buff *skb)
-{
-	skb->tc_index = 0;
-	skb->mark = 0;
-}
-
 LS_INLINE int ls_group_in(struct __sk_buff *skb, const struct ethhdr *eth, __u32 ifindex, __u16 note)
 {
 	const struct ls_endpoint *sender;
@@ -33,8 +27,7 @@ LS_INLINE int ls_group_in(struct __sk_buff *skb, const struct ethhdr *eth, __u32
 		return bridge ? bpf_redirect(bridge, 0) : TC_ACT_SHOT;
 	}
 	/* Tagged ones are for the host's own sub-interfaces. */
-	if (!bridge || skb->vlan_present || eth->h_proto == bpf_htons(ETH_P_8021Q) ||
-	    eth->h_proto == bpf_htons(ETH_P_8021AD) || ls_is_for_wire(eth->h_dest))
+	if (!bridge || ls_is_tagged(skb, eth) || ls_is_for_wire(eth->h_dest))
 		return TC_ACT_UNSPEC;
 	sender = ls_station(ifindex, eth->h_source);
 	if (!sender || (sender->flags & LS_EP_VEPA))

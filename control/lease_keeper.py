@@ -132,10 +132,7 @@ class LeaseKeeper:
             with self._condition:
                 if self._is_closed:
                     return
-                if not self._queue:
-                    self._condition.wait()
-                    continue
-                if len(self._busy) >= WORKERS:
+                if not self._queue or len(self._busy) >= WORKERS:
                     self._condition.wait()
                     continue
                 when, endpoint_id = self._queue[0]

@@ -11,7 +11,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -315,7 +315,7 @@ class Leases:
         return ", ".join(line for _, line in sorted(lines))
 
 
-def settled_mac(driver: Driver, network: Network, mac: str, siblings: list[Endpoint] | tuple[Endpoint, ...]) -> str:
+def settled_mac(driver: Driver, network: Network, mac: str, siblings: Sequence[Endpoint]) -> str:
     """The MAC that an endpoint which asked for `mac` gets; raises Exhausted where there is no room for another."""
     endpoint = Endpoint(
         id=EndpointId(""), network_id=network.id, sandbox_id=SandboxId(""), state=EndpointState.JOINING,

@@ -71,9 +71,10 @@ class Mender:
         if gone == set():
             return
         for endpoint in self._records.endpoints():
+            if not endpoint.is_remote or endpoint.state is not EndpointState.JOINED:
+                continue
             network = self._records.network_by_id(endpoint.network_id)
-            is_waiting = endpoint.is_remote and endpoint.state is EndpointState.JOINED
-            if is_waiting and network is not None and (gone is None or endpoint.ifname in gone):
+            if network is not None and (gone is None or endpoint.ifname in gone):
                 self._deps.driver_of(network).moved_in(network, endpoint)
 
     def _concerned(self, changes: Collection[LinkChange] | None) -> Iterator[tuple[Driver, Network]]:

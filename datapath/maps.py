@@ -135,6 +135,11 @@ class Maps:
         if self._fdb.delete(_flooder(parent)):
             self._forget()
 
+    def fdb_entry(self, segment: int, mac: bytes) -> FdbEntry | None:
+        """The host end that unicast of the segment's endpoints for `mac` is sent to."""
+        value = self._fdb.lookup(FdbKey(segment, mac).pack())
+        return None if value is None else FdbEntry.unpack(value)
+
     def fdb(self) -> dict[FdbKey, FdbEntry]:
         return {FdbKey.unpack(key): FdbEntry.unpack(value) for key, value in self._fdb.items()}
 

@@ -100,7 +100,7 @@ class Switch:
     def remove(self, maps: Maps, station: abi.Endpoint) -> None:
         """Makes the programs forget a station; its devices may be gone."""
         parent = station.segment & ~abi.PARENT_SEGMENT
-        entry = maps.fdb().get(abi.FdbKey(station.segment, station.mac))
+        entry = maps.fdb_entry(station.segment, station.mac)
         maps.fdb_delete(station.segment, station.mac)
         if entry is not None:
             maps.endpoint_delete(entry.ifindex)

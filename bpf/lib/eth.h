@@ -47,6 +47,17 @@ LS_INLINE int ls_is_broadcast(const __u8 *mac)
 	return (ls_load32(mac) & ls_load32(mac + 2)) == 0xffffffff;
 }
 
+LS_INLINE int ls_is_tag(__be16 proto_be)
+{
+	return proto_be == bpf_htons(ETH_P_8021Q) || proto_be == bpf_htons(ETH_P_8021AD);
+}
+
+/* Whether the packet has a VLAN tag, in it or, as the kernel keeps the outer one, beside it. */
+LS_INLINE int ls_is_tagged(const struct __sk_buff *skb, const struct ethhdr *eth)
+{
+	return skb->vlan_present || ls_is_tag(eth->h_proto);
+}
+
 /* Whether an endpoint may send from a link-local address that is not in its record; `owner` is what neigh4 or neigh6
  * has of it. Returns LS_FORWARD; LS_KERNEL where nobody is known to have it, so that it may be one that an engine has
  * given the endpoint; or the drop reason negated. */
@@ -66,7 +77,7 @@ LS_INLINE int ls_skip_tags(struct __sk_buff *skb, __be16 proto_be, struct ls_l3 
 	l3->tags = skb->vlan_present ? 1 : 0;
 #pragma unroll
 	for (int i = 0; i <= LS_VLAN_DEPTH; i++) {
-		if (proto_be != bpf_htons(ETH_P_8021Q) && proto_be != bpf_htons(ETH_P_8021AD))
+		if (!ls_is_tag(proto_be))
 			break;
 		if (++l3->tags > LS_VLAN_DEPTH)
 			return -LS_DROP_TOO_DEEP;

@@ -47,6 +47,13 @@ LS_INLINE void ls_flow_begin(struct ls_flow *flow, const struct ethhdr *eth, __u
 	__builtin_memcpy(flow->endpoint.mac, eth->h_source, ETH_ALEN);
 }
 
+/* Takes the note off, and with it the mark, which meant something in the sender's namespace. */
+LS_INLINE void ls_arrive(struct __sk_buff *skb)
+{
+	skb->tc_index = 0;
+	skb->mark = 0;
+}
+
 /* Groups that end at the next device (01:80:c2:00:00:0x: IEEE 802.1Q, 8.6.3; LLDP, LACP, 802.1X) are for what is at the
  * other end of the wire, as with a bridge. */
 LS_INLINE int ls_is_for_wire(const __u8 *mac)
