@@ -5,272 +5,38 @@ A driver that is added gets an entry in DRIVERS.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import secrets
-import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import wraps
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
-from control.drivers.base import Driver, Join
 from control.drivers.bridge import BridgeDriver
 from control.drivers.host import HostDriver
 from control.drivers.macvlan import MacvlanDriver
 from control.drivers.none import NoneDriver
-from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument, NotImplementedByDriver
+from control.errors import Conflict, Exhausted, InvalidArgument, NotImplementedByDriver
 from control.model import (
     Endpoint,
     EndpointId,
     EndpointSpec,
     EndpointState,
-    Network,
-    NetworkId,
     NetworkSpec,
-    NetworkState,
-    PoolConfig,
-    PoolSpec,
     PublishedPort,
-    Sandbox,
     SandboxId,
-    SandboxState,
     utcnow,
 )
 from control.plan import Step, execute, undo
-from datapath import netns
 from datapath.accel import Accelerator
 from datapath.programs import Programs
 from datapath.uplink import Uplinks
-from tests.hosts import Host, host
+from tests.contract.drivers.bench import COUNTING, PUBLISHING, Bench, on_host, shell
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
-
-_CLONE_FS, _CLONE_NEWNS, _CLONE_NEWNET = 0x200, 0x20000, 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-_opened: list[Programs] = []
-
-
-@pytest.fixture(autouse=True)
-def _no_descriptor_stays_open() -> Iterator[None]:
-    """Drivers are never closed, as a process has them to its end; with over 1,024 descriptors it has no select()."""
-    yield
-    while _opened:
-        _opened.pop().close()
-
-
-def bridge_driver(machine: Host, bpffs: Path) -> Driver:
-    accelerator = Accelerator(bpffs, machine.run_dir)
-    _opened.append(accelerator.programs)
-    return BridgeDriver(accelerator)
-
-
-def accelerated(machine: Host) -> Driver:
-    return bridge_driver(machine, machine.bpffs / "linkspan")
-
-
-def unaccelerated(machine: Host) -> Driver:
-    """Where programs cannot be had: there is no bpffs."""
-    return bridge_driver(machine, machine.dir / "no-bpffs")
-
-
-def macvlan_driver(machine: Host, bpffs: Path) -> Driver:
-    programs = Programs(bpffs, machine.run_dir)
-    _opened.append(programs)
-    return MacvlanDriver(lambda sandbox_id: str(machine.run_dir / "netns" / sandbox_id), Uplinks(programs))
-
-
-def with_programs(machine: Host) -> Driver:
-    return macvlan_driver(machine, machine.bpffs / "linkspan")
-
-
-def without_programs(machine: Host) -> Driver:
-    return macvlan_driver(machine, machine.dir / "no-bpffs")
-
-
-DRIVERS: dict[str, Callable[[Host], Driver]] = {
-    "bridge": accelerated,
-    "bridge without eBPF": unaccelerated,
-    "macvlan": with_programs,
-    "macvlan without eBPF": without_programs,
-    "host": lambda _: HostDriver(),
-    "none": lambda _: NoneDriver(),
-}
-PUBLISHING, COUNTING = ("bridge",), ("bridge", "macvlan")
-"""Drivers that publish ports, and that count packets."""
-Test = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def machine() -> Iterator[Host]:
-    with host() as made:
-        netns_dir = made.run_dir / "netns"
-        netns_dir.mkdir()
-        yield made
-
-
-@pytest.fixture(scope="module")
-def inside(machine: Host) -> Iterator[ThreadPoolExecutor]:
-    """Threads in the host's namespaces, as those of a linkspand there are."""
-
-    def enter() -> None:
-        assert _libc.unshare(_CLONE_FS) == 0
-        for name, kind in (("net", _CLONE_NEWNET), ("mnt", _CLONE_NEWNS)):
-            fd = os.open(f"/proc/{machine.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                assert _libc.setns(fd, kind) == 0, os.strerror(ctypes.get_errno())
-            finally:
-                os.close(fd)
-
-    with ThreadPoolExecutor(8, initializer=enter) as pool:
-        yield pool
-
-
-@dataclass
-class Bench:
-    """One driver, started without records, and what it is to be tried with."""
-
-    driver: Driver
-    machine: Host
-    pool: ThreadPoolExecutor
-    number: int = 0
-
-    def network(self, **fields: Any) -> Network:
-        self.number += 1
-        has_pools = self.driver.capabilities.addresses
-        four, six = IPv4Network(f"10.{self.number}.0.0/24"), IPv6Network(f"fd00:{self.number}::/64")
-        pools = (PoolConfig(subnet=four, gateway=four[1]), PoolConfig(subnet=six, gateway=six[1]))
-        return Network(
-            id=NetworkId(secrets.token_hex(32)),
-            name=f"net{self.number}",
-            driver=self.driver.name,
-            state=NetworkState.ACTIVE,
-            created=utcnow(),
-            segment=self.number,
-            enable_ipv6=has_pools,
-            pools=pools if has_pools else (),
-            **fields,
-        )
-
-    def sandbox(self) -> Sandbox:
-        return Sandbox(
-            id=SandboxId(secrets.token_hex(32)),
-            name="box",
-            state=SandboxState.CREATED,
-            created=utcnow(),
-            owns_netns=self.driver.capabilities.own_netns,
-        )
-
-    def join(self, network: Network, number: int = 0, siblings: list[Endpoint] | None = None) -> Join:
-        """A join of endpoint `number`, settled by the driver, to a sandbox whose namespace exists."""
-        box = self.sandbox()
-        path = "/proc/self/ns/net"
-        if box.owns_netns:
-            path = str(self.machine.run_dir / "netns" / box.id)
-            netns.create(path)
-        endpoint = Endpoint(
-            id=EndpointId(secrets.token_hex(32)),
-            network_id=network.id,
-            sandbox_id=box.id,
-            state=EndpointState.JOINED,
-            created=utcnow(),
-            slot=number,
-        )
-        if self.driver.capabilities.addresses:
-            four, six = network.pools[0].subnet, network.pools[1].subnet
-            endpoint = msgspec.structs.replace(
-                endpoint,
-                ifname="eth0",
-                mac=f"02:42:{four[2 + number].packed.hex(':')}",
-                ipv4=IPv4Interface((IPv4Address(four[2 + number]), four.prefixlen)),
-                ipv6=IPv6Interface((IPv6Address(six[2 + number]), six.prefixlen)),
-                link_local_ips=(IPv4Address(f"169.254.7.{number}"), IPv6Address(f"fe80::7:{number}")),
-            )
-        return Join(
-            network=network,
-            endpoint=self.driver.settle_endpoint(network, endpoint, siblings or []),
-            sandbox=box,
-            netns_path=path,
-        )
-
-    def engine_join(self, network: Network, number: int = 0) -> Join:
-        """A join of an endpoint that a container engine owns."""
-        join = self.join(network, number)
-        endpoint = msgspec.structs.replace(join.endpoint, sandbox_id=SandboxId(""), ifname="lp0")
-        return Join(network=network, endpoint=endpoint, sandbox=None, netns_path=None)
-
-    def dump(self, *joins: Join) -> str:
-        """All that a driver may change, as text, of the host and of the joins' sandboxes."""
-        parts = [_world(), shell(f"find {self.machine.bpffs} -type f | sort"), *_maps(self.machine)]
-        for join in joins:
-            if join.sandbox.owns_netns:
-                parts.append(shell(f"nsenter --net={join.netns_path} ip -o addr"))
-                parts.append(shell(f"nsenter --net={join.netns_path} ip -o route"))
-                parts.append(shell(f"nsenter --net={join.netns_path} ip -o -6 route show default"))
-        return "\n".join(parts)
-
-
-def shell(command: str) -> str:
-    done = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
-
-
-def _world() -> str:
-    """Devices and their addresses (without what settles by itself), neighbours, FDB and the firewall."""
-    links = [
-        (link["ifname"], link["address"] if link.get("linkinfo", {}).get("info_kind") == "bridge" else "",
-         link.get("master"), "UP" in link["flags"], link["mtu"],
-         sorted(a["local"] for a in link["addr_info"] if a["scope"] != "link"))
-        for link in json.loads(shell("ip -json -d addr"))
-    ]  # fmt: skip
-    firewall = shell("nft -s list ruleset").replace("\n", " ")
-    return "\n".join(
-        [*map(str, sorted(links)), shell("ip neigh show nud permanent"), " ".join(sorted(firewall.split()))]
-    )
-
-
-def _maps(machine: Host) -> list[str]:
-    return [
-        json.dumps(sorted(json.loads(shell(f"bpftool -j map dump pinned {path}")), key=json.dumps))
-        for path in sorted(machine.bpffs.glob("**/maps/*"))
-        if path.name in ("ep_by_if", "fdb", "neigh4", "neigh6")
-    ]
-
-
-@pytest.fixture(params=DRIVERS)
-def bench(request: pytest.FixtureRequest, machine: Host, inside: ThreadPoolExecutor) -> Bench:
-    made = Bench(DRIVERS[request.param](machine), machine, inside)
-    inside.submit(made.driver.start, [], []).result(60)
-    return made
-
-
-def on_host(test: Test) -> Test:
-    """Runs the test in the host's namespaces, and takes the firewall's table away after it."""
-
-    @wraps(test)
-    def wrapper(bench: Bench, **others: Any) -> None:
-        def body() -> None:
-            try:
-                test(bench, **others)
-            finally:
-                for box in (bench.machine.run_dir / "netns").iterdir():
-                    netns.delete(box)
-                bench.driver.start([], [])
-
-        bench.pool.submit(body).result(120)
-
-    return wrapper
 
 
 @on_host
@@ -548,102 +314,6 @@ def test_an_endpoint_that_the_programs_have_no_room_for_is_refused(bench: Bench)
 def test_a_plain_network_and_endpoint_are_valid(bench: Bench) -> None:
     bench.driver.validate(NetworkSpec(name="net", driver=bench.driver.name), [])
     bench.driver.validate_endpoint(bench.network(), EndpointSpec())
-
-
-# -- what only the bridge driver has -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bridge(machine: Host, inside: ThreadPoolExecutor) -> Bench:
-    return Bench(unaccelerated(machine), machine, inside)
-
-
-MTU = "com.docker.network.driver.mtu"
-NAME = "com.docker.network.bridge.name"
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        *((option, value)
-          for option in ("linkspan.accel", "com.docker.network.bridge.enable_icc",
-                         "com.docker.network.bridge.enable_ip_masquerade")
-          for value in ("", "yes", "2", "tru", "on ")),
-        *((MTU, value) for value in ("", "0", "67", "65536", "-1", "1500.0", "9k", "\u0661\u0665\u0660\u0660")),
-        *((NAME, value) for value in ("", ".", "..", "all", "a/b", "a b", "a:b", "sixteen-letters-", "tab\t")),
-        *(("com.docker.network.container_iface_prefix", value) for value in ("", "0eth", "a b", "elevenchars", "ü")),
-    ],
-)  # fmt: skip
-def test_a_malformed_option_is_refused_with_its_value(bridge: Bench, option: str, value: str) -> None:
-    with pytest.raises(InvalidArgument) as caught:
-        bridge.driver.validate(NetworkSpec(name="net", options={option: value}), [])
-    assert option in str(caught.value)
-    assert repr(value) in str(caught.value)
-
-
-def test_an_mtu_that_ipv6_cannot_live_with_is_refused(bridge: Bench) -> None:
-    for mtu, is_fine in (("1279", False), ("1280", True)):
-        spec = NetworkSpec(name="net", enable_ipv6=True, options={MTU: mtu})
-        if is_fine:
-            bridge.driver.validate(spec, [])
-        else:
-            with pytest.raises(InvalidArgument, match="1280"):
-                bridge.driver.validate(spec, [])
-        bridge.driver.validate(msgspec.structs.replace(spec, enable_ipv6=False), [])
-
-
-def test_a_device_name_that_is_taken_is_refused(bridge: Bench) -> None:
-    """By a device of the host, or by another network, whose bridge may not be there yet."""
-    with pytest.raises(Conflict, match="device lo exists"):
-        bridge.driver.validate(NetworkSpec(name="net", options={NAME: "lo"}), [])
-    named = bridge.network(options={NAME: "mine"})
-    unnamed = bridge.network()
-    for other, name in ((named, "mine"), (unnamed, f"br-{unnamed.id[:12]}")):
-        with pytest.raises(Conflict, match=f"{name}.*network {other.name}"):
-            bridge.driver.validate(NetworkSpec(name="net", options={NAME: name}), [named, unnamed])
-    bridge.driver.validate(NetworkSpec(name="net", options={NAME: "other"}), [named, unnamed])
-
-
-def test_a_subnet_of_another_network_is_refused_even_where_ranges_do_not_meet(bridge: Bench) -> None:
-    other = bridge.network()
-    half = PoolSpec(subnet=IPv4Network("10.1.0.128/25"))
-    with pytest.raises(Forbidden, match=rf"Pool overlaps with other one .*{other.name}"):
-        bridge.driver.validate(NetworkSpec(name="net", pools=(half,)), [other])
-    bridge.driver.validate(NetworkSpec(name="net", pools=(PoolSpec(subnet=IPv4Network("10.2.0.0/24")),)), [other])
-
-
-@pytest.mark.parametrize("value", ["", ".", "lo", "a/b", "a b", "sixteen-letters-", "all"])
-def test_a_malformed_interface_name_is_refused(bridge: Bench, value: str) -> None:
-    with pytest.raises(InvalidArgument, match=r"endpoint\.ifname"):
-        bridge.driver.validate_endpoint(
-            bridge.network(), EndpointSpec(driver_options={"com.docker.network.endpoint.ifname": value})
-        )
-
-
-def test_endpoints_fill_one_bridge_after_another_and_then_no_more_fit(
-    bridge: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("control.drivers.bridge.SHARD_CAPACITY", 2)
-    monkeypatch.setattr("control.drivers.bridge.MAX_SHARDS", 3)
-    network, joined = bridge.network(), list[Endpoint]()
-    raw = Endpoint(
-        id=EndpointId("e" * 64),
-        network_id=network.id,
-        sandbox_id=SandboxId("c" * 64),
-        state=EndpointState.JOINING,
-        created=utcnow(),
-        ifname="eth0",
-    )
-    for _ in range(6):
-        joined.append(bridge.driver.settle_endpoint(network, raw, joined))
-    assert [endpoint.shard for endpoint in joined] == [0, 0, 1, 1, 2, 2]
-    with pytest.raises(Exhausted, match=f"network {network.name} cannot take another endpoint: 6 are on it"):
-        bridge.driver.settle_endpoint(network, raw, joined)
-    # Room that is given back is used again, nearest to the gateway first.
-    assert bridge.driver.settle_endpoint(network, raw, joined[1:]).shard == 0
-    full = msgspec.structs.replace(raw, slot=16384)
-    with pytest.raises(Exhausted):
-        bridge.driver.settle_endpoint(network, full, [])
 
 
 @on_host
