@@ -21,36 +21,19 @@ from scapy.packet import Packet
 
 from tests.api_server import Reply
 from tests.dhcp_server import Server
-from tests.hosts import Host, host, wait_for
+from tests.hosts import Host, wait_for
 from tests.leaks import leaks, purge
 from tests.netns.dnsmasq import dnsmasq
-from tests.netns.lan import PARENT, ROUTER4, Lan, lan, parent_state
+from tests.netns.lan import PARENT, ROUTER4, Lan, lan_host, lan_net
 from tests.require import require
 from tests.traffic import Place
 
 pytestmark = pytest.mark.root
+net, machine = lan_net, lan_host
 
 RANGE = "192.168.32.100,192.168.32.150"
 SOON = ("--dhcp-option=option:T1,3",)
 """Has clients renew after about three seconds."""
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Lan]:
-    with host() as machine, lan(machine) as made:
-        machine.start("--metrics-listen", "off")
-        yield made
-
-
-@pytest.fixture
-def machine(net: Lan) -> Iterator[Host]:
-    """The host; the test may leave networks and sandboxes, which are removed, and nothing else."""
-    made: Host = net.host.place.host
-    before = parent_state(made)
-    yield made
-    purge(made)
-    assert parent_state(made) == before
-    assert leaks(made, ignore={PARENT}) == []
 
 
 def create(machine: Host, *options: str, name: str = "pub", parent: str = PARENT, check: bool = True) -> str:
