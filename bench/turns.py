@@ -54,8 +54,9 @@ _AUTOGROUP: Final = Path("/proc/self/autogroup")
 
 
 def _group_priority() -> int:
-    """The nice value of the session's autogroup; 0 where there are none."""
-    return int(_AUTOGROUP.read_text().split()[-1]) if _AUTOGROUP.exists() else 0
+    """The nice value of the session's autogroup; 0 where there are none, or the process is in none (an empty file)."""
+    shown = _AUTOGROUP.read_text().split() if _AUTOGROUP.exists() else []
+    return int(shown[-1]) if shown else 0
 
 
 def _set_group_priority(value: int) -> None:
