@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -51,6 +52,7 @@ class Endpoints:
         self._leases = leases
         self._bus = bus
         self._names = HostsTable()
+        self._writing = threading.Lock()
         self._hosts = HostsWriter(self.write_hosts)
 
     def start(self) -> None:
@@ -405,8 +407,9 @@ class Endpoints:
             sandbox = self._records.sandbox(sandbox_id)
         except NotFound:
             return
-        text = self._names.text(sandbox, self._records.in_sandbox(sandbox.id))
-        self._deps.files.write_hosts(sandbox, text)
+        with self._writing:  # else what was put together earlier might be written later
+            text = self._names.text(sandbox, self._records.in_sandbox(sandbox.id))
+            self._deps.files.write_hosts(sandbox, text)
 
     def _emit(self, action: str, network: Network, sandbox: Sandbox) -> None:
         attributes = {"name": network.name, "type": network.driver, "container": sandbox.id}

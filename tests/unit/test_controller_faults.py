@@ -12,7 +12,8 @@ import pytest
 
 from control.controller import NetworkController
 from control.errors import Conflict, ControlError, DatapathFailed, Exhausted, Forbidden, InvalidArgument, NotFound
-from control.model import EndpointSpec, Network, NetworkSpec, NetworkState, PoolSpec, SandboxSpec
+from control.hosts import HostsTable
+from control.model import Endpoint, EndpointSpec, Network, NetworkSpec, NetworkState, PoolSpec, Sandbox, SandboxSpec
 from control.plan import Step
 from tests.fakes import FakeDriver, fake_controller
 from tests.memory_store import MemoryStore
@@ -253,3 +254,28 @@ def test_a_process_that_does_not_exist_cannot_be_a_sandboxs_main_process(control
     controller.create_sandbox(SandboxSpec(name="box", networks=ON_NET))
     with pytest.raises(InvalidArgument, match="there is no process 4194303"):
         controller.mark_started("box", 4194303)
+
+
+def test_a_hosts_file_that_was_put_together_earlier_is_not_written_later(
+    controller: NetworkController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one thread has its text and does not write yet, another sandbox comes, and the file is written with it."""
+    web = controller.create_sandbox(SandboxSpec(name="web", networks=ON_NET))
+    has_text, written, text = threading.Event(), threading.Event(), HostsTable.text
+
+    def slow(table: HostsTable, sandbox: Sandbox, endpoints: Sequence[Endpoint]) -> str:
+        found = text(table, sandbox, endpoints)
+        if threading.current_thread().name == "slow":
+            has_text.set()
+            written.wait(0.3)
+        return found
+
+    monkeypatch.setattr(HostsTable, "text", slow)
+    writer = threading.Thread(target=controller._endpoints.write_hosts, args=(web.id,), name="slow")
+    writer.start()
+    assert has_text.wait(10)
+    controller.create_sandbox(SandboxSpec(name="db", networks=ON_NET))
+    assert controller._endpoints._hosts.flush()
+    written.set()
+    writer.join(10)
+    assert "\tdb" in Path(controller.paths(web).hosts).read_text()
