@@ -133,10 +133,10 @@ def test_a_passthru_endpoint_is_the_parent_to_the_outside_and_there_is_one(machi
     a = join(machine, "a", "pub")
     assert a.mac == before == parent_state(machine)[0]["address"]
     assert a.pings(ROUTER4)
-    second = machine.ask("POST", "/linkspan/sandboxes", {"Name": "b", "Networks": [{"Network": "pub"}]})
+    second = machine.ask("POST", "/linkspan/sandboxes", {"Name": "rival", "Networks": [{"Network": "pub"}]})
     assert second.status == 503
     assert f"in mode passthru one has the parent {PARENT} to itself" in second.message
-    assert machine.ask("GET", "/linkspan/sandboxes/b").status == 404
+    assert machine.ask("GET", "/linkspan/sandboxes/rival").status == 404
 
 
 def test_a_sub_interface_is_made_for_its_networks_and_goes_with_the_last(machine: Host, net: Lan) -> None:
