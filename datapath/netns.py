@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from errno import EINVAL, ENOTEMPTY, EPERM
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
@@ -127,6 +127,22 @@ def enter(path: StrPath) -> None:
     result = lib.ls_netns_enter(_encode(path), step)
     if result < 0:
         raise _error(result, "enter", path, step)
+
+
+@contextlib.contextmanager
+def opened(path: StrPath | None) -> Iterator[int | None]:
+    """A descriptor of the namespace meanwhile, for the kernel to find it by; None for the caller's own.
+
+    Raises OSError.
+    """
+    if path is None:
+        yield None
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def call(path: StrPath | None, function: Callable[[], T]) -> T:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from control.controller import NetworkController
 from control.drivers.base import Join
-from control.errors import (
-    AddressInUse,
-)
+from control.errors import AddressInUse
 from control.leases import Clock, Lease
 from control.model import Endpoint, EndpointSpec, Network, NetworkSpec, Sandbox, SandboxSpec, from_json
 from control.plan import Step
@@ -108,3 +108,13 @@ class World:
     def lease(self) -> Lease:
         (lease,) = self.leases().values()
         return lease
+
+
+@pytest.fixture
+def leasing_world(tmp_path: Path) -> Iterator[World]:
+    """A world whose controllers end with the test."""
+    made = World(tmp_path)
+    made.start()
+    yield made
+    for controller in made.controllers:
+        controller.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from control.drivers.options import MTU
 from control.errors import Conflict
 from control.model import Endpoint, EndpointId, Network, NetworkId, SandboxId
 from control.plan import Step
-from datapath import devices, links, rtnl
+from datapath import devices, links, netns, rtnl
 from datapath.uplink import Uplinks
 
 LOG = logging.getLogger(__name__)
@@ -126,9 +125,8 @@ class MacvlanDevices:
         if self.find(endpoint, self._parents.ifindex(network)) is not None:
             return
         parent = self._parents.need(network)
-        netns_fd = None if join.netns_path is None else os.open(join.netns_path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with rtnl.Rtnl() as netlink:
+            with netns.opened(join.netns_path) as netns_fd, rtnl.Rtnl() as netlink:
                 netlink.apply(
                     [
                         rtnl.macvlan_add(
@@ -150,9 +148,6 @@ class MacvlanDevices:
             if error.errno == errno.EEXIST:
                 raise Conflict(f"sandbox {join.holder} has a device {endpoint.ifname} already: {error}") from error
             raise
-        finally:
-            if netns_fd is not None:
-                os.close(netns_fd)
 
     def _delete(self, join: Join) -> None:
         lower = self._parents.ifindex(join.network)

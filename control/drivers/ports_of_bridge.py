@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from control.drivers.base import Join
 from control.drivers.inside import mac_bytes
 from control.errors import Conflict
 from control.model import Endpoint
-from datapath import devices, links, rtnl
+from datapath import devices, links, netns, rtnl
 
 
 def add_veth(join: Join, bridge: str) -> None:
@@ -23,24 +22,19 @@ def add_veth(join: Join, bridge: str) -> None:
         with rtnl.Rtnl() as netlink:
             netlink.apply([rtnl.link_master(index, endpoint.host_ifname, master)])
         return
-    netns_fd = None if join.netns_path is None else os.open(join.netns_path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with rtnl.Rtnl() as netlink:
-            netlink.apply(
-                [
-                    rtnl.veth_add(
-                        endpoint.host_ifname,
-                        master=master,
-                        peer_ifname=endpoint.ifname,
-                        peer_netns_fd=netns_fd,
-                        peer_mac=mac_bytes(endpoint.mac),
-                        mtu=devices.mtu(bridge),
-                    )
-                ]
-            )
-    finally:
-        if netns_fd is not None:
-            os.close(netns_fd)
+    with netns.opened(join.netns_path) as netns_fd, rtnl.Rtnl() as netlink:
+        netlink.apply(
+            [
+                rtnl.veth_add(
+                    endpoint.host_ifname,
+                    master=master,
+                    peer_ifname=endpoint.ifname,
+                    peer_netns_fd=netns_fd,
+                    peer_mac=mac_bytes(endpoint.mac),
+                    mtu=devices.mtu(bridge),
+                )
+            ]
+        )
 
 
 def remains(endpoint: Endpoint) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -12,22 +11,13 @@ from typing import Any
 import pytest
 from scapy.layers.dhcp import BOOTP
 
-from control.errors import (
-    StoreError,
-)
+from control.errors import StoreError
 from control.store.base import Put
 from datapath.dhcp_message import FOR_EVER
-from tests.leasing import FIRST, SECOND, START, World
+from tests.leasing import FIRST, SECOND, START, World, leasing_world
 from tests.waiting import until
 
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    made.start()
-    yield made
-    for controller in made.controllers:
-        controller.stop()
+world = leasing_world
 
 
 # -- keeping ---------------------------------------------------------------------------------------------------------

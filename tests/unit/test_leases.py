@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
@@ -22,16 +21,9 @@ from control.errors import (
 from control.leases import hostname_of
 from control.model import NetworkSpec, PoolSpec
 from tests.fakes import fake_controller
-from tests.leasing import FIRST, SECOND, START, V4, World
+from tests.leasing import FIRST, SECOND, START, V4, World, leasing_world
 
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    made.start()
-    yield made
-    for controller in made.controllers:
-        controller.stop()
+world = leasing_world
 
 
 # -- networks --------------------------------------------------------------------------------------------------------
