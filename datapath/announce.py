@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from datapath.checksum import internet_checksum
+
 _BROADCAST: Final = b"\xff" * 6
 _ALL_NODES: Final = IPv6Address("ff02::1")
 _ALL_NODES_MAC: Final = bytes.fromhex("333300000001")
@@ -47,7 +49,7 @@ def _advertisement(address: IPv6Address, mac: bytes) -> bytes:
     message = struct.pack("!I16s", _OVERRIDE, address.packed) + option
     length = 4 + len(message)
     pseudo = struct.pack("!16s16sIxxxB", address.packed, _ALL_NODES.packed, length, socket.IPPROTO_ICMPV6)
-    checksum = _checksum(pseudo + struct.pack("!BBH", _NEIGHBOUR_ADVERTISEMENT, 0, 0) + message)
+    checksum = internet_checksum(pseudo + struct.pack("!BBH", _NEIGHBOUR_ADVERTISEMENT, 0, 0) + message)
     return (
         struct.pack("!6s6sH", _ALL_NODES_MAC, mac, _ETH_P_IPV6)
         + struct.pack("!IHBB", 6 << 28, length, socket.IPPROTO_ICMPV6, 255)
