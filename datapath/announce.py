@@ -6,6 +6,7 @@ when it hears one of these (RFC 4861, 7.2.5).
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterable
@@ -19,19 +20,43 @@ _ALL_NODES: Final = IPv6Address("ff02::1")
 _ALL_NODES_MAC: Final = bytes.fromhex("333300000001")
 _ETH_P_IP, _ETH_P_ARP, _ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 _ARP_REPLY: Final = 2
+_NOBODY: Final = (errno.ENODEV, errno.ENXIO, errno.ENETDOWN)
 _NEIGHBOUR_ADVERTISEMENT, _OVERRIDE, _TARGET_LINK_LAYER_ADDRESS = 136, 0x20000000, 2
 
 
-def announce(bridge: str, stations: Iterable[tuple[IPv4Address | IPv6Address, bytes]]) -> None:
-    """Tells everybody on the bridge, in the caller's network namespace, which MAC each address has.
+class Announcer:
+    """Speaks on the bridges of the network namespace in which it first spoke. Thread-safe.
 
-    The bridge keeps it from ports with neigh_suppress, so it does not go out by a VXLAN device. Raises OSError; a
-    bridge that is down has nobody who waits.
+    It keeps its socket, because to close one takes the kernel 10 ms (net/packet/af_packet.c, packet_release).
     """
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as packets:
-        packets.bind((bridge, 0))
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def announce(self, bridge: str, stations: Iterable[tuple[IPv4Address | IPv6Address, bytes]]) -> None:
+        """Tells everybody on the bridge which MAC each address has; needs CAP_NET_RAW.
+
+        The bridge keeps it from ports with neigh_suppress, so it does not go out by a VXLAN device. A bridge that is
+        gone or down has nobody who waits. Raises OSError.
+        """
+        if self._socket is None:
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)  # of protocol 0: it hears nothing
         for address, mac in stations:
-            packets.send(_arp(address, mac) if isinstance(address, IPv4Address) else _advertisement(address, mac))
+            if isinstance(address, IPv4Address):
+                protocol, frame = _ETH_P_ARP, _arp(address, mac)
+            else:
+                protocol, frame = _ETH_P_IPV6, _advertisement(address, mac)
+            try:
+                self._socket.sendto(frame, (bridge, protocol))
+            except OSError as error:
+                if error.errno not in _NOBODY:
+                    raise
 
 
 def _arp(address: IPv4Address, mac: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """rtnetlink requests for VXLAN devices, their FDB, and the neighbours that a bridge answers for.
 
-As in `datapath.rtnl`, and for the same reason: a network has thousands of peers, and a peer half a dozen entries.
+As in `datapath.rtnl`, and for the same reason: a network has thousands of peers, and a peer half a dozen entries. MACs
+and addresses are packed, in network order.
 
 Source: Linux include/uapi/linux/{if_link,neighbour}.h, drivers/net/vxlan/vxlan_core.c, net/core/rtnetlink.c.
 """
@@ -116,49 +117,60 @@ def vxlan_port(index: int, label: str) -> Request:
     return Request(f"set the bridge port {label}", RTM_SETLINK, 0, body)
 
 
-def fdb_replace(index: int, label: str, mac: bytes, node: IPv4Address | IPv6Address) -> Request:
+def fdb_replace(index: int, label: str, mac: bytes, node: bytes) -> Request:
     """Has a VXLAN device send what is for `mac` to `node`, and no longer to another: one change, without a gap."""
-    what = f"send what is for {mac.hex(':')} from {label} to {node}"
-    return Request(what, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, _entry(index, mac) + attr(NDA_DST, node.packed))
+    what = f"send what is for {mac.hex(':')} from {label} to {_text(node)}"
+    return Request(what, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, _fdb_entry(index, mac) + attr(NDA_DST, node))
 
 
 def fdb_delete(index: int, label: str, mac: bytes) -> Request:
     """Deletes every entry of a VXLAN device for `mac`; none is no error."""
-    return Request(f"delete {mac.hex(':')} from {label}", RTM_DELNEIGH, 0, _entry(index, mac), _GONE)
+    return Request(f"delete {mac.hex(':')} from {label}", RTM_DELNEIGH, 0, _fdb_entry(index, mac), _GONE)
 
 
-def broadcast_add(index: int, label: str, node: IPv4Address | IPv6Address) -> Request:
-    """Has a VXLAN device send a copy of every broadcast and multicast to `node`; one that gets it already is no
-    error."""
-    body = _entry(index, NO_MAC) + attr(NDA_DST, node.packed)
-    return Request(f"send broadcasts from {label} to {node}", RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_APPEND, body)
+def broadcast_add(index: int, label: str, node: bytes) -> Request:
+    """Has a VXLAN device send a copy of every broadcast and multicast to `node`; one that gets it is no error."""
+    body = _fdb_entry(index, NO_MAC) + attr(NDA_DST, node)
+    return Request(f"send broadcasts from {label} to {_text(node)}", RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_APPEND, body)
 
 
-def broadcast_delete(index: int, label: str, node: IPv4Address | IPv6Address) -> Request:
+def broadcast_delete(index: int, label: str, node: bytes) -> Request:
     """Undoes `broadcast_add`; a node that gets none is no error."""
-    body = _entry(index, NO_MAC) + attr(NDA_DST, node.packed)
-    return Request(f"send no more broadcasts from {label} to {node}", RTM_DELNEIGH, 0, body, _GONE)
+    body = _fdb_entry(index, NO_MAC) + attr(NDA_DST, node)
+    return Request(f"send no more broadcasts from {label} to {_text(node)}", RTM_DELNEIGH, 0, body, _GONE)
 
 
-def _entry(index: int, mac: bytes) -> bytes:
+def _fdb_entry(index: int, mac: bytes) -> bytes:
     return _NDMSG.pack(socket.AF_BRIDGE, index, NUD_PERMANENT, NTF_SELF, 0) + attr(NDA_LLADDR, mac)
 
 
-def neighbour_replace(index: int, label: str, address: IPv4Address | IPv6Address, mac: bytes) -> Request:
-    """A permanent neighbour that says of itself that a control plane knows it (ip-neighbour(8), extern_learn), which
-    tells a peer's from all others."""
-    body = _neighbour(index, address.packed, NUD_PERMANENT, NTF_EXT_LEARNED) + attr(NDA_LLADDR, mac)
-    return Request(f"add the peer {address} to {label}", RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+def peer_neighbour_replace(index: int, label: str, address: bytes, mac: bytes) -> Request:
+    """A permanent neighbour marked as known by a control plane (ip-neighbour(8), extern_learn), which tells those that
+    are peers from others; it takes the place of what was there, and is replaced by who comes after."""
+    body = _neighbour(index, address, NUD_PERMANENT, NTF_EXT_LEARNED) + attr(NDA_LLADDR, mac)
+    return Request(f"add the peer {_text(address)} to {label}", RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
-def neighbour_get(index: int, label: str, address: IPv4Address | IPv6Address) -> Request:
+def neighbour_delete(index: int, label: str, address: bytes) -> Request:
+    """Deletes a neighbour; one that is not there is no error."""
+    return Request(f"delete the peer {_text(address)} from {label}", RTM_DELNEIGH, 0, _neighbour(index, address), _GONE)
+
+
+def neighbour_get(index: int, label: str, address: bytes) -> Request:
     """Asks for one neighbour."""
-    return Request(f"look up {address} on {label}", RTM_GETNEIGH, 0, _neighbour(index, address.packed), _GONE)
+    return Request(f"look up {_text(address)} on {label}", RTM_GETNEIGH, 0, _neighbour(index, address), _GONE)
 
 
-def _neighbour(index: int, packed: bytes, state: int = 0, flags: int = 0) -> bytes:
-    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
-    return _NDMSG.pack(family, index, state, flags, 0) + attr(NDA_DST, packed)
+def _neighbour(index: int, address: bytes, state: int = 0, flags: int = 0) -> bytes:
+    return _NDMSG.pack(_family(address), index, state, flags, 0) + attr(NDA_DST, address)
+
+
+def _family(address: bytes) -> int:
+    return socket.AF_INET if len(address) == 4 else socket.AF_INET6
+
+
+def _text(address: bytes) -> str:
+    return socket.inet_ntop(_family(address), address)
 
 
 def fdb_dump(index: int, label: str) -> Request:

@@ -14,7 +14,8 @@ from enum import Enum
 from ipaddress import ip_address
 from typing import Final, NamedTuple
 
-from datapath import announce, devices, rtnl, rtnl_vxlan
+from datapath import devices, rtnl, rtnl_vxlan
+from datapath.announce import Announcer
 from datapath.rtnl import Request, Rtnl
 from datapath.vxlan import Peer, Vtep
 
@@ -64,8 +65,8 @@ class PeerTable:
     waits for a new peer, having asked in vain, hears of it at once.
     """
 
-    def __init__(self, vtep: Vtep) -> None:
-        self._vtep = vtep
+    def __init__(self, vtep: Vtep, announcer: Announcer) -> None:
+        self._vtep, self._announcer = vtep, announcer
         self._wanted = _Wanted()
 
     def synchronize(self, peers: Iterable[Peer]) -> list[Difference]:
@@ -146,12 +147,12 @@ class PeerTable:
         ]
         netlink.apply([*adds, *deletions])
         new = [
-            (ip_address(each.key), each.wanted)
+            (each.key, each.wanted)
             for each in differences
             if each.table is Table.NEIGHBOUR and each.wanted is not None
         ]
-        if len(new) <= ANNOUNCED_AT_ONCE:
-            announce.announce(bridge, new)
+        if 0 < len(new) <= ANNOUNCED_AT_ONCE:
+            self._announcer.announce(bridge, [(ip_address(address), mac) for address, mac in new])
 
 
 class _Wanted:
@@ -217,13 +218,13 @@ def _addition(difference: Difference, device: tuple[int, str], neighbours: tuple
     assert wanted is not None
     match table:
         case Table.FDB:
-            return rtnl_vxlan.fdb_replace(*device, key, ip_address(wanted))
+            return rtnl_vxlan.fdb_replace(*device, key, wanted)
         case Table.PORT:
             return rtnl.fdb_add(*device, key)
         case Table.BROADCAST:
-            return rtnl_vxlan.broadcast_add(*device, ip_address(key))
+            return rtnl_vxlan.broadcast_add(*device, key)
         case Table.NEIGHBOUR:
-            return rtnl_vxlan.neighbour_replace(*neighbours, ip_address(key), wanted)
+            return rtnl_vxlan.peer_neighbour_replace(*neighbours, key, wanted)
 
 
 def _deletion(difference: Difference, device: tuple[int, str], neighbours: tuple[int, str]) -> Request:
@@ -234,9 +235,9 @@ def _deletion(difference: Difference, device: tuple[int, str], neighbours: tuple
         case Table.PORT:
             return rtnl.fdb_delete(*device, key)
         case Table.BROADCAST:
-            return rtnl_vxlan.broadcast_delete(*device, ip_address(key))
+            return rtnl_vxlan.broadcast_delete(*device, key)
         case Table.NEIGHBOUR:
-            return rtnl.neighbour_delete(*neighbours, ip_address(key))
+            return rtnl_vxlan.neighbour_delete(*neighbours, key)
 
 
 def _is_peer(entry: rtnl_vxlan.Entry) -> bool:
@@ -248,5 +249,5 @@ def _is_still_peers(netlink: Rtnl, difference: Difference, neighbours: tuple[int
     """False for a neighbour that has become that of a local endpoint, which took over the peer's address."""
     if difference.table is not Table.NEIGHBOUR:
         return True
-    body = netlink.get(rtnl_vxlan.neighbour_get(*neighbours, ip_address(difference.key)))
+    body = netlink.get(rtnl_vxlan.neighbour_get(*neighbours, difference.key))
     return body is not None and _is_peer(rtnl_vxlan.entry(body))

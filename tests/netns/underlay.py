@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final, TypeVar
 
 from datapath import devices, netns, rtnl, vxlan
+from datapath.announce import Announcer
 from datapath.vxlan_peers import Difference, PeerTable
 from tests.hosts import Host, host
 from tests.traffic import Place
@@ -30,7 +31,6 @@ class Underlay:
         self._stack = stack
         self.switch = stack.enter_context(host(bpffs=False))
         self._count = 0
-        self._far = 0
         for command in (
             "ip link add sw type bridge",
             "ip link set sw up addrgenmode none",
@@ -55,9 +55,9 @@ class Underlay:
         else:
             self.switch.run(*f"ip link set {port} master sw mtu {mtu} up addrgenmode none".split())
         prefix6 = f"fd99:{subnet}::" if is_far else "fd99::"
-        node = Node(machine, number, f"10.99.{subnet}.{number}", f"{prefix6}{number:x}")
+        node = Node(machine, number, mtu, f"10.99.{subnet}.{number}", f"{prefix6}{number:x}")
         for command in (
-            "ip link set eth0 up addrgenmode none",
+            f"ip link set eth0 mtu {mtu} up addrgenmode none",
             f"ip addr add {node.ip4}/24 dev eth0",
             f"ip addr add {node.ip6}/64 dev eth0 nodad",
             f"ip route add default via 10.99.{subnet}.254",
@@ -70,8 +70,8 @@ class Underlay:
 class Node:
     """A host on the underlay."""
 
-    def __init__(self, machine: Host, number: int, ip4: str, ip6: str) -> None:
-        self.host, self.number, self.ip4, self.ip6 = machine, number, ip4, ip6
+    def __init__(self, machine: Host, number: int, mtu: int, ip4: str, ip6: str) -> None:
+        self.host, self.number, self.mtu, self.ip4, self.ip6 = machine, number, mtu, ip4, ip6
         self.uplink = Place(machine, f"node {number}", f"/proc/{machine.pid}/ns/net", "eth0")
 
     def address(self, version: int) -> IPv4Address | IPv6Address:
@@ -123,10 +123,12 @@ class Segment:
 
     def __init__(self, stack: ExitStack, node: Node, version: int) -> None:
         self._stack, self.node = stack, node
-        mtu = 1500 - vxlan.OVERHEAD_BYTES[version]
+        mtu = node.mtu - vxlan.OVERHEAD_BYTES[version]
         self.vtep = vxlan.Vtep(ifname=DEVICE, bridge=BRIDGE, vni=VNI, local=node.address(version), mtu=mtu)
         node.call(self._make)
-        self.peers = PeerTable(self.vtep)
+        self._announcer = Announcer()
+        stack.callback(self._announcer.close)
+        self.peers = PeerTable(self.vtep, self._announcer)
 
     def _make(self) -> None:
         devices.add_bridge(BRIDGE, mac=f"02:4c:00:00:00:{self.node.number:02x}", mtu=self.vtep.mtu, ipv6=True)
