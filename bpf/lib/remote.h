@@ -9,6 +9,10 @@
 #include "flow.h"
 #include "tunnel.h"
 
+/* bcc's helpers.h leaves out plen. */
+static int (*ls_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int plen, __u64 flags) =
+	(void *)BPF_FUNC_redirect_neigh;
+
 /* What is read of the packet before it changes. */
 struct ls_inner {
 	__u32 len;     /* with its Ethernet header */
@@ -95,7 +99,7 @@ LS_INLINE int ls_push4(struct __sk_buff *skb, const struct ls_inner *inner, cons
 	ls_fill_tunnel(&outer.in, inner, flow);
 	if (bpf_skb_store_bytes(skb, ETH_HLEN, &outer, sizeof(outer), 0))
 		return TC_ACT_SHOT; /* out of memory */
-	return bpf_redirect_neigh(node->ifindex, &next, sizeof(next), 0);
+	return ls_redirect_neigh(node->ifindex, &next, sizeof(next), 0);
 }
 
 LS_INLINE int ls_push6(struct __sk_buff *skb, const struct ls_inner *inner, const struct ls_flow *flow,
@@ -116,7 +120,7 @@ LS_INLINE int ls_push6(struct __sk_buff *skb, const struct ls_inner *inner, cons
 	if (bpf_skb_store_bytes(skb, ETH_HLEN, &outer, sizeof(outer), 0))
 		return TC_ACT_SHOT; /* out of memory */
 	__builtin_memcpy(next.ipv6_nh, node->next_hop, sizeof(next.ipv6_nh));
-	return bpf_redirect_neigh(node->ifindex, &next, sizeof(next), 0);
+	return ls_redirect_neigh(node->ifindex, &next, sizeof(next), 0);
 }
 
 /* Sends a packet of the flow to the peer's node; TC_ACT_*, or 0 if it is to be left to the kernel, unchanged. */
