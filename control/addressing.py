@@ -140,6 +140,18 @@ def request_addresses(
     return (ipv4, ipv6), [*changes, *more]
 
 
+def given_addresses(network: Network, spec: EndpointSpec) -> Addresses:
+    """The addresses that `spec` names, which somebody else has given; raises InvalidArgument for others than the
+    network's."""
+    ipv4, ipv6 = (
+        None if address is None else ip_interface(f"{address}/{pools_with(network, address)[0].subnet.prefixlen}")
+        for address in (spec.ipv4, spec.ipv6)
+    )
+    assert not isinstance(ipv4, IPv6Interface)
+    assert not isinstance(ipv6, IPv4Interface)
+    return ipv4, ipv6
+
+
 def _request_family(
     ipam: Ipam, network: Network, version: int, wanted: Address | None, owner: str
 ) -> tuple[IPv4Interface | IPv6Interface | None, list[Change]]:

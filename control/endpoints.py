@@ -17,6 +17,7 @@ from control.deps import Deps
 from control.drivers.base import Driver, Join
 from control.errors import AddressInUse, Conflict, ControlError, DatapathFailed, Forbidden, NotFound
 from control.events import Event, EventBus
+from control.global_networks import GlobalNetworks
 from control.hosts import HostsTable, HostsWriter
 from control.leases import Lease, Leases, has_leases, hostname_of, settled_mac
 from control.model import (
@@ -31,6 +32,7 @@ from control.model import (
     advance,
     utcnow,
 )
+from control.plan import Step
 from control.records import Records
 
 LOG = logging.getLogger(__name__)
@@ -45,11 +47,14 @@ class Endpoints:
     `joined` is called with the duration of every join, in seconds.
     """
 
-    def __init__(self, deps: Deps, records: Records, leases: Leases, bus: EventBus) -> None:
+    def __init__(
+        self, deps: Deps, records: Records, leases: Leases, global_networks: GlobalNetworks, bus: EventBus
+    ) -> None:
         self.joined: Callable[[float], None] = lambda _: None
         self._deps = deps
         self._records = records
         self._leases = leases
+        self._global = global_networks
         self._bus = bus
         self._names = HostsTable()
         self._writing = threading.Lock()
@@ -57,6 +62,7 @@ class Endpoints:
 
     def start(self) -> None:
         """Makes all recorded endpoints known by name, and keeps hosts files up to date from now on."""
+        self._global.names_changed = self._remote_names_changed
         for endpoint in (each for each in self._records.endpoints() if not each.is_remote):
             self._names.add(endpoint, self._records.sandbox(endpoint.sandbox_id))
         self._hosts.start()
@@ -65,6 +71,11 @@ class Endpoints:
     def stop(self) -> None:
         """Idempotent."""
         self._hosts.close()
+
+    def _remote_names_changed(self, network: Network) -> None:
+        """Has the sandboxes on a global network know those on other nodes by name."""
+        if self._names.set_remote(network.id, self._global.names(network)):
+            self._hosts.mark(e.sandbox_id for e in self._records.on_network(network.id) if not e.is_remote)
 
     def at(self, network: Network, sandbox: Sandbox) -> Endpoint | None:
         """The sandbox's endpoint on the network."""
@@ -121,8 +132,10 @@ class Endpoints:
                     ) from error
 
     def _reserve_or_lease(self, network_ref: str, sandbox: Sandbox, spec: EndpointSpec) -> tuple[Network, Endpoint]:
-        """As `_reserve`, with the address that a DHCP server gives where the network has such addresses."""
+        """As `_reserve`, with the address that a DHCP server or the cluster gives where the network has such."""
         network = self._records.network(network_ref)
+        if network.is_global:
+            return self._reserve_in_cluster(network, sandbox, spec)
         if not has_leases(network):
             return self._reserve(network.id, sandbox, spec)
         mac = self._mac_for(network, sandbox, spec)
@@ -135,6 +148,22 @@ class Endpoints:
             raise
         except Exception:
             self._leases.release(network, lease)
+            raise
+
+    def _reserve_in_cluster(
+        self, network: Network, sandbox: Sandbox, spec: EndpointSpec
+    ) -> tuple[Network, Endpoint]:
+        """As `_reserve`; what the cluster gave is given back when it fails."""
+        with self._records.lock:
+            driver = self._deps.driver_of(network)
+            self._check_join(network, sandbox, driver)
+            driver.validate_endpoint(network, spec)
+        endpoint_id = EndpointId(secrets.token_hex(32))
+        given = self._global.take(network, endpoint_id, spec)
+        try:
+            return self._reserve(network.id, sandbox, given, endpoint_id=endpoint_id)
+        except Exception:
+            self._global.give_back(network, endpoint_id)
             raise
 
     def _mac_for(self, network: Network, sandbox: Sandbox, spec: EndpointSpec) -> str:
@@ -150,7 +179,13 @@ class Endpoints:
             return settled_mac(driver, network, mac, self._records.on_network(network.id))
 
     def _reserve(
-        self, network_ref: str, sandbox: Sandbox, spec: EndpointSpec, lease: Lease | None = None
+        self,
+        network_ref: str,
+        sandbox: Sandbox,
+        spec: EndpointSpec,
+        lease: Lease | None = None,
+        *,
+        endpoint_id: EndpointId | None = None,
     ) -> tuple[Network, Endpoint]:
         """The endpoint that is to be, in the records, with addresses and all that makes it what it is."""
         with self._records.lock:
@@ -159,11 +194,13 @@ class Endpoints:
             self._check_join(network, sandbox, driver)
             driver.validate_endpoint(network, spec)
             siblings = self._records.on_network(network.id)
-            endpoint_id = EndpointId(secrets.token_hex(32))
+            endpoint_id = endpoint_id or EndpointId(secrets.token_hex(32))
             on_link = self.on_link(network)
             mac = addressing.check_mac(spec.mac, network, on_link) if spec.mac else None
-            (ipv4, ipv6), changes = addressing.request_addresses(
-                self._deps.ipam, network, spec, owner=f"sandbox {sandbox.name}"
+            (ipv4, ipv6), changes = (
+                (addressing.given_addresses(network, spec), [])
+                if network.is_global
+                else addressing.request_addresses(self._deps.ipam, network, spec, owner=f"sandbox {sandbox.name}")
             )
             slot = self._records.slots.take()
             try:
@@ -214,7 +251,7 @@ class Endpoints:
         """Brings the endpoint into its sandbox, or forgets it."""
         joined = advance(endpoint, EndpointState.JOINED)
         try:
-            steps = self._deps.driver_of(network).endpoint_steps(self.join_of(endpoint))
+            steps = self._steps(self.join_of(endpoint))
             self._deps.apply(
                 [*steps, self._records.settle(joined)],
                 f"sandbox {sandbox.name} could not be connected to network {network.name}",
@@ -321,7 +358,7 @@ class Endpoints:
         """
         if network is not None and (sandbox is not None or endpoint.is_remote):
             join = self.join_of(endpoint)
-            steps = self._deps.driver_of(network).endpoint_steps(join)
+            steps = self._steps(join)
             try:
                 self._deps.undo(
                     steps,
@@ -332,8 +369,17 @@ class Endpoints:
                     raise
         self._forget(network, endpoint)
 
+    def _steps(self, join: Join) -> list[Step]:
+        """The driver's, and for a global network, last when it comes and first when it goes, what other nodes know."""
+        steps = list(self._deps.driver_of(join.network).endpoint_steps(join))
+        if join.network.is_global and join.sandbox is not None:
+            steps.append(self._global.published(join.network, join.endpoint, join.sandbox))
+        return steps
+
     def _forget(self, network: Network | None, endpoint: Endpoint) -> None:
         returned = self._leases.give_back(network, endpoint.id)
+        if network is not None and network.is_global:
+            self._global.give_back(network, endpoint.id)
         with self._records.lock:
             changes = returned + addressing.release_addresses(self._deps.ipam, network, endpoint.ipv4, endpoint.ipv6)
             try:
@@ -348,6 +394,8 @@ class Endpoints:
                 raise
             self._names.remove(endpoint)
             others = self._records.on_network(endpoint.network_id)
+        if not others:
+            self._names.set_remote(endpoint.network_id, {})
         self._hosts.mark(e.sandbox_id for e in (endpoint, *others) if not e.is_remote)
 
     def join_of(self, endpoint: Endpoint) -> Join:

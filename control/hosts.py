@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from control.model import Endpoint, Sandbox
+from control.model import Address, Endpoint, Sandbox
 
 LOG = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ class HostsTable:
         self._lock = threading.Lock()
         self._lines: dict[str, dict[str, str]] = {}
         self._texts: dict[str, str] = {}
+        self._remote: dict[str, str] = {}
         self._named: dict[tuple[str, str], Endpoint] = {}
         self._names: dict[str, tuple[str, ...]] = {}
 
@@ -49,6 +50,18 @@ class HostsTable:
             if not lines:
                 self._lines.pop(endpoint.network_id, None)
 
+    def set_remote(self, network_id: str, named: Mapping[Address, Sequence[str]]) -> bool:
+        """Makes known who is called what on other nodes; returns whether that is anything new."""
+        lines = "".join(f"{address}\t{' '.join(names)}\n" for address, names in named.items() if names)
+        with self._lock:
+            if lines == self._remote.get(network_id, ""):
+                return False
+            self._remote[network_id] = lines
+            if not lines:
+                del self._remote[network_id]
+            self._texts.pop(network_id, None)
+            return True
+
     def text(self, sandbox: Sandbox, endpoints: Sequence[Endpoint]) -> str:
         """The whole file: loopback, the sandbox's own addresses, its links, then everybody on its networks."""
         own = "".join(_lines(endpoint, (sandbox.name, sandbox.id[:12])) for endpoint in endpoints)
@@ -64,7 +77,8 @@ class HostsTable:
         with self._lock:
             text = self._texts.get(network_id)
             if text is None:
-                text = self._texts[network_id] = "".join(self._lines.get(network_id, {}).values())
+                lines = self._lines.get(network_id, {}).values()
+                text = self._texts[network_id] = "".join(lines) + self._remote.get(network_id, "")
             return text
 
 

@@ -15,6 +15,7 @@ from control.deps import Deps
 from control.drivers.base import Driver
 from control.errors import Conflict, ControlError, Forbidden, InvalidArgument, NotFound
 from control.events import Event, EventBus
+from control.global_networks import GLOBAL, GlobalNetworks
 from control.leases import Leases, has_leases
 from control.model import (
     Endpoint,
@@ -44,10 +45,13 @@ TakePools = Callable[[], tuple[tuple[PoolConfig, ...], Sequence[Change]]]
 class Networks:
     """The lifecycle of networks. Thread-safe; a network is made or removed by one request at a time."""
 
-    def __init__(self, deps: Deps, records: Records, leases: Leases, bus: EventBus) -> None:
+    def __init__(
+        self, deps: Deps, records: Records, leases: Leases, global_networks: GlobalNetworks, bus: EventBus
+    ) -> None:
         self._deps = deps
         self._records = records
         self._leases = leases
+        self._global = global_networks
         self._bus = bus
         self._changing: set[NetworkId] = set()
 
@@ -88,6 +92,9 @@ class Networks:
         if driver.capabilities.singleton and not predefined:
             raise Forbidden(f'only one instance of "{spec.driver}" network is allowed: use the predefined network')
         network_id = NetworkId(secrets.token_hex(32))
+        if driver.capabilities.scope == GLOBAL:
+            self._check(spec, driver)
+            return self._global.create(spec, network_id), []
         if has_leases(spec):
             # Checked before a server is asked, and again, with what it said, when the name is taken.
             self._check(spec, driver)
@@ -227,11 +234,14 @@ class Networks:
                     f"error while removing network: network {network.name} id {network.id} has active endpoints "
                     f"({holders}{more}): disconnect or remove them first"
                 )
-            if network.state is not NetworkState.REMOVING:
+            if network.state is not NetworkState.REMOVING and not network.is_global:
                 network = advance(network, NetworkState.REMOVING)
                 self._records.commit(put=[network])
             self._changing.add(network.id)
         try:
+            if network.is_global:
+                self._global.remove(network)
+                return
             self.discard(network)
         finally:
             self._changing.discard(network.id)

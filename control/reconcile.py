@@ -56,9 +56,9 @@ class Reconciler:
                 self._apply(f"sandbox {sandbox.name}", self._deps.files.steps(sandbox))
                 rebuilt.add(sandbox.id)
         for driver in self._deps.drivers.values():
-            networks = [network for network in self._records.networks() if network.driver == driver.name]
-            endpoints = [endpoint for network in networks for endpoint in self._records.on_network(network.id)]
-            driver.start(networks, endpoints)
+            driver.start(*self._of(driver))
+        for driver in self._deps.drivers.values():
+            networks, endpoints = self._of(driver)
             intact = driver.intact(networks, endpoints)
             # What is whole may belong to the namespace that the sandbox had before.
             intact -= {endpoint.id for endpoint in endpoints if endpoint.sandbox_id in rebuilt}
@@ -66,6 +66,10 @@ class Reconciler:
         for endpoint in self._records.endpoints():
             for port in endpoint.ports:
                 self._hold(endpoint, port)
+
+    def _of(self, driver: Driver) -> tuple[list[Network], list[Endpoint]]:
+        networks = [network for network in self._records.networks() if network.driver == driver.name]
+        return networks, [endpoint for network in networks for endpoint in self._records.on_network(network.id)]
 
     def _finish_cut_off(self) -> None:
         """Undoes what was being made and finishes what was being removed when the last linkspand ended."""

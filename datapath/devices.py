@@ -139,6 +139,17 @@ def enable_ipv6(ifname: str) -> None:
         switch.write_text("0")
 
 
+def holder(address: IPv4Address | IPv6Address) -> str | None:
+    """The device that has an address of this namespace, None when none has."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with _iproute(f"look for address {address}") as ip:
+        for found in ip.get_addr(family=family):
+            held = found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS")
+            if held == str(address):
+                return socket.if_indextoname(found["index"])
+    return None
+
+
 def add_addresses(ifname: str, addresses: Sequence[IPv4Interface | IPv6Interface]) -> None:
     """Adds addresses to a device of this namespace."""
     index = socket.if_nametoindex(ifname)

@@ -51,7 +51,8 @@ class Capabilities:
     `addresses`: endpoints get addresses from IPAM and the network has pools. `own_netns`: a sandbox on it has a network
     namespace of its own. `exclusive`: a sandbox on it can be on no other network. `singleton`: only the predefined
     network of this driver exists. `existing`: its networks are parts of networks that exist outside of this host, so
-    that the host may well have a route to their subnets.
+    that the host may well have a route to their subnets. `scope`: "global" networks are those of a cluster, known on
+    all of its nodes.
     """
 
     addresses: bool = True
@@ -59,6 +60,7 @@ class Capabilities:
     exclusive: bool = False
     singleton: bool = False
     existing: bool = False
+    scope: str = "local"
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,11 @@ class Driver:
         for option in spec.options:
             raise InvalidArgument(f"unknown option {option!r}: the driver {self.name} has no options")
 
+    def settle_spec(self, spec: NetworkSpec) -> NetworkSpec:
+        """The specification of a global network with what this host settles for all nodes. Looks, but changes
+        nothing."""
+        return spec
+
     def validate_endpoint(self, network: Network, spec: EndpointSpec) -> None:
         """Raises InvalidArgument for an unknown or malformed option of an endpoint, or a MAC that cannot be; Conflict
         for one that is taken. Looks, but changes nothing."""
@@ -168,6 +175,14 @@ class Driver:
     def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
         """The ids of those networks and endpoints that the kernel holds whole; the rest are applied again."""
         return {network.id for network in networks} | {endpoint.id for endpoint in endpoints}
+
+    def peers_changed(self, network: Network) -> None:
+        """Brings what this host knows of a global network's endpoints on other nodes in line with the cluster; harmless
+        for a network that has no endpoint here. Raises OSError."""
+
+    def differences(self, network: Network) -> list[str]:
+        """In words, what this host has of a global network's peers other than the cluster wants; raises OSError."""
+        return []
 
     def parent(self, network: Network) -> ParentState | None:
         """The device of the host that the network is on; None for networks that are on none."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_interface
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -51,7 +52,9 @@ ICC: Final = "com.docker.network.bridge.enable_icc"
 MASQUERADE: Final = "com.docker.network.bridge.enable_ip_masquerade"
 _OUR_VETH: Final = re.compile(r"(ls|[tu]\d\d)[0-9a-f]{12}")
 _OUR_BRIDGE: Final = re.compile(r"(br-|s\d\d)[0-9a-f]{12}")
-_BRIDGE_MACS: Final = (b"\x02\x4c", b"\x02\x4d")
+_PREFIXES: Final = {"bridge": "br-", "overlay": "lo-"}
+"""How the names of bridges begin, by driver."""
+BRIDGE_MACS: Final = (b"\x02\x4c", b"\x02\x4d")
 """How the addresses of our bridges begin: those with the gateway's addresses, and further shards."""
 _NOT_IN_RULES: Final = re.compile(r"[\"'\\]|\+$")
 """What nft(8) and iptables(8) would not take for a part of a device's name."""
@@ -78,7 +81,7 @@ _OPTIONS: Final[Mapping[str, Check]] = {
 def bridge_name(network: Network, shard: int = 0) -> str:
     """The Linux bridge of a shard; shard 0 has the gateway's addresses."""
     if shard == 0:
-        return network.options.get(NAME, f"br-{network.id[:12]}")
+        return network.options.get(NAME, f"{_PREFIXES[network.driver]}{network.id[:12]}")
     return f"s{shard:02d}{network.id[:12]}"
 
 
@@ -89,7 +92,20 @@ def _trunk_names(network: Network, shard: int) -> tuple[str, str]:
 
 def bridge_mac(network: Network) -> str:
     """A locally administered address that the network's id settles, so that no look-up is needed to know it."""
-    return f"{_BRIDGE_MACS[0].hex(':')}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}:{network.id[6:8]}"
+    return f"{BRIDGE_MACS[0].hex(':')}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}:{network.id[6:8]}"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What another driver has of the things that all drivers with bridges share: programs, firewall, veth pairs.
+
+    `gateways` are the networks whose gateways the programs answer for.
+    """
+
+    ports: Sequence[accel.Port]
+    gateways: Sequence[Network]
+    policies: Sequence[nft.Policy]
+    ifnames: Collection[str]
 
 
 class BridgeDriver(Driver):
@@ -97,16 +113,22 @@ class BridgeDriver(Driver):
 
     name = "bridge"
     capabilities = Capabilities()
+    options: ClassVar[Mapping[str, Check]] = _OPTIONS
 
     def __init__(self, accelerator: accel.Accelerator, *, default_accel: bool = True, default_masquerade: bool = True):
         self._accel = accelerator
         self._default_accel = default_accel
         self._default_masquerade = default_masquerade
+        self._beside: list[Beside] = []
+
+    def keep(self, beside: Beside) -> None:
+        """Has `start`, which comes after it, leave what another driver has as it is to be."""
+        self._beside.append(beside)
 
     # -- checking ------------------------------------------------------------------------------------------------
 
     def validate(self, spec: NetworkSpec, others: Sequence[Network]) -> None:
-        check_network(spec, _OPTIONS)
+        check_network(spec, self.options)
         for other in others:  # also those whose device is not there yet
             if spec.options.get(NAME) == bridge_name(other):
                 raise Conflict(
@@ -252,7 +274,7 @@ class BridgeDriver(Driver):
         if devices.is_up(down):  # the last thing that is done here
             return
         mtu = devices.mtu(root)
-        mac = f"{_BRIDGE_MACS[1].hex(':')}:{shard:02x}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}"
+        mac = f"{BRIDGE_MACS[1].hex(':')}:{shard:02x}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}"
         devices.add_bridge(bridge, mac=mac, mtu=mtu, ipv6=False)
         nft.add(self._policy(network, [0, shard]))
         docker_firewall.admit([bridge])
@@ -304,6 +326,7 @@ class BridgeDriver(Driver):
             link_locals=endpoint.link_local_ips,
             is_connected=is_on(network, ICC),
             is_engines=endpoint.is_remote,
+            is_overlay=network.is_global,
         )
 
     def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:
@@ -326,20 +349,32 @@ class BridgeDriver(Driver):
         """Loads the programs, brings maps and firewall in line with the records, and deletes devices nobody knows."""
         by_id = {network.id: network for network in networks}
         present = {link.ifname: link for link in links.dump()}
-        accelerated = [e for e in endpoints if self._is_accelerated(by_id[e.network_id])]
-        self._accel.start([self._port(by_id[e.network_id], e) for e in accelerated if e.host_ifname in present])
-        for network in networks:
+        ports = self._ports(networks, endpoints, present)
+        self._accel.start([*ports, *(port for other in self._beside for port in other.ports)])
+        for network in (*networks, *(network for other in self._beside for network in other.gateways)):
             self._add_gateways(network)
         shards = _shards(networks, endpoints)
-        policies = self._policies(networks, endpoints)
+        policies = self._policies(networks, endpoints) + [policy for other in self._beside for policy in other.policies]
         if policies or nft.exists():
             nft.synchronize(policies, [each for endpoint in endpoints for each in _publications(endpoint)])
         docker_firewall.synchronize([bridge for policy in policies for bridge in policy.bridges])
         known = {endpoint.host_ifname for endpoint in endpoints}
+        known.update(*(other.ifnames for other in self._beside))
         for id_, numbers in shards.items():
             for shard in numbers:
                 known |= {bridge_name(by_id[id_], shard), *_trunk_names(by_id[id_], shard)}
         devices.delete_links([name for name, link in present.items() if _is_ours(link) and name not in known])
+
+    def _ports(
+        self, networks: Sequence[Network], endpoints: Sequence[Endpoint], present: Container[str]
+    ) -> list[accel.Port]:
+        """What the programs are to know of the endpoints whose host end is there."""
+        by_id = {network.id: network for network in networks}
+        return [
+            self._port(by_id[endpoint.network_id], endpoint)
+            for endpoint in endpoints
+            if endpoint.host_ifname in present and self._is_accelerated(by_id[endpoint.network_id])
+        ]
 
     def restore_firewall(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
         """Docker's FORWARD policy is new with each of its starts, and DOCKER-USER with its first."""
@@ -409,7 +444,7 @@ def _is_ours(link: links.LinkInfo) -> bool:
     if link.kind == "veth":
         return _OUR_VETH.fullmatch(link.ifname) is not None
     has_our_name = link.ifname == DEFAULT_BRIDGE or _OUR_BRIDGE.fullmatch(link.ifname) is not None
-    return link.kind == "bridge" and has_our_name and link.mac[:2] in _BRIDGE_MACS
+    return link.kind == "bridge" and has_our_name and link.mac[:2] in BRIDGE_MACS
 
 
 def _set_up_inside(join: Join, netns_path: str) -> None:

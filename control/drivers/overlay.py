@@ -1,0 +1,392 @@
+"""The driver `overlay`: on every node with endpoints a bridge as the driver `bridge` makes it, and a VXLAN device.
+
+A network is everywhere and exists nowhere: a node builds it when its first endpoint joins, and takes it down after the
+last has left. The VXLAN device alone carries all traffic between nodes (RFC 7348); the programs take unicast past it.
+Every node has the gateway's addresses, with the same MAC: each is the way out for its own endpoints.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from control.cluster_spec import not_joined
+from control.drivers.base import Capabilities, DriverStatus, Join
+from control.drivers.bridge import BRIDGE_MACS, ICC, MASQUERADE, SHARD_CAPACITY, Beside, BridgeDriver, bridge_name
+from control.drivers.options import (
+    ACCEL,
+    BOOLEANS,
+    IFACE_PREFIX,
+    MTU,
+    Check,
+    check_boolean,
+    check_mtu,
+    check_prefix,
+)
+from control.drivers.peering import Peering
+from control.errors import Conflict, Exhausted, InvalidArgument
+from control.locks import KeyedLocks
+from control.model import Address, Endpoint, EndpointSpec, Network, NetworkId, NetworkSpec
+from control.plan import Step, execute, undo
+from datapath import accel, devices, links, underlay, vxlan
+from datapath.fast_peers import FastPeers, Way
+from datapath.link_monitor import LinkChange
+from datapath.vxlan import Peer, Vtep
+from datapath.vxlan_peers import PeerTable
+
+LOG = logging.getLogger(__name__)
+
+VNI: Final = "linkspan.vni"
+VNI_LIST: Final = "com.docker.network.driver.overlay.vxlanid_list"
+ENCRYPTED: Final = "encrypted"
+DIRECT: Final = "linkspan.direct"
+VNIS: Final = range(1, 1 << 24)
+"""RFC 7348, section 5: 24 bits."""
+_DIRECT: Final = ("auto", "on", "off")
+_WAY_FRESH_S: Final = 10.0
+_OUR_DEVICE: Final = re.compile(r"l[ox]-[0-9a-f]{12}")
+
+
+def _check_vni(option: str, value: str) -> None:
+    if not (value.isascii() and value.isdecimal()) or int(value) not in VNIS:
+        raise InvalidArgument(
+            f"invalid value {value!r} for option {option}: use one number from {VNIS[0]} to {VNIS[-1]}"
+        )
+
+
+def _check_direct(option: str, value: str) -> None:
+    if value not in _DIRECT:
+        raise InvalidArgument(f"invalid value {value!r} for option {option}: use {', '.join(_DIRECT)}")
+
+
+def _check_encrypted(option: str, value: str) -> None:
+    """Docker takes the option without a value."""
+    if value:
+        check_boolean(option, value)
+
+
+_OPTIONS: Final[Mapping[str, Check]] = {
+    ACCEL: check_boolean,
+    ICC: check_boolean,
+    MASQUERADE: check_boolean,
+    MTU: check_mtu,
+    IFACE_PREFIX: check_prefix,
+    VNI: _check_vni,
+    VNI_LIST: _check_vni,
+    ENCRYPTED: _check_encrypted,
+    DIRECT: _check_direct,
+}
+
+
+def wanted_vni(spec: NetworkSpec) -> int | None:
+    """The VNI that was asked for; raises InvalidArgument for two."""
+    asked = {int(spec.options[option]) for option in (VNI, VNI_LIST) if option in spec.options}
+    if len(asked) > 1:
+        raise InvalidArgument(f"options {VNI} and {VNI_LIST} name different VNIs: give one")
+    return next(iter(asked), None)
+
+
+def is_encrypted(network: Network | NetworkSpec) -> bool:
+    value = network.options.get(ENCRYPTED)
+    return value is not None and (value == "" or BOOLEANS[value.lower()])
+
+
+@dataclass
+class _Built:
+    """A network that is on this node, for the endpoints in `users`; `peers` are what its tables were last told."""
+
+    users: set[str] = field(default_factory=set)
+    table: PeerTable | None = None
+    peers: dict[bytes, Peer] | None = None
+
+
+class OverlayDriver(BridgeDriver):
+    """Bridges with VXLAN devices, their entries for peers, and what the programs know of those. Thread-safe.
+
+    `bridges` is the host's driver for bridge networks, started after this one: both share programs and firewall.
+    """
+
+    name = "overlay"
+    capabilities = Capabilities(scope="global")
+    options = _OPTIONS
+
+    def __init__(
+        self,
+        accelerator: accel.Accelerator,
+        bridges: BridgeDriver,
+        peering: Peering,
+        fast: FastPeers,
+        *,
+        default_accel: bool = True,
+        default_masquerade: bool = True,
+    ) -> None:
+        super().__init__(accelerator, default_accel=default_accel, default_masquerade=default_masquerade)
+        self._bridges = bridges
+        self._peering = peering
+        self._fast = fast
+        self._locks = KeyedLocks()
+        self._built: dict[NetworkId, _Built] = {}
+        self._is_started = False
+        self._ways: dict[Address, tuple[float, Way]] = {}
+        self._ways_lock = threading.Lock()
+
+    # -- checking ------------------------------------------------------------------------------------------------
+
+    def validate(self, spec: NetworkSpec, others: Sequence[Network]) -> None:
+        super().validate(spec, others)
+        wanted_vni(spec)
+        if spec.ipam_driver != "default":
+            raise InvalidArgument(
+                f"the driver overlay takes no IPAM driver {spec.ipam_driver}: the cluster gives out the addresses"
+            )
+        self._need_address(spec.name)
+
+    def settle_spec(self, spec: NetworkSpec) -> NetworkSpec:
+        """With an MTU that packets of all nodes like this one fit in."""
+        if MTU in spec.options:
+            return spec
+        mtu = self._underlay_mtu(self._need_address(spec.name)) - self._overhead(spec)
+        return msgspec.structs.replace(spec, options={**spec.options, MTU: str(mtu)})
+
+    def validate_endpoint(self, network: Network, spec: EndpointSpec) -> None:
+        super().validate_endpoint(network, spec)
+        address = self._need_address(network.name)
+        there, needed = self._underlay_mtu(address), int(network.options[MTU]) + self._overhead(network)
+        if there < needed:
+            raise Conflict(
+                f"network {network.name} cannot be joined on this node: its packets take {needed} bytes on the underlay, "
+                f"and the device with {address} has an MTU of {there}: raise that, or make the network with a smaller "
+                f"-o {MTU}="
+            )
+
+    def settle_endpoint(self, network: Network, endpoint: Endpoint, siblings: Sequence[Endpoint]) -> Endpoint:
+        if len(siblings) >= SHARD_CAPACITY:
+            raise Exhausted(
+                f"network {network.name} cannot take another endpoint on this node: {len(siblings)} are here, and its "
+                "bridge has room for no more"
+            )
+        return super().settle_endpoint(network, endpoint, siblings)
+
+    def _need_address(self, network_name: str) -> Address:
+        if self._peering.address is None:
+            raise not_joined(network_name)
+        return self._peering.address
+
+    def _underlay_mtu(self, address: Address) -> int:
+        ifname = devices.holder(address)
+        if ifname is None:
+            raise Conflict(f"address {address}, which this node is known by, is gone from this host: add it again")
+        return devices.mtu(ifname)
+
+    def _overhead(self, network: Network | NetworkSpec) -> int:
+        return vxlan.OVERHEAD_BYTES[self._need_address(network.name).version]
+
+    # -- a network on this node ----------------------------------------------------------------------------------
+
+    def network_steps(self, network: Network) -> Sequence[Step]:
+        """None for a network that has no endpoint here: it does not exist then."""
+        built = self._built.get(network.id)
+        return self._steps_here(network) if built is not None and built.users else ()
+
+    def _steps_here(self, network: Network) -> Sequence[Step]:
+        vtep = self._vtep(network)
+        return [
+            *super().network_steps(network),
+            Step(f"create VXLAN device {vtep.ifname}", partial(vxlan.add, vtep), partial(vxlan.remove, vtep)),
+            Step(
+                f"tell {vtep.ifname} of the endpoints on other nodes",
+                partial(self._follow_anew, network),
+                partial(self._fast.close, network.segment),
+            ),
+        ]
+
+    def _vtep(self, network: Network) -> Vtep:
+        return Vtep(
+            ifname=f"lx-{network.id[:12]}",
+            bridge=bridge_name(network),
+            vni=network.vni,
+            local=self._need_address(network.name),
+            mtu=int(network.options[MTU]),
+        )
+
+    def endpoint_steps(self, join: Join) -> Sequence[Step]:
+        network, id_ = join.network, join.endpoint.id
+        build = Step(
+            f"have network {network.name} on this node",
+            partial(self._use, network, id_),
+            partial(self._release, network, id_),
+        )
+        return [build, *super().endpoint_steps(join)]
+
+    def _use(self, network: Network, endpoint_id: str) -> None:
+        with self._locks.held(network.id):
+            built = self._built.setdefault(network.id, _Built())
+            if not built.users:
+                execute(self._steps_here(network))
+            built.users.add(endpoint_id)
+
+    def _release(self, network: Network, endpoint_id: str) -> None:
+        """Before `start` nobody knows who else uses the network: what nobody does is removed there."""
+        if not self._is_started:
+            return
+        with self._locks.held(network.id):
+            built = self._built.get(network.id)
+            if built is None:
+                return
+            built.users.discard(endpoint_id)
+            if not built.users:
+                undo(self._steps_here(network))
+                del self._built[network.id]
+
+    # -- peers ---------------------------------------------------------------------------------------------------
+
+    def peers_changed(self, network: Network) -> None:
+        with self._locks.held(network.id):
+            built = self._built.get(network.id)
+            if built is not None and built.users:
+                self._follow(network, built)
+
+    def _follow_anew(self, network: Network) -> None:
+        """The tables are as new: what they were told before is gone with the devices, or was never there."""
+        built = self._built[network.id]
+        built.table = built.peers = None
+        self._follow(network, built)
+
+    def _follow(self, network: Network, built: _Built) -> None:
+        found = self._peering.peers(network.id)
+        if found is None:
+            return
+        if built.table is None:
+            built.table = PeerTable(self._vtep(network))
+        peers, before = {peer.mac: peer for peer in found}, built.peers
+        built.peers = None  # until all of it has been done
+        if before is None:
+            built.table.synchronize(peers.values())
+        elif peers != before:
+            built.table.change(
+                added=[peer for mac, peer in peers.items() if before.get(mac) != peer],
+                removed=[peer for mac, peer in before.items() if mac not in peers],
+            )
+        built.peers = peers
+        if self._is_accelerated(network):
+            self._fast.synchronize(network.segment, network.vni, peers.values(), self._ways_to(peers.values()))
+
+    def _ways_to(self, peers: Collection[Peer]) -> dict[Address, Way]:
+        """How packets get to the peers' nodes, without those that none leads to."""
+        found = {}
+        for node in {peer.node for peer in peers}:
+            way = self._way(node)
+            if way is not None:
+                found[node] = way
+        return found
+
+    def _way(self, node: Address) -> Way | None:
+        now = time.monotonic()
+        with self._ways_lock:
+            known = self._ways.get(node)
+            if known is not None and now - known[0] < _WAY_FRESH_S:
+                return known[1]
+        try:
+            route = underlay.route(node, self._peering.address)
+        except OSError as error:
+            if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL):
+                raise
+            return None
+        way = Way(route.ifindex, route.mtu, route.source, node, route.gateway or node)
+        with self._ways_lock:
+            self._ways[node] = now, way
+        return way
+
+    def differences(self, network: Network) -> list[str]:
+        with self._locks.held(network.id):
+            built, found = self._built.get(network.id), self._peering.peers(network.id)
+            if built is None or found is None:
+                return []
+            vtep = self._vtep(network)
+            problems = vxlan.problems(vtep)
+            if not problems:
+                problems += [str(each) for each in PeerTable(vtep).differences(found)]
+            if self._is_accelerated(network):
+                problems += self._fast.differences(network.segment, network.vni, found, self._ways_to(found))
+            return problems
+
+    def concerned(
+        self, networks: Sequence[Network], changes: Collection[LinkChange] | None, failed: Collection[str]
+    ) -> list[Network]:
+        """No network is on a device of the host; the ways to other nodes are."""
+        with self._ways_lock:
+            ifindexes = {way.ifindex for _, way in self._ways.values()}
+            if changes is not None and not any(change.ifindex in ifindexes for change in changes):
+                return []
+            self._ways.clear()
+        self._peering.wake()
+        return []
+
+    # -- start and looking ---------------------------------------------------------------------------------------
+
+    def start(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        """Takes up what is on this node, and deletes devices of networks that have no endpoint here."""
+        for endpoint in endpoints:
+            self._built.setdefault(endpoint.network_id, _Built()).users.add(endpoint.id)
+        here = [network for network in networks if network.id in self._built]
+        present = {link.ifname: link for link in links.dump()}
+        self._bridges.keep(
+            Beside(
+                ports=self._ports(here, endpoints, present),
+                gateways=here,
+                policies=self._policies(here, endpoints),
+                ifnames={endpoint.host_ifname for endpoint in endpoints},
+            )
+        )
+        known = {name for network in here for name in (bridge_name(network), self._vtep_name(network))}
+        devices.delete_links(
+            [name for name, link in present.items() if _is_ours(name, link) and name not in known]
+        )
+        self._fast.start({network.segment for network in here if self._is_accelerated(network)})
+        self._is_started = True
+
+    def _vtep_name(self, network: Network) -> str:
+        return f"lx-{network.id[:12]}"
+
+    def intact(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> set[str]:
+        present = {link.ifname: link for link in links.dump()}
+        whole = super().intact(networks, endpoints)
+        for network in networks:
+            if network.id not in self._built:
+                whole.add(network.id)
+            elif self._vtep_name(network) not in present:
+                whole.discard(network.id)
+        return whole
+
+    def info(self, network: Network) -> dict[str, str]:
+        if network.id not in self._built:
+            return {"linkspan.here": "no endpoint on this node"}
+        facts = {**super().info(network), "linkspan.vxlan": self._vtep_name(network)}
+        if self._is_accelerated(network) and self._fast.problem:
+            facts["linkspan.path"] = f"kernel VXLAN to other nodes: {self._fast.problem}"
+        return facts
+
+    def status(self) -> DriverStatus:
+        if self._peering.address is None:
+            return DriverStatus({"cluster": "not joined"})
+        if self._fast.problem:
+            return DriverStatus({"path": "kernel VXLAN"}, {"ebpf-overlay": self._fast.problem})
+        return DriverStatus(
+            {"path": "eBPF", "attachment of uplinks": self._fast.attachment}, dict(self._fast.fallbacks)
+        )
+
+
+def _is_ours(name: str, link: links.LinkInfo) -> bool:
+    """Whether the device is one that only this driver makes."""
+    if _OUR_DEVICE.fullmatch(name) is None:
+        return False
+    return link.kind in ("bridge", "vxlan") and link.mac[:2] in (BRIDGE_MACS[0], vxlan.MAC_PREFIX)

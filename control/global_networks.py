@@ -1,0 +1,355 @@
+"""Networks of the whole cluster: their records here follow the cluster's, which gives out addresses and is told of
+endpoints.
+
+A node knows all global networks, and has endpoints of those that its sandboxes are on. What the cluster holds is
+changed by transactions there, never here first. While it cannot be reached, what is known stays as it is: endpoints
+go on and may leave, and whatever needs the cluster is refused. Design: docs/adr/0015.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, Protocol
+
+import msgspec
+
+from control import addressing
+from control.cluster.records import RemoteEndpoint
+from control.cluster_spec import not_joined
+from control.deps import Deps
+from control.errors import Conflict, ControlError
+from control.events import Event, EventBus
+from control.lost_nodes import LostNodes
+from control.model import (
+    Address,
+    Endpoint,
+    EndpointId,
+    EndpointSpec,
+    Network,
+    NetworkId,
+    NetworkSpec,
+    NetworkState,
+    Sandbox,
+    utcnow,
+)
+from control.plan import Step
+from control.records import Records
+from datapath.vxlan import Peer
+
+LOG = logging.getLogger(__name__)
+
+GLOBAL: Final = "global"
+
+
+class Session(Protocol):
+    """The way to the cluster of a node that is in one. Methods raise ControlError; those that change something block,
+    for some seconds where etcd does not answer."""
+
+    node: str
+
+    def create(self, network: Network, spec: NetworkSpec) -> Network:
+        """The network as all nodes have it from now on, with its VNI and pools."""
+
+    def remove(self, network: Network) -> None:
+        """Raises Forbidden, naming the nodes that have endpoints on it; harmless for one that is gone."""
+
+    def take(
+        self, network: Network, endpoint_id: EndpointId, spec: EndpointSpec, avoid: Collection[Address]
+    ) -> tuple[IPv4Address | None, IPv6Address | None]:
+        """Addresses that nobody else on the network has, those of `spec` or others than in `avoid`."""
+
+    def publish(self, network_id: NetworkId, endpoint_id: EndpointId, endpoint: RemoteEndpoint) -> None:
+        """Makes the endpoint known to all nodes."""
+
+    def withdraw(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
+        """Takes the endpoint and its addresses back; harmless for one that is gone."""
+
+    def networks(self) -> Mapping[NetworkId, Network] | None:
+        """All global networks, without `segment`; None as long as they were not read."""
+
+    def endpoints(self, network_id: NetworkId) -> Mapping[str, RemoteEndpoint]:
+        """The network's endpoints on all nodes."""
+
+    def nodes(self) -> Mapping[str, Address]:
+        """Where the nodes are that have a lease."""
+
+
+class GlobalNetworks:
+    """Thread-safe. `names_changed` is called with a network whose endpoints on other nodes may have changed."""
+
+    def __init__(self, deps: Deps, records: Records, bus: EventBus, answers: Callable[[Address], bool]) -> None:
+        self.names_changed: Callable[[Network], None] = lambda _: None
+        self._deps = deps
+        self._records = records
+        self._bus = bus
+        self._session: Session | None = None
+        self._following = threading.Lock()
+        self._taken: set[str] = set()
+        self._known: dict[NetworkId, dict[str, RemoteEndpoint]] = {}
+        self._addresses: dict[str, Address] = {}
+        self._refused: dict[NetworkId, str] = {}
+        self.lost = LostNodes(answers, lambda networks: self.follow(networks))
+
+    # -- a session -----------------------------------------------------------------------------------------------
+
+    def enter(self, session: Session) -> None:
+        """Follows a cluster from now on; `follow` is called when something is there to follow."""
+        self._session = session
+
+    def exit(self) -> None:
+        """Follows no cluster any more; what is known stays."""
+        self._session = None
+
+    def forget_all(self) -> None:
+        """Drops the records of all global networks, which have no endpoints here. Raises StoreError."""
+        for network in self._global():
+            self._drop(network)
+        self._known.clear()
+
+    def _need(self, network_name: str) -> Session:
+        if self._session is None:
+            raise not_joined(network_name)
+        return self._session
+
+    def _global(self) -> list[Network]:
+        return [network for network in self._records.networks() if network.is_global]
+
+    # -- networks ------------------------------------------------------------------------------------------------
+
+    def create(self, spec: NetworkSpec, network_id: NetworkId) -> Network:
+        """Makes a network for the whole cluster; raises Forbidden where there is none, Conflict, Exhausted."""
+        session = self._need(spec.name)
+        spec = self._deps.driver(spec.driver).settle_spec(spec)
+        made = session.create(
+            Network(
+                id=network_id,
+                name=spec.name,
+                driver=spec.driver,
+                state=NetworkState.ACTIVE,
+                created=utcnow(),
+                segment=0,
+                scope=GLOBAL,
+                internal=spec.internal,
+                attachable=spec.attachable,
+                enable_ipv4=spec.enable_ipv4,
+                enable_ipv6=spec.enable_ipv6,
+                ipam_driver=spec.ipam_driver,
+                ipam_options=spec.ipam_options,
+                options=spec.options,
+                labels=spec.labels,
+                config_from=spec.config_from,
+            ),
+            spec,
+        )
+        with self._following:
+            return self._records.network_by_id(made.id) or self._add(made)
+
+    def remove(self, network: Network) -> None:
+        """Removes a network that no node has an endpoint on; raises Forbidden otherwise."""
+        self._need(network.name).remove(network)
+        with self._following:
+            if self._records.network_by_id(network.id) is not None:
+                self._drop(network)
+
+    def _add(self, network: Network) -> Network:
+        """Raises Conflict when a network of this host has the name."""
+        with self._records.lock:
+            if self._records.has_network_named(network.name):
+                raise Conflict(
+                    f"global network {network.name} cannot be had here, where a network of this host has its name: "
+                    "remove that one"
+                )
+            segment = self._records.segments.take()
+            network = msgspec.structs.replace(network, segment=segment)
+            try:
+                self._records.commit(put=[network])
+            except ControlError:
+                self._records.segments.give_back(segment)
+                raise
+        self._emit("create", network)
+        return network
+
+    def _drop(self, network: Network) -> None:
+        self._records.commit(drop=[network])
+        self._refused.pop(network.id, None)
+        self._emit("destroy", network)
+
+    def _emit(self, action: str, network: Network) -> None:
+        self._bus.emit(Event("network", action, network.id, {"name": network.name, "type": network.driver}))
+
+    def problems(self) -> dict[str, str]:
+        """What of the cluster this node cannot have, and why, by network in messages' words."""
+        return {f"network {id_[:12]}": why for id_, why in self._refused.items()}
+
+    # -- endpoints -----------------------------------------------------------------------------------------------
+
+    def take(self, network: Network, endpoint_id: EndpointId, spec: EndpointSpec) -> EndpointSpec:
+        """`spec` with addresses that are the endpoint's alone in the cluster until it leaves.
+
+        Raises InvalidArgument, Conflict (an address or MAC that is taken), Exhausted.
+        """
+        session = self._need(network.name)
+        addressing.given_addresses(network, spec)  # those that were asked for can be
+        others = self._elsewhere(session, network.id)
+        if spec.mac is not None:
+            mac = addressing.check_mac(spec.mac, network, ())
+            holder = next((each.node for each in others.values() if each.mac == mac), None)
+            if holder is not None:
+                raise Conflict(f"MAC address {mac} is in use on network {network.name} by node {holder}")
+        avoid = {address for each in others.values() for address in each.addresses}
+        ipv4, ipv6 = session.take(network, endpoint_id, spec, avoid)
+        self._taken.add(endpoint_id)
+        return msgspec.structs.replace(spec, ipv4=ipv4, ipv6=ipv6)
+
+    def published(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Step:
+        """The step that makes an endpoint known to all nodes, and withdraws it."""
+        return Step(
+            f"tell the cluster of {endpoint.id[:12]}",
+            lambda: self._need(network.name).publish(network.id, endpoint.id, self.told(endpoint, sandbox)),
+            lambda: self._withdraw(network, endpoint.id),
+        )
+
+    def told(self, endpoint: Endpoint, sandbox: Sandbox) -> RemoteEndpoint:
+        """What other nodes get to know of an endpoint of this node, which is in a cluster."""
+        return RemoteEndpoint(
+            node=self._need("").node,
+            mac=endpoint.mac,
+            ipv4=endpoint.ipv4.ip if endpoint.ipv4 else None,
+            ipv6=endpoint.ipv6.ip if endpoint.ipv6 else None,
+            names=(sandbox.name, *endpoint.aliases),
+        )
+
+    def own(self) -> dict[NetworkId, dict[str, RemoteEndpoint]]:
+        """What other nodes are to know of all endpoints of this one that are joined or joining."""
+        found: dict[NetworkId, dict[str, RemoteEndpoint]] = {}
+        with self._records.lock:
+            for network in self._global():
+                for endpoint in self._records.on_network(network.id):
+                    sandbox = self._records.sandbox(endpoint.sandbox_id)
+                    found.setdefault(network.id, {})[endpoint.id] = self.told(endpoint, sandbox)
+        return found
+
+    def give_back(self, network: Network, endpoint_id: EndpointId) -> None:
+        """Takes back what the cluster knows of an endpoint that could not join; harmless otherwise."""
+        if endpoint_id in self._taken:
+            self._withdraw(network, endpoint_id)
+
+    def _withdraw(self, network: Network, endpoint_id: EndpointId) -> None:
+        """Never raises: what the cluster does not hear of now it is told when the node next restores its records."""
+        self._taken.discard(endpoint_id)
+        if self._session is None:
+            return
+        try:
+            self._session.withdraw(network.id, endpoint_id)
+        except ControlError as error:
+            LOG.warning("net=%s: the cluster still has endpoint %s: %s", network.name, endpoint_id[:12], error)
+
+    # -- following -----------------------------------------------------------------------------------------------
+
+    def follow(self, changed: Collection[NetworkId] | None) -> None:
+        """Brings records and drivers in line with the cluster for the networks in `changed`, None for all.
+
+        What resists stops nothing else. Does nothing as long as the cluster was not read.
+        """
+        with self._following:
+            session = self._session
+            if session is None or (networks := session.networks()) is None:
+                return
+            self._follow_nodes(session)
+            here = {network.id: network for network in self._global()}
+            concerned = {*networks, *here} if changed is None else changed
+            for id_ in concerned:
+                try:
+                    self._follow_one(session, networks.get(id_), here.get(id_))
+                except (ControlError, OSError) as error:
+                    LOG.error("net=%s: this node does not follow the cluster: %s", id_[:12], error)
+                    self._refused[id_] = str(error)
+
+    def _follow_nodes(self, session: Session) -> None:
+        nodes = session.nodes()
+        for name in nodes:
+            self.lost.returned(name)
+        self._addresses.update(nodes)
+
+    def _follow_one(self, session: Session, wanted: Network | None, here: Network | None) -> None:
+        if wanted is None:
+            self._gone(here)
+            return
+        if here is None:
+            here = self._add(wanted)
+        self._keep_lost(session, here)
+        self._deps.driver_of(here).peers_changed(here)
+        self.names_changed(here)
+        self._refused.pop(here.id, None)
+
+    def _gone(self, here: Network | None) -> None:
+        if here is None:
+            return
+        if self._records.on_network(here.id):
+            raise Conflict(
+                f"network {here.name} was removed while this node was away, and has endpoints here: disconnect them"
+            )
+        self._known.pop(here.id, None)
+        self._drop(here)
+
+    def _keep_lost(self, session: Session, network: Network) -> None:
+        """Those that have vanished together with their node's lease are kept as long as the node answers."""
+        if not self._records.on_network(network.id):
+            self._known.pop(network.id, None)
+            return
+        now, nodes = dict(session.endpoints(network.id)), session.nodes()
+        vanished: dict[str, dict[str, RemoteEndpoint]] = {}
+        for id_, endpoint in self._known.get(network.id, {}).items():
+            if id_ not in now and endpoint.node not in nodes and endpoint.node in self._addresses:
+                vanished.setdefault(endpoint.node, {})[id_] = endpoint
+        for node, endpoints in vanished.items():
+            self.lost.keep(node, self._addresses[node], network.id, endpoints)
+        self._known[network.id] = now
+
+    def _elsewhere(self, session: Session, network_id: NetworkId) -> dict[str, RemoteEndpoint]:
+        """The network's endpoints on other nodes, lost ones included."""
+        known = session.endpoints(network_id)
+        every = {**known, **self.lost.endpoints(network_id, known)}
+        return {id_: each for id_, each in every.items() if each.node != session.node}
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def peers(self, network_id: NetworkId) -> list[Peer] | None:
+        """The network's endpoints on other nodes as the datapath knows them; None as long as nobody can tell."""
+        session = self._session
+        if session is None or session.networks() is None:
+            return None
+        nodes = {**session.nodes(), **self.lost.nodes()}
+        return [
+            Peer(mac=bytes.fromhex(each.mac.replace(":", "")), addresses=each.addresses, node=nodes[each.node])
+            for each in self._elsewhere(session, network_id).values()
+            if each.node in nodes
+        ]
+
+    def names(self, network: Network) -> dict[Address, Sequence[str]]:
+        """Who is called what on other nodes."""
+        session = self._session
+        if session is None or not self._records.on_network(network.id):
+            return {}
+        others = self._elsewhere(session, network.id).values()
+        return {address: each.names for each in others for address in each.addresses}
+
+    def nodes_on(self, network_id: NetworkId) -> set[str]:
+        """The nodes with endpoints on the network."""
+        session = self._session
+        return set() if session is None else {each.node for each in session.endpoints(network_id).values()}
+
+    def usage(self, network: Network) -> dict[str, tuple[int, int]]:
+        """Addresses in use in the whole cluster, and still to be had, by subnet."""
+        session = self._session
+        endpoints = () if session is None else session.endpoints(network.id).values()
+        found = {}
+        for pool in network.pools:
+            reserved = {*pool.aux_addresses.values(), *((pool.gateway,) if pool.gateway else ())}
+            used = len(reserved) + sum(address in pool.subnet for each in endpoints for address in each.addresses)
+            size = pool.subnet.num_addresses - (2 if pool.subnet.version == 4 and pool.subnet.prefixlen < 31 else 0)
+            found[str(pool.subnet)] = used, max(size - used, 0)
+        return found
