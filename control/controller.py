@@ -18,9 +18,11 @@ from control.drivers.base import EndpointCounters, ParentState
 from control.endpoints import Endpoints
 from control.errors import Conflict, DatapathFailed, Forbidden, InvalidArgument
 from control.events import Event, EventBus, Listener
+from control.global_networks import GlobalNetworks
 from control.lease_keeper import LeaseKeeper
 from control.leases import Clock, Leases
 from control.locks import KeyedLocks
+from control.membership import Membership
 from control.mending import Mender
 from control.model import (
     Endpoint,
@@ -46,6 +48,7 @@ from control.sandboxes import (
     kill_processes,
     process_start,
 )
+from datapath import ping
 from datapath.link_monitor import LinkChange
 
 LOG = logging.getLogger(__name__)
@@ -59,8 +62,10 @@ class NetworkController:
         self._records = Records(deps.store)
         self._bus = EventBus()
         self._leases = Leases(deps, self._records, clock)
-        self._endpoints = Endpoints(deps, self._records, self._leases, self._bus)
-        self._networks = Networks(deps, self._records, self._leases, self._bus)
+        self._global = GlobalNetworks(deps, self._records, self._bus, ping.answers)
+        self._endpoints = Endpoints(deps, self._records, self._leases, self._global, self._bus)
+        self._networks = Networks(deps, self._records, self._leases, self._global, self._bus)
+        self.cluster = Membership(deps, self._records, self._global)
         self.remote = RemoteNetworks(deps, self._records, self._bus, self._networks, self._endpoints)
         self.remote_ipam = RemoteIpam(deps, self._records)
         self._reconciler = Reconciler(
@@ -94,6 +99,7 @@ class NetworkController:
         begin = time.monotonic()
         self._records.load()
         self._leases.load()
+        self.cluster.load()
         self._deps.ipam.load(self._deps.store)
         self.remote_ipam.start()
         self._deps.files.start(sandbox.id for sandbox in self._records.sandboxes())
@@ -101,11 +107,13 @@ class NetworkController:
         self._networks.create_predefined()
         self._endpoints.start()
         self._keeper.start()
+        self.cluster.start()
         LOG.info("started in %.3f s: %s", time.monotonic() - begin, self.counts())
 
     def stop(self) -> None:
         """Stops working; networks and sandboxes go on. Idempotent."""
         self._keeper.stop()
+        self.cluster.stop()
         self._endpoints.stop()
         self.remote.stop()
         self._deps.ports.close()
@@ -151,6 +159,8 @@ class NetworkController:
 
     def pool_usage(self, network: Network) -> dict[str, tuple[int, int]]:
         """Addresses in use, and still to be had, by subnet."""
+        if network.is_global:
+            return self._global.usage(network)
         return {str(pool.subnet): self._deps.ipam.usage(pool.pool_id) for pool in network.pools if pool.pool_id}
 
     def lease_states(self) -> list[tuple[Network, str]]:
@@ -190,7 +200,7 @@ class NetworkController:
         """Facts and fallbacks of every driver, what could not be repaired, the devices of the host that networks are
         on, and how much there is of all."""
         drivers = {name: driver.status() for name, driver in self._deps.drivers.items()}
-        failures = dict(self._reconciler.failures)
+        failures = {**self._reconciler.failures, **self._global.problems()}
         known = self._names() if failures else ()
         return {
             "drivers": {name: dict(status.facts) for name, status in drivers.items()},

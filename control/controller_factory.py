@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from control.config import Config
+from control.config import Config, cluster_of
 from control.controller import NetworkController
 from control.deps import Deps
-from control.drivers import bridge, host, macvlan, none
+from control.drivers import bridge, host, macvlan, none, overlay
 from control.drivers.base import Driver
+from control.drivers.peering import Peering
 from control.ipam.defaults import DefaultPool
 from control.ipam.pools import PoolIpam
 from control.plan import IDLE, Observer
@@ -17,19 +18,20 @@ from control.sandboxes import SandboxFiles
 from control.store.sqlite import SqliteStore
 from datapath import devices
 from datapath.accel import Accelerator
+from datapath.fast_peers import FastPeers
 from datapath.host_ports import HostPorts
 from datapath.uplink import Uplinks
 
 
-def make_drivers(config: Config) -> Mapping[str, Driver]:
-    """The registry: one line a driver."""
+def make_drivers(config: Config, peering: Peering) -> Mapping[str, Driver]:
+    """The registry: one line a driver, in the order in which they start."""
     accelerator = Accelerator(config.bpffs_dir, config.run_dir, config.datapath.attach)
+    defaults = {"default_accel": config.datapath.accel, "default_masquerade": config.datapath.masquerade}
+    bridges = bridge.BridgeDriver(accelerator, **defaults)
+    fast_peers = FastPeers(accelerator.programs, config.datapath.attach)
     drivers = (
-        bridge.BridgeDriver(
-            accelerator,
-            default_accel=config.datapath.accel,
-            default_masquerade=config.datapath.masquerade,
-        ),
+        overlay.OverlayDriver(accelerator, bridges, peering, fast_peers, **defaults),
+        bridges,
         macvlan.MacvlanDriver(
             SandboxFiles(config.run_dir).netns_path,
             Uplinks(accelerator.programs, config.datapath.attach),
@@ -43,14 +45,17 @@ def make_drivers(config: Config) -> Mapping[str, Driver]:
 
 def make_deps(config: Config) -> Deps:
     """Opens the store and builds the rest; raises StoreError. The kernel is not touched."""
+    peering = Peering()
     return Deps(
         store=SqliteStore(config.state_dir / "linkspan.db"),
         ipam=PoolIpam([DefaultPool(pool.network, pool.size) for pool in config.ipam.default_pools]),
-        drivers=make_drivers(config),
+        drivers=make_drivers(config, peering),
         files=SandboxFiles(config.run_dir),
         ports=HostPorts(),
         routed_networks=devices.routed_networks,
         predefined_options={"bridge": {bridge.NAME: bridge.DEFAULT_BRIDGE}},
+        peering=peering,
+        cluster=cluster_of(config),
     )
 
 

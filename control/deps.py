@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from control.cluster_spec import ClusterSpec
 from control.drivers.base import Driver
+from control.drivers.peering import Peering
 from control.errors import ControlError, DatapathFailed, NotFound
 from control.ipam.base import Ipam
 from control.model import Network, Subnet
@@ -24,7 +26,8 @@ class Deps:
     """What a controller works with.
 
     `dhcp` asks the servers of existing networks; `routed_networks` tells where the host has routes to; `observe` sees
-    every step before it is taken.
+    every step before it is taken. `peering` is what the drivers know of the cluster, `cluster` the one that the
+    configuration names.
     """
 
     store: Store
@@ -36,6 +39,8 @@ class Deps:
     routed_networks: Callable[[], Sequence[Subnet]] = tuple
     observe: Observer = IDLE
     predefined_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    peering: Peering = field(default_factory=Peering)
+    cluster: ClusterSpec | None = None
 
     def driver(self, name: str) -> Driver:
         """Raises NotFound in Docker's words, naming the drivers that there are."""

@@ -13,7 +13,7 @@ import msgspec
 from control import addressing
 from control.deps import Deps
 from control.drivers.base import Driver
-from control.errors import Conflict, ControlError, Forbidden, InvalidArgument, NotFound
+from control.errors import Conflict, ControlError, Forbidden, InvalidArgument, NotFound, NotImplementedByDriver
 from control.events import Event, EventBus
 from control.global_networks import GLOBAL, GlobalNetworks
 from control.leases import Leases, has_leases
@@ -123,6 +123,11 @@ class Networks:
     def adopt(self, spec: NetworkSpec, network_id: NetworkId, owner: str) -> Network:
         """Makes a network whose id and addresses are its owner's to give. Raises as `create` does."""
         check_name("network", spec.name)
+        if self._deps.driver(spec.driver).capabilities.scope == GLOBAL:
+            raise NotImplementedByDriver(
+                f"networks of driver {spec.driver} are the cluster's, and no container engine can own one: make it with "
+                "`linkspan network create`, and run what is to be on it with `linkspan run`"
+            )
         return self._make(spec, network_id, take_pools=lambda: (_untaken(spec.pools), ()), owner=owner)
 
     def _make(
