@@ -188,10 +188,10 @@ def _url(text: str) -> str:
     scheme = found["scheme"].lower()
     if scheme not in ("http", "https"):
         raise InvalidOption("etcd", f'"{shown}" has the scheme {scheme[:_SHOWN_CHARS]}: etcd speaks http and https')
-    if found["rest"] not in ("", "/"):
-        raise InvalidOption("etcd", f'"{shown}" goes on after the host: leave out "{found["rest"][:_SHOWN_CHARS]}"')
     if "@" in found["authority"]:
         raise InvalidOption("etcd", "a URL holds a user: leave that out, nodes show etcd a certificate")
+    if found["rest"] not in ("", "/"):
+        raise InvalidOption("etcd", f'"{shown}" goes on after the host: leave out "{found["rest"][:_SHOWN_CHARS]}"')
     return f"{scheme}://{_host_and_port(found['authority'], shown)}"
 
 
@@ -202,7 +202,7 @@ def _host_and_port(authority: str, shown: str) -> str:
         raise InvalidOption("etcd", f'"{shown}" names no host: write a name, an IPv4 address, or an IPv6 one in []')
     port = str(ETCD_PORT) if parts["port"] is None else parts["port"]
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
-        raise InvalidOption("etcd", f'"{shown}" has no port in 1..65535: write as {ETCD_PORT} which etcd listens on')
+        raise InvalidOption("etcd", f'"{shown}" has a port that is not in 1..65535: that of etcd is {ETCD_PORT}')
     return f"[{host}]:{int(port)}" if parts["ip"] is not None else f"{host}:{int(port)}"
 
 
