@@ -114,7 +114,7 @@ def ls(
     Flag("json", Bool(), "Print in JSON format, as the daemon has it"),
 )
 def info(client: Client, args: list[str], format: str, json: bool | None) -> None:
-    """Display which cluster this host is in, and whether it is up to date"""
+    """Display the cluster that this host is in, and how it follows it"""
     with Progress("asking for the cluster"):
         found = client.get("/linkspan/cluster")
     if json:
