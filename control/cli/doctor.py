@@ -54,11 +54,12 @@ def doctor(client: Client, args: list[str], cluster: bool | None, json: bool | N
 
 def _examine_cluster(client: Client, *, is_json: bool, mends: bool) -> int:
     """Prints what differs between node and store; the exit status says whether anything is left."""
-    mended: list[dict[str, str]] = []
+    differed: list[dict[str, str]] = []
     with Progress("comparing this node with the cluster"):
         if mends:
-            mended = client.post("/linkspan/cluster/mend") or []
+            differed = client.post("/linkspan/cluster/mend") or []
         left = client.get("/linkspan/cluster/check") or []
+    mended = [found for found in differed if found not in left]
     if is_json:
         click.echo(json.dumps({"mended": mended, "differences": left}, indent=4, ensure_ascii=False))
     else:
@@ -69,9 +70,7 @@ def _examine_cluster(client: Client, *, is_json: bool, mends: bool) -> int:
 def _cluster_text(mended: list[dict[str, str]], left: list[dict[str, str]]) -> str:
     from control.cli.tabwriter import aligned
 
-    text = ""
-    if gone := [found for found in mended if found not in left]:
-        text = "".join(f"Mended on network {found['Network']}: {found['What']}\n" for found in gone)
+    text = "".join(f"Mended on network {found['Network']}: {found['What']}\n" for found in mended)
     if not left:
         return f"{text}This node holds what the cluster's store has.\n"
     lines = ["NODE\tNETWORK\tDIFFERENCE\tMENDED BY"]

@@ -268,11 +268,11 @@ def test_doctor_mends_and_shows_what_is_left(linkspan, daemon: FakeDaemon) -> No
         "NODE      NETWORK   DIFFERENCE   MENDED BY",
         "a         blue      two          replace it",
     ]
+    document = json.loads(linkspan("doctor", "--cluster", "--mend", "--json")[1])
+    assert document == {"mended": [gone], "differences": [left]}
     daemon.on("GET", "/linkspan/cluster/check", [])
     status, text, _ = linkspan("doctor", "--cluster", "--mend")
     assert (status, text.splitlines()[-1]) == (0, "This node holds what the cluster's store has.")
-    document = json.loads(linkspan("doctor", "--cluster", "--mend", "--json")[1])
-    assert document == {"mended": [gone, left], "differences": []}
 
 
 def test_mending_is_for_the_cluster(linkspan, daemon: FakeDaemon) -> None:

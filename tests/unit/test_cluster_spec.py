@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from control.cluster_spec import ClusterSpec, InvalidOption, not_joined, parse_spec, require_certificates
 from control.errors import InvalidArgument
+from control.model import from_json, to_json
 
 NOBODY = 65534
 
@@ -53,6 +54,11 @@ def test_all_fields_are_taken_over() -> None:
         key="/etc/node.key",
     )
     assert (parsed().cluster, parsed().advertise) == ("default", IPv4Address("10.0.0.1"))
+
+
+def test_it_is_stored_and_read_back() -> None:
+    spec = parsed(advertise="fd00::1")
+    assert from_json(ClusterSpec, to_json(spec)) == spec
 
 
 @pytest.mark.parametrize(
