@@ -15,6 +15,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
+from control.cluster_spec import DEFAULT_CLUSTER, ClusterSpec, InvalidOption, parse_spec
+
 DEFAULT_PATH = Path("/etc/linkspan/linkspan.toml")
 UNIX_PATH_MAX_BYTES = 107
 """The longest path of a unix socket, without the final NUL; see unix(7)."""
@@ -88,6 +90,19 @@ class IpamSection(_Section, frozen=True, kw_only=True):
     default_pools: tuple[DefaultPool, ...] = ()
 
 
+class ClusterSection(_Section, frozen=True, kw_only=True):
+    """What `linkspan cluster join` is given by its flags; without any key the host joins by that command or not at
+    all."""
+
+    etcd: tuple[str, ...] = ()
+    name: str = ""
+    advertise: str = ""
+    cluster: str = DEFAULT_CLUSTER
+    cacert: str = ""
+    cert: str = ""
+    key: str = ""
+
+
 class Config(_Section, frozen=True, kw_only=True):
     """All settings of one linkspand."""
 
@@ -96,6 +111,7 @@ class Config(_Section, frozen=True, kw_only=True):
     metrics: MetricsSection = MetricsSection()
     datapath: DatapathSection = DatapathSection()
     ipam: IpamSection = IpamSection()
+    cluster: ClusterSection = ClusterSection()
 
     @property
     def state_dir(self) -> Path:
@@ -190,6 +206,19 @@ def _check(config: Config, where: str) -> None:
     listen_address(config.metrics.listen, where)
     for pool in config.ipam.default_pools:
         _check_pool(pool, where)
+    try:
+        cluster_of(config)
+    except InvalidOption as error:
+        raise ConfigError(f"{where}: cluster.{error.option}: {error.problem}") from error
+
+
+def cluster_of(config: Config) -> ClusterSpec | None:
+    """What the configuration says of a cluster to be in, None when that is nothing; a `load`ed one raises nothing.
+
+    Certificates are not looked at: without them a host keeps its own networks.
+    """
+    section = config.cluster
+    return None if section == ClusterSection() else parse_spec(**msgspec.structs.asdict(section))
 
 
 def _check_pool(pool: DefaultPool, where: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from control.cluster_spec import Cluster
 from control.deps import Deps
 from control.drivers.base import EndpointCounters, ParentState
 from control.endpoints import Endpoints
@@ -56,6 +57,8 @@ LOG = logging.getLogger(__name__)
 
 class NetworkController:
     """Networks, endpoints and sandboxes of one host. Synchronous; every public method may be called from any thread."""
+
+    cluster: Cluster
 
     def __init__(self, deps: Deps, clock: Clock | None = None) -> None:
         self._deps = deps

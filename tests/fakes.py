@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import msgspec
 
+from control.cluster_spec import Cluster
 from control.controller import NetworkController
 from control.deps import Deps
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, ParentState
@@ -22,6 +23,7 @@ from control.plan import Step
 from control.sandboxes import SandboxFiles
 from control.store.base import Store
 from datapath.dhcp import DhcpClient
+from tests.fake_cluster import FakeCluster
 from tests.memory_store import MemoryStore
 
 
@@ -179,10 +181,11 @@ def fake_controller(
     ports: FakePorts | None = None,
     dhcp: DhcpClient | None = None,
     clock: Clock | None = None,
+    cluster: Cluster | None = None,
 ) -> NetworkController:
-    """Returns a controller that is not started, with fake drivers, the real IPAM and a store in memory."""
+    """Returns a controller that is not started, with fake drivers and cluster, the real IPAM and a store in memory."""
     drivers: list[FakeDriver] = [driver or FakeDriver(), FakeHost(), FakeNone()]
-    return NetworkController(
+    controller = NetworkController(
         Deps(
             store=store or MemoryStore(),
             ipam=PoolIpam(),
@@ -193,3 +196,5 @@ def fake_controller(
         ),
         clock,
     )
+    controller.cluster = cluster or FakeCluster()
+    return controller

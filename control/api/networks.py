@@ -69,7 +69,8 @@ class NetworkHandlers:
             raise NotFound(f"network {ref} not found")
         status = views.NetworkStatus(self._controller.pool_usage(network), self._controller.network_info(network))
         endpoints = self._controller.network_endpoints(network.id)
-        return views.network_inspect(network, version, endpoints, self._sandbox_names(), status)
+        peers = self._controller.cluster.peers(network.id) if network.scope == "global" else ()
+        return views.network_inspect(network, version, endpoints, self._sandbox_names(), status, peers)
 
     async def create(self, request: web.Request, version: Version) -> web.Response:
         spec = network_spec(await read_json(request, NetworkCreate, self._context.limits), version)

@@ -28,6 +28,7 @@ from control.api.versions import (
     SCOPE_SINCE,
     Version,
 )
+from control.cluster_spec import DEFAULT_CLUSTER, ClusterSpec, parse_spec
 from control.errors import Forbidden, InvalidArgument, NotFound
 from control.model import Address, EndpointSpec, NetworkSpec, PoolSpec, SandboxSpec, Subnet
 
@@ -133,6 +134,18 @@ class SandboxStarted(_Body, frozen=True, kw_only=True):
     pid: Annotated[int, msgspec.Meta(ge=1, le=PID_MAX)]
 
 
+class ClusterJoin(_Body, frozen=True, kw_only=True):
+    """The body of POST /linkspan/cluster/join; paths are the daemon's host's."""
+
+    etcd: list[str] | None = None
+    name: str | None = None
+    advertise: str | None = None
+    cluster: str | None = None
+    ca_cert: str | None = msgspec.field(name="CACert", default=None)
+    cert: str | None = None
+    key: str | None = None
+
+
 def decode(body: bytes, type_: type[T]) -> T:
     """Returns the body as a `type_`; raises InvalidArgument that says what is wrong with the JSON and where."""
     if not body.strip():
@@ -186,10 +199,9 @@ def network_spec(body: NetworkCreate, version: Version = NEWEST) -> NetworkSpec:
         _check_configuration(body, config_from)
     elif config_from:
         _check_configured(body)
-    if body.scope == "swarm":
-        raise Forbidden("cannot create a swarm scoped network when swarm is not active: networks of linkspan are local")
-    if body.scope not in (None, "", "local"):
-        raise InvalidArgument(f'network {name}: there is no scope "{body.scope}": networks of linkspan are local')
+    _check_scope(name, body.scope or "", body.driver or "bridge")
+    if body.ingress and body.driver == "overlay":
+        raise Forbidden("every cluster has its one ingress network already: leave out --ingress")
     if body.ingress:
         raise Forbidden("Ingress network can only be global scope network: linkspan has no Swarm routing mesh")
     ipam = body.ipam or IPAM()
@@ -216,6 +228,19 @@ def network_spec(body: NetworkCreate, version: Version = NEWEST) -> NetworkSpec:
         config_only=bool(body.config_only),
         config_from=config_from,
     )
+
+
+def _check_scope(name: str, scope: str, driver: str) -> None:
+    """Raises Forbidden for a Swarm's scope, InvalidArgument for one that networks of the driver do not have."""
+    if scope == "swarm":
+        raise Forbidden(
+            "cannot create a swarm scoped network when swarm is not active: overlay networks of linkspan are global"
+        )
+    if scope not in ("", "local", "global"):
+        raise InvalidArgument(f'network {name}: there is no scope "{scope}": networks are local or global')
+    if scope and (scope == "global") != (driver == "overlay"):
+        has = "global" if driver == "overlay" else "local"
+        raise InvalidArgument(f"network {name}: networks of the driver {driver} are {has}: leave out the scope {scope}")
 
 
 def _check_configuration(body: NetworkCreate, config_from: str) -> None:
@@ -291,6 +316,19 @@ def sandbox_spec(body: SandboxCreate) -> SandboxSpec:
         networks=tuple(joins),
         command=tuple(body.command or ()),
         labels=body.labels or {},
+    )
+
+
+def cluster_spec(body: ClusterJoin) -> ClusterSpec:
+    """Returns what the body asks for; raises InvalidOption."""
+    return parse_spec(
+        etcd=body.etcd or (),
+        name=body.name or "",
+        advertise=body.advertise or "",
+        cluster=body.cluster or DEFAULT_CLUSTER,
+        cacert=body.ca_cert or "",
+        cert=body.cert or "",
+        key=body.key or "",
     )
 
 

@@ -23,6 +23,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from control.api.cluster import ClusterHandlers
 from control.api.handlers import Context, Route, error_response
 from control.api.networks import NetworkHandlers
 from control.api.sandboxes import SandboxHandlers
@@ -62,6 +63,7 @@ def build_app(context: Context) -> web.Application:
         *SystemHandlers(context).routes(),
         *NetworkHandlers(context).routes(),
         *SandboxHandlers(context).routes(),
+        *ClusterHandlers(context).routes(),
         Route("*", "/{elsewhere:(?s:.*)}", _elsewhere),  # last: the first that fits is taken
     ]
     for prefix in ("/v{version:[0-9.]+}", ""):

@@ -24,6 +24,7 @@ from control.api.versions import (
     STATUS_SINCE,
     Version,
 )
+from control.cluster_spec import INGRESS, ClusterInfo, Difference, NodeInfo
 from control.model import Endpoint, EndpointState, Network, PoolConfig, Sandbox
 from control.sandboxes import SandboxPaths
 
@@ -57,11 +58,18 @@ def network_summary(
 
 
 def network_inspect(
-    network: Network, version: Version, endpoints: Iterable[Endpoint], names: Mapping[str, str], status: NetworkStatus
+    network: Network,
+    version: Version,
+    endpoints: Iterable[Endpoint],
+    names: Mapping[str, str],
+    status: NetworkStatus,
+    peers: Iterable[NodeInfo] = (),
 ) -> dict[str, Any]:
-    """GET /networks/{id}. `Status` has one section more than Docker's, Linkspan's own."""
+    """GET /networks/{id}; `endpoints` are this host's. `Status` has one section more than Docker's, Linkspan's own."""
     view = _network(network, version)
     view["Containers"] = _containers(endpoints, names)
+    if shown := [{"Name": node.name, "IP": str(node.address)} for node in peers]:
+        view["Peers"] = shown
     if version >= STATUS_SINCE:
         view["Status"] = {
             "IPAM": {
@@ -104,6 +112,35 @@ def sandbox(
     }
 
 
+def cluster(info: ClusterInfo) -> dict[str, Any]:
+    return {
+        "Joined": info.is_joined,
+        "Cluster": info.cluster,
+        "Node": info.node,
+        "Advertise": str(info.advertise or ""),
+        "Etcd": list(info.etcd),
+        "State": info.state,
+        "Revision": info.revision,
+        "Since": timestamp(info.since) if info.since else None,
+    }
+
+
+def node(info: NodeInfo) -> dict[str, Any]:
+    return {
+        "Name": info.name,
+        "ID": info.id,
+        "Address": str(info.address),
+        "State": info.state,
+        "Since": timestamp(info.since),
+        "Self": info.is_self,
+        "Networks": info.networks,
+    }
+
+
+def difference(found: Difference) -> dict[str, str]:
+    return {"Node": found.node, "Network": found.network, "What": found.what, "Mend": found.mend}
+
+
 def timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC without trailing zeros in the fraction, as Go writes it."""
     text = moment.astimezone(UTC).replace(tzinfo=None).isoformat()
@@ -126,7 +163,7 @@ def _network(network: Network, version: Version) -> dict[str, Any]:
         },
         "Internal": network.internal,
         "Attachable": network.attachable,
-        "Ingress": False,
+        "Ingress": network.predefined and network.name == INGRESS,
         "ConfigFrom": {"Network": network.config_from},
         "ConfigOnly": network.config_only,
         "Options": network.options,

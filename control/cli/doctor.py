@@ -1,4 +1,5 @@
-"""`linkspan doctor`: what this kernel can do, asked here and now, and what linkspand says of itself."""
+"""`linkspan doctor`: what this kernel can do, asked here and now, and what linkspand says of itself; with `--cluster`
+whether this node holds what the cluster's store has."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from control.cli.client import Client
-from control.cli.command import NO_ARGUMENTS, Flag, command
+from control.cli.command import NO_ARGUMENTS, Flag, command, usage_error
 from control.cli.errors import FAILED, CliError
 from control.cli.progress import Progress
 from control.cli.values import Bool
@@ -20,9 +21,20 @@ if TYPE_CHECKING:
 REQUIRED: Final = frozenset({"veth", "bridge", "nftables"})
 
 
-@command("doctor", "[OPTIONS]", NO_ARGUMENTS, Flag("json", Bool(), "Print in JSON format"))
-def doctor(client: Client, args: list[str], json: bool | None) -> int:
+@command(
+    "doctor",
+    "[OPTIONS]",
+    NO_ARGUMENTS,
+    Flag("cluster", Bool(), "Compare this node with its cluster instead"),
+    Flag("json", Bool(), "Print in JSON format"),
+    Flag("mend", Bool(), "With --cluster, mend what differs"),
+)
+def doctor(client: Client, args: list[str], cluster: bool | None, json: bool | None, mend: bool | None) -> int:
     """Check what this host can do, and how linkspand fares"""
+    if mend and not cluster:
+        raise usage_error(click.get_current_context(), "--mend needs --cluster")
+    if cluster:
+        return _examine_cluster(client, is_json=bool(json), mends=bool(mend))
     from datapath.features import Answer, report
 
     with Progress("probing the kernel"):
@@ -38,6 +50,32 @@ def doctor(client: Client, args: list[str], json: bool | None) -> int:
     if missing and not json:
         click.echo(f"\nLinkspan cannot work here without {' and '.join(missing)}.")
     return FAILED if missing else 0
+
+
+def _examine_cluster(client: Client, *, is_json: bool, mends: bool) -> int:
+    """Prints what differs between node and store; the exit status says whether anything is left."""
+    differed: list[dict[str, str]] = []
+    with Progress("comparing this node with the cluster"):
+        if mends:
+            differed = client.post("/linkspan/cluster/mend") or []
+        left = client.get("/linkspan/cluster/check") or []
+    mended = [found for found in differed if found not in left]
+    if is_json:
+        click.echo(json.dumps({"mended": mended, "differences": left}, indent=4, ensure_ascii=False))
+    else:
+        click.echo(_cluster_text(mended, left), nl=False)
+    return FAILED if left else 0
+
+
+def _cluster_text(mended: list[dict[str, str]], left: list[dict[str, str]]) -> str:
+    from control.cli.tabwriter import aligned
+
+    text = "".join(f"Mended on network {found['Network']}: {found['What']}\n" for found in mended)
+    if not left:
+        return f"{text}This node holds what the cluster's store has.\n"
+    lines = ["NODE\tNETWORK\tDIFFERENCE\tMENDED BY"]
+    lines += ["\t".join(found[key] for key in ("Node", "Network", "What", "Mend")) for found in left]
+    return text + aligned("".join(f"{line}\n" for line in lines))
 
 
 def _document(checks: list[Check], status: dict[str, Any] | None, problem: str) -> str:

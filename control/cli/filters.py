@@ -1,13 +1,16 @@
-"""Selects sandboxes for `ps --filter`: values of one name are alternatives, names and labels must all fit."""
+"""Selects sandboxes for `ps --filter` and nodes for `cluster ls --filter`: values of one name are alternatives, names
+and labels must all fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from control.cli.errors import CliError
 
-_TESTS: Final[dict[str, Callable[[dict[str, Any], str], bool]]] = {
+Tests = dict[str, Callable[[dict[str, Any], str], bool]]
+
+SANDBOXES: Final[Tests] = {
     "id": lambda sandbox, value: sandbox["Id"].startswith(value),
     "name": lambda sandbox, value: value in sandbox["Name"],
     "status": lambda sandbox, value: sandbox["State"] == value,
@@ -16,21 +19,34 @@ _TESTS: Final[dict[str, Callable[[dict[str, Any], str], bool]]] = {
     ),
     "label": lambda sandbox, value: _has_label(sandbox["Labels"] or {}, value),
 }
+NODES: Final[Tests] = {
+    "address": lambda node, value: node["Address"] == value,
+    "id": lambda node, value: str(node["ID"]) == value,
+    "name": lambda node, value: value in node["Name"],
+    "state": lambda node, value: node["State"] == value,
+}
 
 
-def matching(sandboxes: Sequence[dict[str, Any]], filters: dict[str, dict[str, bool]]) -> list[dict[str, Any]]:
-    """Returns those that all filters let through; raises CliError for a filter that there is not."""
+def matching(
+    records: Sequence[dict[str, Any]], filters: dict[str, dict[str, bool]], tests: Tests, what: str
+) -> list[dict[str, Any]]:
+    """Returns those that all filters let through; raises CliError for a filter that `tests` has not, as one of
+    `what`."""
     for name in filters:
-        if name not in _TESTS:
-            raise CliError(f"invalid filter '{name}': sandboxes are filtered by {', '.join(sorted(_TESTS))}")
+        if name not in tests:
+            raise CliError(f"invalid filter '{name}': {what} are filtered by {', '.join(sorted(tests))}")
     return [
-        sandbox for sandbox in sandboxes if all(_fits(sandbox, name, list(values)) for name, values in filters.items())
+        record
+        for record in records
+        if all(_fits(record, tests[name], name, values) for name, values in filters.items())
     ]
 
 
-def _fits(sandbox: dict[str, Any], name: str, values: Sequence[str]) -> bool:
+def _fits(
+    record: dict[str, Any], test: Callable[[dict[str, Any], str], bool], name: str, values: Iterable[str]
+) -> bool:
     combine = all if name == "label" else any
-    return combine(_TESTS[name](sandbox, value) for value in values)
+    return combine(test(record, value) for value in values)
 
 
 def _has_label(labels: dict[str, str], wanted: str) -> bool:

@@ -30,13 +30,15 @@ LIST_FORMAT_HELP: Final = (
 
 @dataclass(frozen=True)
 class Listing:
-    """What a list shows: how a row is made of (record, truncate?), the headers by field, the formats by name."""
+    """What a list shows: how a row is made of (record, truncate?), the headers by field, the formats by name, and which
+    field is all there is with `--quiet`."""
 
     row: Callable[[Any, bool], Row]
     headers: dict[str, str]
     table: str
     raw: str
     raw_quiet: str
+    quiet: str = "ID"
 
 
 def write(listing: Listing, records: Iterable[Any], format: str, *, quiet: bool, trunc: bool) -> None:
@@ -49,7 +51,7 @@ def rendered(listing: Listing, records: Iterable[Any], format: str, *, quiet: bo
     if format in ("", "table"):
         # The common case needs no template engine.
         if quiet:
-            return "".join(f"{row.fields()['ID']}\n" for row in rows)
+            return "".join(f"{row.fields()[listing.quiet]}\n" for row in rows)
         columns = [part.strip("{}.") for part in listing.table.split("\t")]
         return _table(
             [[listing.headers[name] for name in columns], *([row.fields()[name] for name in columns] for row in rows)]

@@ -60,6 +60,7 @@ cli = Group(
         _VersionFlag(),
     ],
     members={
+        "cluster": "control.cli.cluster:cluster",
         "completion": "control.cli.completion:completion",
         "doctor": "control.cli.doctor:doctor",
         "exec": "control.cli.sandbox:exec_",

@@ -20,7 +20,8 @@ _INTRODUCTION: Final = """\
 
 `linkspan network` has the words, flags, columns, prompts, formats and exit statuses of `docker network`; `run`,
 `exec`, `ps`, `rm` and `logs` do for sandboxes what Docker's do for containers. A sandbox is a network stack: its
-programs see the host's files and processes, and a network of their own.
+programs see the host's files and processes, and a network of their own. `linkspan cluster` is for overlay networks:
+[cluster.md](cluster.md).
 
 This page is made by `python -m control.cli.reference`.
 

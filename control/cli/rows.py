@@ -1,4 +1,4 @@
-"""The rows of `network ls` and `ps` with the fields that `--format` can name."""
+"""The rows of `network ls`, `ps` and `cluster ls` with the fields that `--format` can name."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class SandboxRow(_Record):
             "Name": record["Name"],
             "Networks": ",".join(sorted(record.get("Networks") or {})),
             "PID": str(record["Pid"]) if record.get("Pid") and record["State"] == "running" else "",
-            "RunningFor": f"{human_duration((datetime.now(UTC) - created.moment()).total_seconds())} ago",
+            "RunningFor": _ago(created),
             "State": record["State"],
             "Status": f"{record['State']} ({code})"
             if record["State"] == "exited" and code is not None
@@ -83,6 +83,26 @@ class SandboxRow(_Record):
         if self._trunc and len(text) > _COMMAND_LENGTH:
             text = text[: _COMMAND_LENGTH - 1] + _ELLIPSIS
         return f'"{text}"'
+
+
+class NodeRow(_Record):
+    go_type = "*cluster.nodeContext"
+
+    def fields(self) -> dict[str, Any]:
+        record = self._record
+        return {
+            "Address": record["Address"],
+            "ID": str(record["ID"]),
+            "Name": record["Name"],
+            "Networks": str(record["Networks"]),
+            "Self": _boolean(record["Self"]),
+            "Since": _ago(Time(record["Since"])) if self._trunc else record["Since"],
+            "State": record["State"],
+        }
+
+
+def _ago(time: Time) -> str:
+    return f"{human_duration((datetime.now(UTC) - time.moment()).total_seconds())} ago"
 
 
 def _boolean(value: Any) -> str:
@@ -152,4 +172,20 @@ SANDBOXES: Final = Listing(
     table="{{.ID}}\t{{.Name}}\t{{.Status}}\t{{.PID}}\t{{.Networks}}\t{{.Command}}\t{{.RunningFor}}",
     raw="sandbox_id: {{.ID}}\nname: {{.Name}}\nstate: {{.Status}}\nnetworks: {{.Networks}}\ncommand: {{.Command}}\n",
     raw_quiet="sandbox_id: {{.ID}}",
+)
+NODES: Final = Listing(
+    row=NodeRow,
+    headers={
+        "Address": "ADDRESS",
+        "ID": "NODE ID",
+        "Name": "NODE",
+        "Networks": "NETWORKS",
+        "Self": "SELF",
+        "Since": "SINCE",
+        "State": "STATE",
+    },
+    table="{{.Name}}\t{{.Address}}\t{{.State}}\t{{.Since}}",
+    raw="node: {{.Name}}\naddress: {{.Address}}\nstate: {{.State}}\nsince: {{.Since}}\n",
+    raw_quiet="node: {{.Name}}",
+    quiet="Name",
 )

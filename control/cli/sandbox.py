@@ -232,13 +232,14 @@ def ps(
     quiet: bool | None,
 ) -> None:
     """List sandboxes"""
+    from control.cli.filters import SANDBOXES as TESTS
     from control.cli.filters import matching
     from control.cli.listing import write
     from control.cli.rows import SANDBOXES
 
     query = {"all": "1"} if all or "status" in filter else {}
     with Progress("listing sandboxes"):
-        found = matching(client.get("/linkspan/sandboxes", **query) or [], filter)
+        found = matching(client.get("/linkspan/sandboxes", **query) or [], filter, TESTS, "sandboxes")
     found.sort(key=lambda sandbox: sandbox["Created"], reverse=True)
     write(SANDBOXES, found, format, quiet=bool(quiet), trunc=not no_trunc)
 

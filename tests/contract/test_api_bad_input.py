@@ -71,7 +71,10 @@ def config(**entry: Any) -> dict[str, Any]:
         (gzip.compress(b'{"Name": "new"}', mtime=0), {"Content-Encoding": "gzip"}, "invalid JSON"),
     ],
 )
-@pytest.mark.parametrize("target", ["/networks/create", "/networks/taken/connect", "/networks/taken/disconnect"])
+@pytest.mark.parametrize(
+    "target",
+    ["/networks/create", "/networks/taken/connect", "/networks/taken/disconnect", "/linkspan/cluster/join"],
+)
 def test_a_body_that_is_not_one_json_object_is_refused(
     server: ApiServer, target: str, raw: bytes, headers: dict[str, str], says: str
 ) -> None:

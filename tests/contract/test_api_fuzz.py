@@ -22,12 +22,22 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
+from control.api.cluster import ClusterHandlers
 from control.api.networks import NetworkHandlers
 from control.api.sandboxes import SandboxHandlers
-from control.api.schema import PID_MAX, NetworkConnect, NetworkCreate, NetworkDisconnect, SandboxCreate, SandboxStarted
+from control.api.schema import (
+    PID_MAX,
+    ClusterJoin,
+    NetworkConnect,
+    NetworkCreate,
+    NetworkDisconnect,
+    SandboxCreate,
+    SandboxStarted,
+)
 from control.api.system import SystemHandlers
 from control.events import Event
 from tests.api_server import ApiServer, Reply
+from tests.fake_cluster import FakeCluster
 from tests.fakes import FakeDriver, fake_controller
 from tests.memory_store import MemoryStore
 
@@ -61,14 +71,17 @@ subnets = st.one_of(
 macs = st.binary(min_size=5, max_size=5).map(lambda mac: f"02:{mac.hex(':')}") | st.text(
     "0123456789abcdef:-", max_size=17
 )
+paths = st.sampled_from(["", "", "/dev/zero", "/proc/self/mem", "/etc/passwd", "/"]) | st.text(max_size=20).map(
+    "/{}".format
+)
 networks = st.sampled_from(["goal"] * 5 + ["spare", "spare", "bridge", "host", "none", "settings", "nosuch"])
 sandboxes = st.sampled_from(["idle", "idle", "web", "web", "nobody"])
 
 # What strings mean, by the name of the field that holds them or their map.
 MEANINGS: Final[dict[str, st.SearchStrategy[str]]] = {
     "Name": words,
-    "Driver": st.sampled_from(["bridge", "bridge", "host", "null", "", "default", "nosuch"]),
-    "Scope": st.sampled_from(["", "", "local", "local", "swarm", "x"]),
+    "Driver": st.sampled_from(["bridge", "bridge", "host", "null", "", "default", "overlay", "nosuch"]),
+    "Scope": st.sampled_from(["", "", "local", "local", "global", "swarm", "x"]),
     "Subnet": subnets,
     "IPRange": subnets,
     "Gateway": addresses,
@@ -79,11 +92,18 @@ MEANINGS: Final[dict[str, st.SearchStrategy[str]]] = {
     "MacAddress": macs,
     "Aliases": words,
     "Links": st.builds("{}:{}".format, words, words) | words,
+    "Etcd": st.builds("{}://{}:{}".format, st.sampled_from(["http", "http", "https"]), addresses | words, octets)
+    | words,
+    "Advertise": addresses,
+    "Cluster": words,
+    "CACert": paths,
+    "Cert": paths,
+    "Key": paths,
     "Network": networks,
     "Container": sandboxes,
 }
-NEEDED: Final = frozenset({"Name", "Container", "Network"})
-RARE: Final = frozenset({"Ingress", "ConfigOnly", "ConfigFrom", "DriverOpts"})
+NEEDED: Final = frozenset({"Name", "Container", "Network", "Etcd", "Advertise"})
+RARE: Final = frozenset({"Ingress", "ConfigOnly", "ConfigFrom", "DriverOpts", "CACert", "Cert", "Key"})
 """Most values of these lead to the same refusal, before anything else is looked at."""
 OPTION_NAMES: Final = st.sampled_from(["fake.option", "fake.option", "x"])
 
@@ -183,6 +203,12 @@ OPERATIONS: Final[dict[tuple[str, str], tuple[type[msgspec.Struct] | None, st.Se
     ("GET", "/linkspan/sandboxes/{ref}"): (None, nothing),
     ("DELETE", "/linkspan/sandboxes/{ref}"): (None, query(force=flags)),
     ("POST", "/linkspan/sandboxes/{ref}/started"): (SandboxStarted, nothing),
+    ("GET", "/linkspan/cluster"): (None, nothing),
+    ("GET", "/linkspan/cluster/nodes"): (None, nothing),
+    ("POST", "/linkspan/cluster/join"): (ClusterJoin, nothing),
+    ("POST", "/linkspan/cluster/leave"): (None, query(force=flags)),
+    ("GET", "/linkspan/cluster/check"): (None, nothing),
+    ("POST", "/linkspan/cluster/mend"): (None, nothing),
 }
 VERSIONS: Final = st.sampled_from(["", "", "/v1.24", "/v1.32", "/v1.41", "/v1.56"] * 3 + ["/v1.57", "/v9.", "/v0"])
 FUZZ: Final = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -194,7 +220,9 @@ class Fuzzed:
     def __init__(self, directory: Path) -> None:
         self.store = MemoryStore()
         self.driver = FakeDriver()
-        self.server = ApiServer(fake_controller(directory, self.driver, self.store), directory / "api.sock")
+        self.cluster = FakeCluster()
+        controller = fake_controller(directory, self.driver, self.store, cluster=self.cluster)
+        self.server = ApiServer(controller, directory / "api.sock")
         self.told: list[Event] = []
 
     def start(self) -> None:
@@ -203,6 +231,7 @@ class Fuzzed:
 
     def reset(self) -> None:
         """Makes it what it was at the start."""
+        self.cluster.spec = None
         controller = self.server.controller
         for sandbox in controller.sandboxes():
             controller.remove_sandbox(sandbox.id, force=True)
@@ -231,7 +260,7 @@ class Fuzzed:
         }
         records = self.store.dump()
         pools = {id_: json.loads(body)["pool"] for id_, body in records.pop("pool").items()}
-        return records, pools, usage, set(self.driver.networks), set(self.driver.endpoints)
+        return records, pools, usage, set(self.driver.networks), set(self.driver.endpoints), self.cluster.spec
 
     def gained(self) -> Counter[tuple[str, str]]:
         """Whose coming was told more often than its going: a sandbox that is refused has been on its first network."""
@@ -267,7 +296,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
 def test_every_route_is_fuzzed(fuzzed: Fuzzed) -> None:
     context = fuzzed.server.context
     assert context is not None
-    handlers = (SystemHandlers(context), NetworkHandlers(context), SandboxHandlers(context))
+    handlers = [kind(context) for kind in (SystemHandlers, NetworkHandlers, SandboxHandlers, ClusterHandlers)]
     routes = [(route.method, route.path) for each in handlers for route in each.routes()]
     assert sorted(routes) == sorted(OPERATIONS)
 
@@ -311,7 +340,7 @@ def test_bytes_that_are_no_body_are_refused(fuzzed: Fuzzed, path: str) -> None:
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]),
     segments=st.lists(
-        words | st.sampled_from(["networks", "v1.41", "linkspan", "sandboxes", "..", "prune"]), max_size=4
+        words | st.sampled_from(["networks", "v1.41", "linkspan", "sandboxes", "cluster", "..", "prune"]), max_size=4
     ),
 )
 def test_any_path_is_answered(fuzzed: Fuzzed, method: str, segments: list[str]) -> None:

@@ -74,6 +74,10 @@ COMPLETIONS = [
     ("linkspan logs w", ["web", "worker"]),
     ("linkspan run --net b", ["b9", "b10"]),
     ("linkspan run --network net1,b1", ["net1,b10"]),
+    ("linkspan c", ["cluster", "completion"]),
+    ("linkspan cluster ", ["info", "join", "leave", "ls"]),
+    ("linkspan cluster join --c", ["--cacert", "--cert", "--cluster"]),
+    ("linkspan doctor --m", ["--mend"]),
     ("linkspan completion ", ["bash", "fish", "zsh"]),
     ("linkspan network rm --nonsense n", ["net1"]),
 ]
@@ -242,9 +246,15 @@ def test_run_and_exec_ask_for_root(capsys: pytest.CaptureFixture[str], monkeypat
         )
 
 
-@pytest.mark.parametrize("name", ["run", "exec", "ps", "rm", "logs", "doctor", "version", "completion"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("run", "exec", "ps", "rm", "logs", "doctor", "version", "completion"),
+        *("cluster", "cluster join", "cluster leave", "cluster ls", "cluster info"),
+    ],
+)
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    status, text, problem = linkspan(capsys, name, "--help")
+    status, text, problem = linkspan(capsys, *name.split(), "--help")
     assert (status, problem) == (0, "")
     assert text.startswith(f"Usage:  linkspan {name} ")
     assert all(len(line) < 80 for line in text.splitlines())
@@ -268,6 +278,9 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name:
         (["ps", "x"], "linkspan: 'linkspan ps' accepts no arguments"),
         (["ps", "-f", "colour=red"], "invalid filter 'colour'"),
         (["logs", "-n", "x", "web"], "no log"),
+        (["cluster", "ls", "x"], "linkspan: 'linkspan cluster ls' accepts no arguments"),
+        (["cluster", "leave", "--fource"], "unknown flag: --fource"),
+        (["cluster", "nonsense"], "linkspan: unknown command: linkspan cluster nonsense"),
         (["rm", ""], "invalid sandbox name or ID: value is empty"),
         (["nonsense"], "linkspan: unknown command: linkspan nonsense"),
     ],

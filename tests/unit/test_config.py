@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import msgspec
 import pytest
 
 from control import config as module
-from control.config import Config, ConfigError, DefaultPool, listen_address, load
+from control.cluster_spec import ClusterSpec
+from control.config import Config, ConfigError, DefaultPool, cluster_of, listen_address, load
 from control.daemon import main
 
+CLUSTER = "[cluster]\nname = 'a'\nadvertise = '10.0.0.1'\n"
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "linkspan.toml"
 
 
@@ -65,6 +68,14 @@ def test_keys_are_read(tmp_path: Path) -> None:
             [[ipam.default-pools]]
             base = "fd00:8::/48"
             size = 64
+            [cluster]
+            etcd = ["https://etcd1", "https://etcd2:2380"]
+            name = "a"
+            advertise = "10.0.0.1"
+            cluster = "east"
+            cacert = "/etc/linkspan/ca.pem"
+            cert = "/etc/linkspan/a.pem"
+            key = "/etc/linkspan/a.key"
             """,
         )
     )
@@ -77,6 +88,28 @@ def test_keys_are_read(tmp_path: Path) -> None:
         DefaultPool(base="10.8.0.0/13", size=24),
         DefaultPool(base="fd00:8::/48", size=64),
     )
+    assert cluster_of(config) == ClusterSpec(
+        etcd=("https://etcd1:2379", "https://etcd2:2380"),
+        name="a",
+        advertise=IPv4Address("10.0.0.1"),
+        cluster="east",
+        cacert="/etc/linkspan/ca.pem",
+        cert="/etc/linkspan/a.pem",
+        key="/etc/linkspan/a.key",
+    )
+
+
+def test_without_keys_there_is_no_cluster_to_be_in(tmp_path: Path) -> None:
+    assert cluster_of(load(None)) is None
+    assert cluster_of(load(EXAMPLE)) is None
+    assert cluster_of(load(written(tmp_path, '[cluster]\netcd = []\ncluster = "default"\n'))) is None
+
+
+def test_a_cluster_needs_three_keys(tmp_path: Path) -> None:
+    text = '[cluster]\netcd = ["http://10.0.0.7"]\nname = "a"\nadvertise = "10.0.0.1"\n'
+    spec = cluster_of(load(written(tmp_path, text)))
+    assert spec is not None
+    assert (spec.etcd, spec.cluster, spec.cacert) == (("http://10.0.0.7:2379",), "default", "")
 
 
 def test_flags_lie_over_the_file(tmp_path: Path) -> None:
@@ -111,6 +144,17 @@ def test_flags_lie_over_the_file(tmp_path: Path) -> None:
         ("[api]\nbody-timeout-seconds = nan", "api.body-timeout-seconds must be at least 0.1"),
         ("[api]\nmax-body-bytes = 10", "api.max-body-bytes must be at least 1024"),
         ('[metrics]\nlisten = "9478"', '"9478" is not an address to listen on'),
+        ('[cluster]\netcd = "http://a"', "`$.cluster.etcd`"),
+        ('[cluster]\nname = "a"', "cluster.etcd: give at least one URL"),
+        ('[cluster]\netcd = ["http://a"]\nadvertise = "10.0.0.1"', "cluster.name: the name is empty"),
+        ('[cluster]\netcd = ["http://a"]\nname = "a"', 'cluster.advertise: "" is no address'),
+        (f"{CLUSTER}etcd = ['ftp://a']", 'cluster.etcd: "ftp://a" has the scheme ftp'),
+        (f"{CLUSTER}etcd = ['http://a:0']", 'cluster.etcd: "http://a:0" has a port that is not in 1..65535'),
+        (f"{CLUSTER}etcd = ['http://a']\ncluster = 'x/y'", 'cluster.cluster: "x/y" is no name'),
+        (f"{CLUSTER}etcd = ['http://a']\ncacert = '/ca'", "cluster.cacert: certificates are for URLs with https"),
+        (f"{CLUSTER}etcd = ['https://a']\ncert = '/c'", "cluster.key: cert is of no use without it"),
+        (f"{CLUSTER}etcd = ['https://a']\ncacert = 'ca'", 'cluster.cacert: "ca" is no absolute path'),
+        ("[cluster]\nca-cert = '/c'", 'there is no key "cluster.ca-cert"; the nearest one is "cluster.cacert"'),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_key(tmp_path: Path, text: str, says: str) -> None:
