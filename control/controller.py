@@ -68,7 +68,7 @@ class NetworkController:
         self._global = GlobalNetworks(deps, self._records, self._bus, ping.answers)
         self._endpoints = Endpoints(deps, self._records, self._leases, self._global, self._bus)
         self._networks = Networks(deps, self._records, self._leases, self._global, self._bus)
-        self.cluster = Membership(deps, self._records, self._global)
+        self.cluster = Membership(deps, self._records, self._global, self._force_off)
         self.remote = RemoteNetworks(deps, self._records, self._bus, self._networks, self._endpoints)
         self.remote_ipam = RemoteIpam(deps, self._records)
         self._reconciler = Reconciler(
@@ -203,7 +203,7 @@ class NetworkController:
         """Facts and fallbacks of every driver, what could not be repaired, the devices of the host that networks are
         on, and how much there is of all."""
         drivers = {name: driver.status() for name, driver in self._deps.drivers.items()}
-        failures = {**self._reconciler.failures, **self._global.problems()}
+        failures = {**self._reconciler.failures, **self.cluster.problems()}
         known = self._names() if failures else ()
         return {
             "drivers": {name: dict(status.facts) for name, status in drivers.items()},
@@ -308,6 +308,10 @@ class NetworkController:
                 raise Forbidden(f"container {sandbox.name} cannot be disconnected from host network {network.name}")
             self._endpoints.leave(network, sandbox, endpoint, force=force)
             self._endpoints.hand_over_default_route(sandbox)
+
+    def _force_off(self, endpoint: Endpoint) -> None:
+        """Takes an endpoint off its network, whatever is in the way."""
+        self.disconnect(endpoint.network_id, endpoint.sandbox_id, force=True)
 
     # -- sandboxes -----------------------------------------------------------------------------------------------
 

@@ -17,10 +17,10 @@ from typing import Final, Protocol
 import msgspec
 
 from control import addressing
-from control.cluster.records import RemoteEndpoint
+from control.cluster.records import Node, RemoteEndpoint
 from control.cluster_spec import not_joined
 from control.deps import Deps
-from control.errors import Conflict, ControlError
+from control.errors import Conflict, ControlError, DatapathFailed
 from control.events import Event, EventBus
 from control.lost_nodes import LostNodes
 from control.model import (
@@ -31,9 +31,8 @@ from control.model import (
     Network,
     NetworkId,
     NetworkSpec,
-    NetworkState,
     Sandbox,
-    utcnow,
+    Subnet,
 )
 from control.plan import Step
 from control.records import Records
@@ -50,8 +49,9 @@ class Session(Protocol):
 
     node: str
 
-    def create(self, network: Network, spec: NetworkSpec) -> Network:
-        """The network as all nodes have it from now on, with its VNI and pools."""
+    def create(self, spec: NetworkSpec, network_id: NetworkId, *, vni: int, avoid: Collection[Subnet]) -> Network:
+        """The network as all nodes have it from now on: with a VNI, the one that is given or any (0), and pools, those
+        of `spec` or others than in `avoid`."""
 
     def remove(self, network: Network) -> None:
         """Raises Forbidden, naming the nodes that have endpoints on it; harmless for one that is gone."""
@@ -64,17 +64,27 @@ class Session(Protocol):
     def publish(self, network_id: NetworkId, endpoint_id: EndpointId, endpoint: RemoteEndpoint) -> None:
         """Makes the endpoint known to all nodes."""
 
-    def withdraw(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
-        """Takes the endpoint and its addresses back; harmless for one that is gone."""
+    def withdraw(self, network_id: NetworkId, endpoint_id: EndpointId, addresses: Collection[Address]) -> None:
+        """Takes the endpoint and its addresses back; harmless for what is gone."""
 
-    def networks(self) -> Mapping[NetworkId, Network] | None:
-        """All global networks, without `segment`; None as long as they were not read."""
+    @property
+    def is_read(self) -> bool:
+        """Whether what follows is known."""
 
-    def endpoints(self, network_id: NetworkId) -> Mapping[str, RemoteEndpoint]:
+    def network_ids(self) -> set[NetworkId]:
+        """The global networks."""
+
+    def network(self, network_id: NetworkId) -> Network | None:
+        """As it is on a host, but for `segment`."""
+
+    def endpoints(self, network_id: NetworkId) -> Mapping[EndpointId, RemoteEndpoint]:
         """The network's endpoints on all nodes."""
 
-    def nodes(self) -> Mapping[str, Address]:
-        """Where the nodes are that have a lease."""
+    def forget(self, network_id: NetworkId) -> None:
+        """Keeps no more of the network's endpoints in mind than has to be."""
+
+    def nodes(self) -> Mapping[str, Node]:
+        """The nodes that have a lease."""
 
 
 class GlobalNetworks:
@@ -87,9 +97,9 @@ class GlobalNetworks:
         self._bus = bus
         self._session: Session | None = None
         self._following = threading.Lock()
-        self._taken: set[str] = set()
+        self._taken: dict[str, list[Address]] = {}
         self._known: dict[NetworkId, dict[str, RemoteEndpoint]] = {}
-        self._addresses: dict[str, Address] = {}
+        self._seen: dict[str, Node] = {}
         self._refused: dict[NetworkId, str] = {}
         self.lost = LostNodes(answers, lambda networks: self.follow(networks))
 
@@ -105,7 +115,7 @@ class GlobalNetworks:
 
     def forget_all(self) -> None:
         """Drops the records of all global networks, which have no endpoints here. Raises StoreError."""
-        for network in self._global():
+        for network in self.networks():
             self._drop(network)
         self._known.clear()
 
@@ -114,35 +124,22 @@ class GlobalNetworks:
             raise not_joined(network_name)
         return self._session
 
-    def _global(self) -> list[Network]:
+    def networks(self) -> list[Network]:
+        """All global networks that this host has records of."""
         return [network for network in self._records.networks() if network.is_global]
+
+    def networks_here(self) -> list[Network]:
+        """Those with endpoints on this host."""
+        return [network for network in self.networks() if self._records.on_network(network.id)]
 
     # -- networks ------------------------------------------------------------------------------------------------
 
     def create(self, spec: NetworkSpec, network_id: NetworkId) -> Network:
         """Makes a network for the whole cluster; raises Forbidden where there is none, Conflict, Exhausted."""
         session = self._need(spec.name)
-        spec = self._deps.driver(spec.driver).settle_spec(spec)
+        driver = self._deps.driver(spec.driver)
         made = session.create(
-            Network(
-                id=network_id,
-                name=spec.name,
-                driver=spec.driver,
-                state=NetworkState.ACTIVE,
-                created=utcnow(),
-                segment=0,
-                scope=GLOBAL,
-                internal=spec.internal,
-                attachable=spec.attachable,
-                enable_ipv4=spec.enable_ipv4,
-                enable_ipv6=spec.enable_ipv6,
-                ipam_driver=spec.ipam_driver,
-                ipam_options=spec.ipam_options,
-                options=spec.options,
-                labels=spec.labels,
-                config_from=spec.config_from,
-            ),
-            spec,
+            driver.settle_spec(spec), network_id, vni=driver.wanted_vni(spec), avoid=self._deps.routed_networks()
         )
         with self._following:
             return self._records.network_by_id(made.id) or self._add(made)
@@ -201,7 +198,7 @@ class GlobalNetworks:
                 raise Conflict(f"MAC address {mac} is in use on network {network.name} by node {holder}")
         avoid = {address for each in others.values() for address in each.addresses}
         ipv4, ipv6 = session.take(network, endpoint_id, spec, avoid)
-        self._taken.add(endpoint_id)
+        self._taken[endpoint_id] = [address for address in (ipv4, ipv6) if address is not None]
         return msgspec.structs.replace(spec, ipv4=ipv4, ipv6=ipv6)
 
     def published(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Step:
@@ -209,7 +206,7 @@ class GlobalNetworks:
         return Step(
             f"tell the cluster of {endpoint.id[:12]}",
             lambda: self._need(network.name).publish(network.id, endpoint.id, self.told(endpoint, sandbox)),
-            lambda: self._withdraw(network, endpoint.id),
+            lambda: self._withdraw(network, endpoint.id, _addresses(endpoint)),
         )
 
     def told(self, endpoint: Endpoint, sandbox: Sandbox) -> RemoteEndpoint:
@@ -226,7 +223,7 @@ class GlobalNetworks:
         """What other nodes are to know of all endpoints of this one that are joined or joining."""
         found: dict[NetworkId, dict[str, RemoteEndpoint]] = {}
         with self._records.lock:
-            for network in self._global():
+            for network in self.networks():
                 for endpoint in self._records.on_network(network.id):
                     sandbox = self._records.sandbox(endpoint.sandbox_id)
                     found.setdefault(network.id, {})[endpoint.id] = self.told(endpoint, sandbox)
@@ -235,17 +232,25 @@ class GlobalNetworks:
     def give_back(self, network: Network, endpoint_id: EndpointId) -> None:
         """Takes back what the cluster knows of an endpoint that could not join; harmless otherwise."""
         if endpoint_id in self._taken:
-            self._withdraw(network, endpoint_id)
+            self._withdraw(network, endpoint_id, self._taken[endpoint_id])
 
-    def _withdraw(self, network: Network, endpoint_id: EndpointId) -> None:
+    def _withdraw(self, network: Network, endpoint_id: EndpointId, addresses: Collection[Address]) -> None:
         """Never raises: what the cluster does not hear of now it is told when the node next restores its records."""
-        self._taken.discard(endpoint_id)
+        self._taken.pop(endpoint_id, None)
         if self._session is None:
             return
         try:
-            self._session.withdraw(network.id, endpoint_id)
+            self._session.withdraw(network.id, endpoint_id, addresses)
         except ControlError as error:
             LOG.warning("net=%s: the cluster still has endpoint %s: %s", network.name, endpoint_id[:12], error)
+
+    def withdraw_gone(self, told: Mapping[NetworkId, Mapping[str, RemoteEndpoint]]) -> None:
+        """Takes back those that left while the cluster was told of them."""
+        for network_id, endpoints in told.items():
+            network = self._records.network_by_id(network_id)
+            for endpoint_id, endpoint in endpoints.items():
+                if network is not None and self._records.endpoint(endpoint_id) is None:
+                    self._withdraw(network, EndpointId(endpoint_id), endpoint.addresses)
 
     # -- following -----------------------------------------------------------------------------------------------
 
@@ -256,31 +261,33 @@ class GlobalNetworks:
         """
         with self._following:
             session = self._session
-            if session is None or (networks := session.networks()) is None:
+            if session is None or not session.is_read:
                 return
-            self._follow_nodes(session)
-            here = {network.id: network for network in self._global()}
-            concerned = {*networks, *here} if changed is None else changed
+            nodes = session.nodes()
+            for name in nodes:
+                self.lost.returned(name)
+            self._seen.update(nodes)
+            concerned = {*session.network_ids(), *(each.id for each in self.networks())} if changed is None else changed
             for id_ in concerned:
                 try:
-                    self._follow_one(session, networks.get(id_), here.get(id_))
+                    self._follow_one(session, id_)
                 except (ControlError, OSError) as error:
-                    LOG.error("net=%s: this node does not follow the cluster: %s", id_[:12], error)
+                    if self._refused.get(id_) != str(error):
+                        LOG.error("net=%s: this node does not follow the cluster: %s", id_[:12], error)
                     self._refused[id_] = str(error)
 
-    def _follow_nodes(self, session: Session) -> None:
-        nodes = session.nodes()
-        for name in nodes:
-            self.lost.returned(name)
-        self._addresses.update(nodes)
-
-    def _follow_one(self, session: Session, wanted: Network | None, here: Network | None) -> None:
+    def _follow_one(self, session: Session, network_id: NetworkId) -> None:
+        wanted, here = session.network(network_id), self._records.network_by_id(network_id)
         if wanted is None:
             self._gone(here)
             return
         if here is None:
             here = self._add(wanted)
-        self._keep_lost(session, here)
+        if self._records.on_network(here.id):
+            self._keep_lost(session, here)
+        else:
+            self._known.pop(here.id, None)
+            session.forget(here.id)
         self._deps.driver_of(here).peers_changed(here)
         self.names_changed(here)
         self._refused.pop(here.id, None)
@@ -297,34 +304,31 @@ class GlobalNetworks:
 
     def _keep_lost(self, session: Session, network: Network) -> None:
         """Those that have vanished together with their node's lease are kept as long as the node answers."""
-        if not self._records.on_network(network.id):
-            self._known.pop(network.id, None)
-            return
         now, nodes = dict(session.endpoints(network.id)), session.nodes()
         vanished: dict[str, dict[str, RemoteEndpoint]] = {}
         for id_, endpoint in self._known.get(network.id, {}).items():
-            if id_ not in now and endpoint.node not in nodes and endpoint.node in self._addresses:
+            if id_ not in now and endpoint.node not in nodes and endpoint.node in self._seen:
                 vanished.setdefault(endpoint.node, {})[id_] = endpoint
         for node, endpoints in vanished.items():
-            self.lost.keep(node, self._addresses[node], network.id, endpoints)
-        self._known[network.id] = now
+            self.lost.keep(self._seen[node], network.id, endpoints)
+        self._known[network.id] = {str(id_): endpoint for id_, endpoint in now.items()}
 
     def _elsewhere(self, session: Session, network_id: NetworkId) -> dict[str, RemoteEndpoint]:
         """The network's endpoints on other nodes, lost ones included."""
         known = session.endpoints(network_id)
-        every = {**known, **self.lost.endpoints(network_id, known)}
-        return {id_: each for id_, each in every.items() if each.node != session.node}
+        others: dict[str, RemoteEndpoint] = {id_: each for id_, each in known.items() if each.node != session.node}
+        return others | self.lost.endpoints(network_id, known)
 
     # -- looking -------------------------------------------------------------------------------------------------
 
     def peers(self, network_id: NetworkId) -> list[Peer] | None:
         """The network's endpoints on other nodes as the datapath knows them; None as long as nobody can tell."""
         session = self._session
-        if session is None or session.networks() is None:
+        if session is None or not session.is_read:
             return None
-        nodes = {**session.nodes(), **self.lost.nodes()}
+        nodes = {**self.lost.nodes(), **session.nodes()}
         return [
-            Peer(mac=bytes.fromhex(each.mac.replace(":", "")), addresses=each.addresses, node=nodes[each.node])
+            _peer(each, nodes[each.node].address)
             for each in self._elsewhere(session, network_id).values()
             if each.node in nodes
         ]
@@ -336,6 +340,31 @@ class GlobalNetworks:
             return {}
         others = self._elsewhere(session, network.id).values()
         return {address: each.names for each in others for address in each.addresses}
+
+    def unknown(self, network: Network) -> list[str]:
+        """In words, what the cluster knows of this node's endpoints other than they are."""
+        session = self._need(network.name)
+        own = self.own().get(network.id, {})
+        known = {str(id_): each for id_, each in session.endpoints(network.id).items() if each.node == session.node}
+        problems = [f"endpoint {id_[:12]} is in the cluster and not here" for id_ in known.keys() - own.keys()]
+        for id_, endpoint in own.items():
+            if id_ not in known:
+                problems.append(f"endpoint {id_[:12]} is not in the cluster")
+            elif known[id_] != endpoint:
+                problems.append(f"endpoint {id_[:12]} is another in the cluster")
+        return problems
+
+    def mend(self) -> None:
+        """Brings what this node has of other nodes in line with the cluster, whatever was done to it before.
+
+        Raises DatapathFailed.
+        """
+        with self._following:
+            for network in self.networks_here():
+                try:
+                    self._deps.driver_of(network).peers_changed(network, anew=True)
+                except OSError as error:
+                    raise DatapathFailed(f"network {network.name} cannot be mended: {error}") from error
 
     def nodes_on(self, network_id: NetworkId) -> set[str]:
         """The nodes with endpoints on the network."""
@@ -353,3 +382,15 @@ class GlobalNetworks:
             size = pool.subnet.num_addresses - (2 if pool.subnet.version == 4 and pool.subnet.prefixlen < 31 else 0)
             found[str(pool.subnet)] = used, max(size - used, 0)
         return found
+
+
+def _addresses(endpoint: Endpoint) -> list[Address]:
+    return [interface.ip for interface in (endpoint.ipv4, endpoint.ipv6) if interface is not None]
+
+
+def _peer(endpoint: RemoteEndpoint, node: Address) -> Peer:
+    """An endpoint with IPv6 has a link-local address besides."""
+    addresses = endpoint.addresses
+    if endpoint.ipv6 is not None:
+        addresses = (*addresses, addressing.link_local(endpoint.mac).ip)
+    return Peer(mac=bytes.fromhex(endpoint.mac.replace(":", "")), addresses=addresses, node=node)

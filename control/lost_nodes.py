@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
-from control.cluster.records import RemoteEndpoint
+from control.cluster.records import Node, RemoteEndpoint
 from control.model import Address, NetworkId
 
 LOG = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ Endpoints = Mapping[str, RemoteEndpoint]
 
 @dataclass
 class _Lost:
-    address: Address
+    node: Node
     by_network: dict[NetworkId, dict[str, RemoteEndpoint]] = field(default_factory=dict)
     missed: int = 0
     returned: float | None = None
@@ -60,10 +60,10 @@ class LostNodes:
         if self._thread is not None:
             self._thread.join()
 
-    def keep(self, node: str, address: Address, network_id: NetworkId, endpoints: Endpoints) -> None:
+    def keep(self, node: Node, network_id: NetworkId, endpoints: Endpoints) -> None:
         """Takes note of endpoints of a node that is lost as of now."""
         with self._lock:
-            lost = self._nodes.setdefault(node, _Lost(address))
+            lost = self._nodes.setdefault(node.name, _Lost(node))
             lost.by_network.setdefault(network_id, {}).update(endpoints)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._ask_on, name="lost-nodes", daemon=True)
@@ -90,17 +90,17 @@ class LostNodes:
                 found.update(kept)
             return found
 
-    def nodes(self) -> dict[str, Address]:
+    def nodes(self) -> dict[str, Node]:
         """Those that are lost and were not found gone."""
         with self._lock:
-            return {name: lost.address for name, lost in self._nodes.items() if lost.returned is None}
+            return {name: lost.node for name, lost in self._nodes.items()}
 
     def _ask_on(self) -> None:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="ask-node") as pool:
             while not self._is_stopped:
                 with self._lock:
                     asked = dict(self._nodes)
-                answers = list(pool.map(lambda lost: self._answers(lost.address), asked.values()))
+                answers = list(pool.map(lambda lost: self._answers(lost.node.address), asked.values()))
                 forgotten: set[NetworkId] = set()
                 with self._lock:
                     for (name, lost), is_there in zip(asked.items(), answers, strict=True):
@@ -118,7 +118,7 @@ class LostNodes:
             lost.missed = 0 if is_there else lost.missed + 1
             if lost.missed <= MISSED_AT_MOST:
                 return set()
-            why = f"does not answer at {lost.address} either"
+            why = f"does not answer at {lost.node.address} either"
         del self._nodes[name]
         left = {id_ for id_, endpoints in lost.by_network.items() if endpoints}
         if left:

@@ -7,26 +7,25 @@ when it is away for long, and are written again when it is back.
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import datetime
-from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from control.cluster.records import RemoteEndpoint
-from control.cluster_spec import INGRESS, ClusterInfo, ClusterSpec, Difference, NodeInfo, not_joined
+from control.cluster_spec import INGRESS, ClusterInfo, ClusterSpec, Difference, InvalidOption, NodeInfo, not_joined
 from control.deps import Deps
-from control.errors import Conflict, ControlError, Forbidden, InvalidArgument, StoreError
+from control.errors import Conflict, ControlError, DatapathFailed, Forbidden, StoreError
 from control.global_networks import GlobalNetworks
-from control.model import Address, NetworkId, NetworkSpec, from_json, to_json, utcnow
+from control.model import Endpoint, NetworkId, NetworkSpec, from_json, to_json, utcnow
 from control.records import Records
 from control.store.base import Delete, Put
 from datapath import devices
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # etcd's client is for those who are in a cluster: it costs memory
     from control.cluster.session import ClusterSession
 
 LOG = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ _ID: Final = "membership"
 _FIRST_READ_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 15.0
 """How often the ways to other nodes are looked up again: routes change without a word to anybody."""
-_RETRY_S: Final = 2.0
+_RETRY_S: Final = 1.0
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,3 +46,349 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     incarnation: str
     since: datetime
+
+
+class Membership:
+    """Implements `control.cluster_spec.Cluster`. Thread-safe; `load` and `start` come once, in this order.
+
+    `disconnect` takes an endpoint off its network, whatever is in the way.
+    """
+
+    def __init__(
+        self, deps: Deps, records: Records, global_networks: GlobalNetworks, disconnect: Callable[[Endpoint], None]
+    ) -> None:
+        self._deps = deps
+        self._records = records
+        self._global = global_networks
+        self._disconnect = disconnect
+        self._changing = threading.RLock()
+        self._settings: Settings | None = None
+        self._session: ClusterSession | None = None
+        self._is_registered = False
+        self._trouble = ""
+        self._displaced: dict[str, str] = {}
+        self._has_followed = threading.Event()
+        self._pending = _Pending()
+        self._thread: threading.Thread | None = None
+        deps.peering.peers = global_networks.peers
+        deps.peering.wake = self._pending.add_all
+
+    # -- start and stop ------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Takes up what is stored, which the drivers need; raises StoreError."""
+        for _, body in self._deps.store.read(KIND):
+            try:
+                self._settings = from_json(Settings, body)
+            except (msgspec.MsgspecError, ValueError) as error:
+                raise StoreError(
+                    f"the stored membership in a cluster is damaged ({error}): restore a copy of the store, or remove "
+                    "the record and join again"
+                ) from error
+            self._deps.peering.address = self._settings.spec.advertise
+
+    def start(self) -> None:
+        """Goes on as a node of the cluster, or becomes one that the configuration names. Waits for nobody, and never
+        raises: `info` says what is wrong."""
+        wanted = self._deps.cluster
+        if self._settings is not None and wanted not in (None, self._settings.spec):
+            LOG.warning(
+                "the configuration names another cluster than %s, which this node is in, or that one otherwise: "
+                "leave it, then restart linkspand",
+                self._settings.spec.cluster,
+            )
+        spec = self._settings.spec if self._settings is not None else wanted
+        if spec is None:
+            return
+        incarnation = self._settings.incarnation if self._settings is not None else secrets.token_hex(8)
+        try:
+            session = self._open(spec, incarnation)
+        except ControlError as error:
+            self._trouble = str(error)
+            LOG.error("this node cannot be in the cluster %s: %s", spec.cluster, error)
+            return
+        self._enter(session)
+
+    def stop(self) -> None:
+        """Follows no more; the node's records stay as long as its lease. Idempotent."""
+        self._pending.stop()
+        if self._thread is not None:
+            self._thread.join()
+        self._global.lost.stop()
+        self._global.exit()
+        if self._session is not None:
+            self._session.close()
+
+    def _open(self, spec: ClusterSpec, incarnation: str) -> ClusterSession:
+        from control.cluster.session import ClusterSession, Told
+
+        told = Told(self._changed, self._state_changed, self._lease_lost)
+        session = ClusterSession(spec, incarnation, told)
+        session.open()
+        return session
+
+    def _enter(self, session: ClusterSession) -> None:
+        """Follows the cluster in a thread of its own from now on."""
+        self._session = session
+        self._global.enter(session)
+        self._has_followed.clear()
+        self._pending = _Pending()
+        self._deps.peering.wake = self._pending.add_all
+        self._thread = threading.Thread(target=self._follow_on, name="cluster", daemon=True)
+        self._thread.start()
+
+    # -- following -----------------------------------------------------------------------------------------------
+
+    def _changed(self, networks: frozenset[NetworkId], nodes_changed: bool) -> None:
+        """Where a node is concerns all networks."""
+        if nodes_changed:
+            self._pending.add_all()
+        else:
+            self._pending.add(networks)
+
+    def _state_changed(self, why: str) -> None:
+        if why:
+            LOG.warning("waiting for etcd: %s; networks go on as they are", why)
+        else:
+            LOG.info("the cluster's changes come as they are made")
+        self._pending.add(())
+
+    def _lease_lost(self) -> None:
+        self._is_registered = False
+        self._pending.add(())
+
+    def _follow_on(self) -> None:
+        """The thread that follows: registers when the node is not, and takes up what has changed."""
+        while not self._pending.is_stopped:
+            if not self._is_registered:
+                self._register_again()
+            changed = self._pending.take(_LOOK_AGAIN_S if self._is_registered else _RETRY_S)
+            if changed is None or changed:
+                self._global.follow(changed)
+                self._has_followed.set()
+
+    def _register_again(self) -> None:
+        session, settings = self._session, self._settings
+        assert session is not None
+        try:
+            identity = self._register(session, settings.identity if settings is not None else "")
+            told = self._global.own()
+            displaced = session.restore(told)
+        except (ControlError, OSError) as error:
+            if self._trouble != str(error):
+                LOG.warning("this node is not registered in the cluster: %s", error)
+            self._trouble = str(error)
+            return
+        self._global.withdraw_gone(told)
+        for each in displaced:
+            LOG.error("endpoint %s is not in the cluster any more: %s", each.endpoint_id[:12], each.why)
+        self._displaced = {f"endpoint {each.endpoint_id[:12]}": each.why for each in displaced}
+        self._trouble, self._is_registered = "", True
+        if settings is None:
+            self._keep(Settings(spec=session.spec, identity=identity, incarnation=session.incarnation, since=utcnow()))
+
+    def _register(self, session: ClusterSession, identity: str) -> str:
+        ifname = self._require_advertised(session.spec)
+        return session.register(identity, mtu=devices.mtu(ifname), mac=devices.mac(ifname).hex(":"))
+
+    def _require_advertised(self, spec: ClusterSpec) -> str:
+        """The device with the address that other nodes send to; raises InvalidOption."""
+        ifname = devices.holder(spec.advertise)
+        if ifname is None:
+            raise InvalidOption(
+                "advertise", f"{spec.advertise} is not an address of this host: give one that it has (`ip address`)"
+            )
+        return ifname
+
+    def _keep(self, settings: Settings | None) -> None:
+        """Stores that this host is in a cluster, or that it is in none."""
+        self._deps.store.write([Delete(KIND, _ID) if settings is None else Put(KIND, _ID, to_json(settings))])
+        self._settings = settings
+        self._deps.peering.address = settings.spec.advertise if settings is not None else None
+
+    # -- joining and leaving -------------------------------------------------------------------------------------
+
+    def join(self, spec: ClusterSpec) -> None:
+        with self._changing:
+            if self._settings is not None:
+                if self._settings.spec == spec:
+                    return
+                raise Conflict(
+                    f"this node is in the cluster {self._settings.spec.cluster} already, as {self._settings.spec.name}: "
+                    "leave that first"
+                )
+            self._require_advertised(spec)
+            self._end_session()
+            session = self._open(spec, secrets.token_hex(8))
+            try:
+                identity = self._register(session, "")
+                self._keep(
+                    Settings(spec=spec, identity=identity, incarnation=session.incarnation, since=utcnow())
+                )
+            except ControlError:
+                with suppress(ControlError):
+                    session.leave()
+                session.close()
+                raise
+            self._is_registered = True
+            self._enter(session)
+            if not self._has_followed.wait(_FIRST_READ_S):
+                LOG.warning("the cluster was not read within %.0f s of joining it", _FIRST_READ_S)
+            self._create_ingress()
+
+    def _create_ingress(self) -> None:
+        """The first node makes the network that every cluster has; Conflict says that another one was quicker."""
+        if self._records.has_network_named(INGRESS):
+            return
+        try:
+            self._global.create(NetworkSpec(name=INGRESS, driver="overlay"), NetworkId(secrets.token_hex(32)))
+        except Conflict:
+            self._pending.add_all()
+        except ControlError as error:
+            LOG.warning("network %s could not be made: %s", INGRESS, error)
+
+    def leave(self, *, force: bool = False) -> None:
+        with self._changing:
+            if self._settings is None and self._session is None:
+                raise not_joined()
+            endpoints = [each for network in self._global.networks() for each in self._records.on_network(network.id)]
+            if endpoints and not force:
+                raise Forbidden(
+                    f"this node has {len(endpoints)} endpoints on overlay networks: disconnect them, or leave with --force"
+                )
+            for endpoint in endpoints:
+                self._disconnect(endpoint)
+            self._leave_cluster(force)
+            self._end_session()
+            self._global.forget_all()
+            self._keep(None)
+
+    def _leave_cluster(self, force: bool) -> None:
+        assert self._session is not None
+        try:
+            self._session.leave()
+        except ControlError as error:
+            if not force:
+                raise
+            LOG.warning("the cluster was not told that this node leaves, its records end with its lease: %s", error)
+
+    def _end_session(self) -> None:
+        self.stop()
+        self._session, self._is_registered, self._trouble = None, False, ""
+        self._displaced = {}
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def info(self) -> ClusterInfo:
+        session = self._session
+        if session is None:
+            return ClusterInfo(is_joined=False, state=self._trouble or "not joined")
+        spec, settings = session.spec, self._settings
+        why = self._trouble or session.why_waiting
+        return ClusterInfo(
+            is_joined=settings is not None,
+            cluster=spec.cluster,
+            node=spec.name,
+            advertise=spec.advertise,
+            etcd=spec.etcd,
+            state=f"waiting for etcd: {why}" if why else "synchronized",
+            revision=session.revision,
+            since=settings.since if settings is not None else None,
+        )
+
+    def problems(self) -> dict[str, str]:
+        """What the cluster has no room for, and why, in the words that messages use."""
+        return {**self._global.problems(), **self._displaced}
+
+    def nodes(self) -> list[NodeInfo]:
+        session = self._need_session()
+        ready, lost = session.nodes(), self._global.lost.nodes()
+        counts = session.networks_by_node({network.id for network in self._global.networks_here()})
+        return [
+            NodeInfo(
+                name=node.name,
+                address=node.address,
+                state="ready" if node.name in ready else "lost",
+                since=node.since,
+                is_self=node.name == session.node,
+                id=node.id,
+                networks=counts[node.name],
+            )
+            for _, node in sorted({**lost, **ready}.items())
+        ]
+
+    def peers(self, network_id: str) -> list[NodeInfo]:
+        session = self._session
+        if session is None:
+            return []
+        on_it = self._global.nodes_on(NetworkId(network_id))
+        return [
+            NodeInfo(node.name, node.address, "ready", node.since, node.name == session.node, node.id, networks=1)
+            for name, node in sorted(session.nodes().items())
+            if name in on_it
+        ]
+
+    def _need_session(self) -> ClusterSession:
+        if self._session is None:
+            raise not_joined()
+        return self._session
+
+    def check(self) -> list[Difference]:
+        session = self._need_session()
+        session.require_synchronized()
+        found: list[Difference] = []
+        for network in self._global.networks_here():
+            try:
+                said = self._deps.driver_of(network).differences(network)
+            except OSError as error:
+                raise DatapathFailed(f"network {network.name} cannot be looked at: {error}") from error
+            mend = "linkspan doctor --cluster --mend"
+            found += [Difference(session.node, network.name, what, mend) for what in said]
+            found += [Difference(session.node, network.name, what, mend) for what in self._global.unknown(network)]
+        return found
+
+    def mend(self) -> list[Difference]:
+        found = self.check()
+        if found:
+            self._need_session().restore(self._global.own())
+            self._global.mend()
+        return found
+
+
+class _Pending:
+    """What has changed and was not taken up yet. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._networks: set[NetworkId] | None = set()
+        self._is_woken = False
+        self.is_stopped = False
+
+    def add(self, networks: Collection[NetworkId]) -> None:
+        """Wakes who waits, also for nothing."""
+        with self._condition:
+            if self._networks is not None:
+                self._networks.update(networks)
+            self._wake()
+
+    def add_all(self) -> None:
+        with self._condition:
+            self._networks = None
+            self._wake()
+
+    def stop(self) -> None:
+        with self._condition:
+            self.is_stopped = True
+            self._wake()
+
+    def _wake(self) -> None:
+        self._is_woken = True
+        self._condition.notify_all()
+
+    def take(self, timeout_s: float) -> set[NetworkId] | None:
+        """Waits for something and returns the networks, None for all of them, as after the time too."""
+        with self._condition:
+            if not self._condition.wait_for(lambda: self._is_woken, timeout_s):
+                return None
+            taken, self._networks, self._is_woken = self._networks, set(), False
+            return taken

@@ -25,6 +25,8 @@ from datapath import netns, rtnl
 _RTN_UNICAST = 1
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFMTU = 0x8921
+_SIOCGIFHWADDR = 0x8927
+_ARPHRD_ETHER = 1
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_GLINK, _ETHTOOL_SGRO = 0x0A, 0x2C
 
@@ -61,6 +63,14 @@ def mtu(ifname: str) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         reply = fcntl.ioctl(control, _SIOCGIFMTU, struct.pack("16si20x", ifname.encode(), 0))
     return int(struct.unpack_from("=i", reply, 16)[0])
+
+
+def mac(ifname: str) -> bytes:
+    """The device's MAC, empty where it has none, as a tunnel has not (SIOCGIFHWADDR); raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        reply = fcntl.ioctl(control, _SIOCGIFHWADDR, struct.pack("16sH22x", ifname.encode(), 0))
+    kind, address = struct.unpack_from("=H6s", reply, 16)
+    return bytes(address) if kind == _ARPHRD_ETHER else b""
 
 
 def is_up(ifname: str) -> bool:

@@ -122,6 +122,10 @@ class Driver:
         nothing."""
         return spec
 
+    def wanted_vni(self, spec: NetworkSpec) -> int:
+        """The VNI that a global network is to have, 0 for any. Pure."""
+        return 0
+
     def validate_endpoint(self, network: Network, spec: EndpointSpec) -> None:
         """Raises InvalidArgument for an unknown or malformed option of an endpoint, or a MAC that cannot be; Conflict
         for one that is taken. Looks, but changes nothing."""
@@ -176,9 +180,9 @@ class Driver:
         """The ids of those networks and endpoints that the kernel holds whole; the rest are applied again."""
         return {network.id for network in networks} | {endpoint.id for endpoint in endpoints}
 
-    def peers_changed(self, network: Network) -> None:
+    def peers_changed(self, network: Network, *, anew: bool = False) -> None:
         """Brings what this host knows of a global network's endpoints on other nodes in line with the cluster; harmless
-        for a network that has no endpoint here. Raises OSError."""
+        for a network that has no endpoint here. `anew` also mends what others did to it. Raises OSError."""
 
     def differences(self, network: Network) -> list[str]:
         """In words, what this host has of a global network's peers other than the cluster wants; raises OSError."""

@@ -87,14 +87,6 @@ _OPTIONS: Final[Mapping[str, Check]] = {
 }
 
 
-def wanted_vni(spec: NetworkSpec) -> int | None:
-    """The VNI that was asked for; raises InvalidArgument for two."""
-    asked = {int(spec.options[option]) for option in (VNI, VNI_LIST) if option in spec.options}
-    if len(asked) > 1:
-        raise InvalidArgument(f"options {VNI} and {VNI_LIST} name different VNIs: give one")
-    return next(iter(asked), None)
-
-
 def is_encrypted(network: Network | NetworkSpec) -> bool:
     value = network.options.get(ENCRYPTED)
     return value is not None and (value == "" or BOOLEANS[value.lower()])
@@ -143,12 +135,18 @@ class OverlayDriver(BridgeDriver):
 
     def validate(self, spec: NetworkSpec, others: Sequence[Network]) -> None:
         super().validate(spec, others)
-        wanted_vni(spec)
+        self.wanted_vni(spec)
         if spec.ipam_driver != "default":
             raise InvalidArgument(
                 f"the driver overlay takes no IPAM driver {spec.ipam_driver}: the cluster gives out the addresses"
             )
         self._need_address(spec.name)
+
+    def wanted_vni(self, spec: NetworkSpec) -> int:
+        asked = {int(spec.options[option]) for option in (VNI, VNI_LIST) if option in spec.options}
+        if len(asked) > 1:
+            raise InvalidArgument(f"options {VNI} and {VNI_LIST} name different VNIs: give one")
+        return next(iter(asked), 0)
 
     def settle_spec(self, spec: NetworkSpec) -> NetworkSpec:
         """With an MTU that packets of all nodes like this one fit in."""
@@ -249,10 +247,15 @@ class OverlayDriver(BridgeDriver):
 
     # -- peers ---------------------------------------------------------------------------------------------------
 
-    def peers_changed(self, network: Network) -> None:
+    def peers_changed(self, network: Network, *, anew: bool = False) -> None:
         with self._locks.held(network.id):
             built = self._built.get(network.id)
-            if built is not None and built.users:
+            if built is None or not built.users:
+                return
+            if anew:
+                self._fast.close(network.segment)
+                execute(self._steps_here(network))
+            else:
                 self._follow(network, built)
 
     def _follow_anew(self, network: Network) -> None:
