@@ -1,9 +1,9 @@
 """What is wrong with etcd, in one line that names it and says what to do.
 
-    StoreError
-     |- EtcdUnavailable  503  nobody answers, or nobody who could: it may work later, and nothing is to be changed here
-     |   `- LeaseLost     503  etcd has ended the lease that a record was to be written under
-     `- EtcdRefused      500  etcd answers and refuses: somebody has to do something
+StoreError
+ |- EtcdUnavailable  503  nobody answers, or nobody who could: it may work later, and nothing is to be changed here
+ |   `- LeaseLost     503  etcd has ended the lease that a record was to be written under
+ `- EtcdRefused      500  etcd answers and refuses: somebody has to do something
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -27,7 +27,7 @@ NODES: Final = "nodes"
 _STARTING: Final = "reading the cluster"
 
 R = TypeVar("R", bound=msgspec.Struct)
-_Raw = dict[bytes, bytes]
+_Raw = dict[str, bytes]
 _Decoded = dict[EndpointId, RemoteEndpoint]
 
 
@@ -89,11 +89,11 @@ class View:
         with self._lock:
             return MappingProxyType(self._endpoints(network_id).copy())
 
-    def taken(self, network_id: str) -> frozenset[int]:
-        """The addresses of the network's endpoints, as numbers."""
+    def taken(self, network_id: str) -> Collection[int]:
+        """The addresses of the network's endpoints, as numbers; not a copy, so only for `in` and len()."""
         with self._lock:
             self._endpoints(network_id)
-            return frozenset(self._taken[network_id])
+            return self._taken[network_id].keys()
 
     def endpoint_count(self, network_id: str) -> int:
         """Without decoding any."""
@@ -116,7 +116,7 @@ class View:
             kind, _, rest = kv.key[self._cut :].partition(b"/")
             if kind == b"endpoints":
                 network, _, endpoint = rest.partition(b"/")
-                raw.setdefault(network.decode(), {})[_packed(endpoint)] = kv.value
+                raw.setdefault(network.decode(), {})[endpoint.decode()] = kv.value
             elif kind == b"networks" and (record := _read(GlobalNetwork, kv.key, kv.value)):
                 networks[record.id] = record
             elif kind == b"nodes" and (node := _read(Node, kv.key, kv.value)):
@@ -140,7 +140,7 @@ class View:
                 value = None if event.type == DELETED else event.kv.value
                 if kind == b"endpoints":
                     network, _, endpoint = rest.partition(b"/")
-                    changed.add(self._change_endpoint(network.decode(), endpoint, value))
+                    changed.add(self._change_endpoint(network.decode(), endpoint.decode(), value))
                 elif kind == b"networks":
                     changed.add(_put(self._networks, NetworkId(rest.decode()), GlobalNetwork, key, value))
                 elif kind == b"nodes":
@@ -162,8 +162,8 @@ class View:
         if decoded is None:
             decoded = self._decoded[network_id] = {}
             self._taken[network_id] = {}
-            for packed, value in self._raw.get(network_id, {}).items():
-                self._decode(network_id, EndpointId(_unpacked(packed)), value)
+            for endpoint_id, value in self._raw.get(network_id, {}).items():
+                self._decode(network_id, EndpointId(endpoint_id), value)
         return decoded
 
     def _decode(self, network_id: str, endpoint_id: EndpointId, value: bytes | None) -> None:
@@ -181,16 +181,16 @@ class View:
         for address in record.addresses:
             taken[int(address)] = taken.get(int(address), 0) + 1
 
-    def _change_endpoint(self, network_id: str, endpoint: bytes, value: bytes | None) -> str:
+    def _change_endpoint(self, network_id: str, endpoint_id: str, value: bytes | None) -> str:
         raw = self._raw.setdefault(network_id, {})
         if value is None:
-            raw.pop(_packed(endpoint), None)
+            raw.pop(endpoint_id, None)
         else:
-            raw[_packed(endpoint)] = value
+            raw[endpoint_id] = value
         if not raw:
             del self._raw[network_id]
         if network_id in self._decoded:
-            self._decode(network_id, EndpointId(endpoint.decode()), value)
+            self._decode(network_id, EndpointId(endpoint_id), value)
         return network_id
 
     # -- inside; the lock is not held ------------------------------------------------------------------------------
@@ -204,18 +204,6 @@ class View:
         if why != self.why_waiting:
             self.why_waiting = why
             self._on_state(why)
-
-
-def _packed(endpoint_id: bytes) -> bytes:
-    """Half as large: 10,000 ids are half a megabyte."""
-    try:
-        return bytes.fromhex(endpoint_id.decode())
-    except ValueError:
-        return endpoint_id
-
-
-def _unpacked(packed: bytes) -> str:
-    return packed.hex()
 
 
 def _read(type_: type[R], key: bytes, value: bytes) -> R | None:
