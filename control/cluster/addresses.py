@@ -119,8 +119,8 @@ class Addresses:
             is_exact = False
         where = ", ".join(str(pool.config.ip_range or pool.config.subnet) for pool in pools)
         raise Exhausted(
-            f"no available addresses on network {network.name}: all of {where} are taken; disconnect endpoints that are "
-            "no longer needed, or create a network with a larger --subnet or --ip-range"
+            f"no available addresses on network {network.name}: all of {where} are taken; disconnect endpoints that "
+            "are no longer needed, or create a network with a larger --subnet or --ip-range"
         )
 
     def _next(

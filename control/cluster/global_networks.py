@@ -60,7 +60,7 @@ class GlobalNetworks:
             if found is not None:
                 return found
             time.sleep(random.uniform(0, _PAUSE_S))
-        raise Conflict(f"network {spec.name} could not be created: others create networks all the time; try again")
+        raise Conflict(f"network {spec.name} cannot be created: others change networks all the time; try again")
 
     def _store(
         self, network: GlobalNetwork, pools: Pools, revision: int, *, is_vni_chosen: bool
@@ -120,9 +120,7 @@ class GlobalNetworks:
             if held or joined:
                 raise _in_use(network, held, joined)
             time.sleep(random.uniform(0, _PAUSE_S))
-        raise Conflict(
-            f"network {network_id[:12]} could not be removed: others create networks all the time; try again"
-        )
+        raise Conflict(f"network {network_id[:12]} cannot be removed: others change networks all the time; try again")
 
     def _pools(self) -> tuple[Pools, int]:
         stored = self._etcd.get(self._keys.pools)

@@ -1,5 +1,4 @@
-"""The cluster's records, as one node writes them: every change is a transaction, and all that is the node's hangs on its
-lease.
+"""The cluster's records, as one node writes them: every change is a transaction, and its own hang on its lease.
 
 A call whose answer was lost may be made again: each finds out what it did the first time.
 """
