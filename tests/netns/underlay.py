@@ -55,7 +55,8 @@ class Underlay:
         else:
             self.switch.run(*f"ip link set {port} master sw mtu {mtu} up addrgenmode none".split())
         prefix6 = f"fd99:{subnet}::" if is_far else "fd99::"
-        node = Node(machine, number, mtu, f"10.99.{subnet}.{number}", f"{prefix6}{number:x}")
+        sent = Place(self.switch, f"what node {number} sends", f"/proc/{self.switch.pid}/ns/net", port)
+        node = Node(machine, sent, number, mtu, f"10.99.{subnet}.{number}", f"{prefix6}{number:x}")
         for command in (
             f"ip link set eth0 mtu {mtu} up addrgenmode none",
             f"ip addr add {node.ip4}/24 dev eth0",
@@ -68,10 +69,10 @@ class Underlay:
 
 
 class Node:
-    """A host on the underlay."""
+    """A host on the underlay; `sent` is the switch's end of its cable, which takes in what the node sends."""
 
-    def __init__(self, machine: Host, number: int, mtu: int, ip4: str, ip6: str) -> None:
-        self.host, self.number, self.mtu, self.ip4, self.ip6 = machine, number, mtu, ip4, ip6
+    def __init__(self, machine: Host, sent: Place, number: int, mtu: int, ip4: str, ip6: str) -> None:
+        self.host, self.sent, self.number, self.mtu, self.ip4, self.ip6 = machine, sent, number, mtu, ip4, ip6
         self.uplink = Place(machine, f"node {number}", f"/proc/{machine.pid}/ns/net", "eth0")
 
     def address(self, version: int) -> IPv4Address | IPv6Address:
