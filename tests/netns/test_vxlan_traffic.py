@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
-import struct
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address
 from subprocess import PIPE
+from threading import Thread
 
 import pytest
-from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptDstLLAddr, IPv6
+from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptDstLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
@@ -62,6 +62,11 @@ def targets(number: int, *, link_local: bool = False) -> list[str]:
     return [str(address) for address in sandbox_addresses(number)[: 3 if link_local else 2]]
 
 
+def echoes(frames: Sequence[Packet]) -> list[Packet]:
+    """Those with an echo request within VXLAN: a ping's, and not what a kernel now and then says by itself."""
+    return [each for each in frames if VXLAN in each and (ICMP in each or ICMPv6EchoRequest in each)]
+
+
 def outer(frame: Packet) -> Packet:
     return frame[IP] if frame.type == 0x0800 else frame[IPv6]
 
@@ -72,7 +77,7 @@ def test_sandboxes_reach_each_other_and_ask_the_underlay_for_nobody(pair: Pair) 
     for target in targets(2, link_local=True):
         at = f"{target}%eth0" if target.startswith("fe80") else target
         frames = pair.sent("ping", "-n", "-c1", "-W5", at)
-        assert len(inner(frames)) == 1, target
+        assert len(echoes(frames)) == 1, target
         assert not [each for each in inner(frames) if ARP in each or ICMPv6ND_NS in each]
         assert {(each[VXLAN].vni, each[UDP].dport) for each in frames if VXLAN in each} == {(VNI, 4789)}
 
@@ -85,11 +90,8 @@ def test_outer_headers_are_those_of_the_node(pair: Pair) -> None:
     node.run(f"ip route replace {subnet} dev eth0 src {other.partition('/')[0]} metric 1")
     try:
         for target in targets(2):
-            sent = [each for each in pair.sent("ping", "-n", "-c1", "-W5", "-t", "3", target) if VXLAN in each]
-            assert [(outer(each).src, outer(each).dst) for each in sent] == [
-                (str(pair.a.vtep.local), str(pair.b.vtep.local))
-            ]
-            (frame,) = sent
+            (frame,) = echoes(pair.sent("ping", "-n", "-c1", "-W5", "-t", "3", target))
+            assert (outer(frame).src, outer(frame).dst) == (str(pair.a.vtep.local), str(pair.b.vtep.local))
             # The segment is one hop: TTL is not carried out, nor is it used up.
             assert (outer(frame).ttl if is_v4 else outer(frame).hlim) == 64
             within = frame[VXLAN].payload
@@ -107,11 +109,11 @@ def test_dscp_and_ecn_are_carried(pair: Pair, tos: int) -> None:
     """RFC 2983, RFC 6040: of the inner header on the outer one; the inner one arrives as it was."""
     for target in targets(2):
         with pair.two.wire() as arrived:
-            (frame,) = [e for e in pair.sent("ping", "-n", "-c1", "-W5", f"-Q{tos}", target) if VXLAN in e]
+            (frame,) = echoes(pair.sent("ping", "-n", "-c1", "-W5", f"-Q{tos}", target))
             assert (outer(frame).tos if pair.version == 4 else outer(frame).tc) == tos
             heard = [Ether(each) for each in arrived.until_idle()]
-        within = [each for each in heard if (IPv6 if is_v6(target) else IP) in each]
-        assert {each[IPv6].tc if is_v6(target) else each[IP].tos for each in within} == {tos}
+        within = [each for each in heard if ICMP in each or ICMPv6EchoRequest in each]
+        assert [each[IPv6].tc if is_v6(target) else each[IP].tos for each in within] == [tos]
 
 
 def test_broadcast_and_multicast_go_to_nodes_with_endpoints_and_to_no_others(pair: Pair) -> None:
@@ -122,7 +124,8 @@ def test_broadcast_and_multicast_go_to_nodes_with_endpoints_and_to_no_others(pai
             with pair.one.wire() as out:
                 out.send(frame)
             assert bytes(frame) in there.frames_until(MARK)
-            assert [bytes(each)[: len(frame)] for each in inner([Ether(f) for f in here.until_idle()])] == [bytes(frame)]
+            copies = [each for each in here.until_idle() if MARK in each]
+            assert [bytes(each) for each in inner([Ether(each) for each in copies])] == [bytes(frame)]
             assert not [each for each in elsewhere.until_idle() if MARK in each]
 
 
@@ -146,29 +149,39 @@ def test_a_multicast_group_is_joined_across_nodes(pair: Pair) -> None:
         assert member.recv(100) == MARK
 
 
-def test_streams_are_carried_whole(pair: Pair) -> None:
+def stream(client: Place, server: Place, target: str) -> int:
+    """The bytes that arrive of a second of iperf3, which sends segments as large as it can."""
+    listener = subprocess.Popen(server.command("iperf3", "-s", "-1"), stdout=PIPE, stderr=PIPE)
+    try:
+        wait_for(lambda: server.run("ss", "-Htln", "sport", "=", "5201").stdout, "iperf3 to listen", 10)
+        done = json.loads(client.run("iperf3", "-J", "-t1", "-c", target).stdout)
+        listener.communicate(timeout=10)
+    finally:
+        listener.kill()
+    return int(done["end"]["sum_received"]["bytes"])
+
+
+def test_streams_are_carried(pair: Pair) -> None:
     for target in targets(2):
-        server = subprocess.Popen(pair.two.command("iperf3", "-s", "-1"), stdout=PIPE, stderr=PIPE)
-        try:
-            wait_for(lambda: pair.two.run("ss", "-Htln", "sport", "=", "5201").stdout, "iperf3 to listen", 10)
-            done = json.loads(pair.one.run("iperf3", "-J", "-n", "40M", "-c", target).stdout)
-            assert done["end"]["sum_received"]["bytes"] >= 39 << 20
-            server.communicate(timeout=10)
-        finally:
-            with suppress(ProcessLookupError):
-                server.kill()
+        assert stream(pair.one, pair.two, target) > 10 << 20
 
 
-def test_large_segments_leave_with_the_mtu_of_the_underlay(pair: Pair) -> None:
+def test_segments_are_as_large_as_the_underlay_lets_them_and_arrive_whole(pair: Pair) -> None:
     with tcp_pair(pair.one, pair.two, targets(2)[0]) as (here, there):
-        payload = bytes(range(256)) * 1024
-        here.sendall(payload)
-        received = b""
-        while len(received) < len(payload):
-            received += there.recv(1 << 20)
-        assert received == payload
+        payload = random.Random(1).randbytes(4 << 20)
+        sender = Thread(target=here.sendall, args=(payload,))
+        sender.start()
+        assert read(there, len(payload)) == payload
+        sender.join()
         mss = here.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
         assert mss + 20 + 12 + 20 == pair.a.vtep.mtu == 1500 - (50 if pair.version == 4 else 70)
+
+
+def read(end: socket.socket, count: int) -> bytes:
+    received = bytearray()
+    while len(received) < count:
+        received += end.recv(1 << 20)
+    return bytes(received)
 
 
 def test_an_endpoint_that_moves_misses_no_ping(pair: Pair) -> None:
@@ -255,11 +268,7 @@ def test_a_vtep_that_was_set_up_by_hand_interoperates(pair: Pair) -> None:
         assert pair.one.pings(target)
     for target in targets(1):
         assert there.pings(target)
-        server = subprocess.Popen(pair.one.command("iperf3", "-s", "-1"), stdout=PIPE, stderr=PIPE)
-        wait_for(lambda: pair.one.run("ss", "-Htln", "sport", "=", "5201").stdout, "iperf3 to listen", 10)
-        done = json.loads(there.run("iperf3", "-J", "-n", "10M", "-c", target).stdout)
-        assert done["end"]["sum_received"]["bytes"] >= 9 << 20
-        server.communicate(timeout=10)
+        assert stream(there, pair.one, target) > 1 << 20
     learned = json.loads(node.run("bridge -json fdb show dev vx"))
     assert {each["dst"] for each in learned if each["mac"] == pair.one.mac} == {str(pair.a.vtep.local)}
     pair.a.change([], [theirs])
@@ -282,10 +291,8 @@ def test_a_node_behind_a_lower_mtu_is_found_out_and_the_sender_told(pair: Pair) 
         assert pair.one.pings(target, "-Mdo", f"-s{far.vtep.mtu - (48 if is_v6(target) else 28)}")
         assert pair.one.pings(target, "-Mdont", "-s1380")
     with tcp_pair(pair.one, seven, targets(7)[0]) as (here, there):
-        here.sendall(bytes(100_000))
-        got = 0
-        while got < 100_000:
-            got += len(there.recv(1 << 16))
+        here.sendall(MARK * 5000)
+        assert read(there, len(MARK) * 5000) == MARK * 5000
 
 
 def test_what_the_host_routes_into_the_network_is_told_its_mtu(pair: Pair) -> None:
