@@ -38,7 +38,7 @@ class Underlay:
             f"ip addr add {ROUTER6}/64 dev sw nodad",
         ):
             self.switch.run(*command.split())
-        self.switch.run("sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
+        self.switch.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 
     def node(self, *, mtu: int = 1500, is_far: bool = False) -> Node:
         """A host on the switch; or one that is far, behind the router, on a link with this MTU at the router's end."""
@@ -52,6 +52,7 @@ class Underlay:
             self.switch.run(*f"ip link set {port} mtu {mtu} up addrgenmode none".split())
             self.switch.run(*f"ip addr add 10.99.{subnet}.254/24 dev {port}".split())
             self.switch.run(*f"ip addr add fd99:{subnet}::fe/64 dev {port} nodad".split())
+            self.switch.run(*f"ip addr add fe80::fe/64 dev {port} nodad".split())  # from which it asks for the node
         else:
             self.switch.run(*f"ip link set {port} master sw mtu {mtu} up addrgenmode none".split())
         prefix6 = f"fd99:{subnet}::" if is_far else "fd99::"
