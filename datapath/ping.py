@@ -20,8 +20,7 @@ def answers(
 ) -> bool:
     """Whether the address answers one echo request from `source`, in the caller's network namespace, in time.
 
-    Blocks as long; a refusal by a router or by this host's own routes is an answer of no, at once. Needs CAP_NET_RAW.
-    Raises OSError when `source` is not this host's.
+    Blocks until it does, or for the whole time. Needs CAP_NET_RAW. Raises OSError when `source` is not this host's.
     """
     family, protocol, request, reply = _V4 if address.version == 4 else _V6
     token = os.urandom(8)

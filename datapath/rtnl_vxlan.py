@@ -72,7 +72,7 @@ def vxlan_add(
       is one hop for what is inside, however many the underlay has.
     - Outer UDP checksums: none over IPv4, as RFC 7348 has it. Over IPv6 they are sent, because a VTEP drops those of
       zero unless told otherwise, and zero is taken from others, who may leave the inner checksums to protect the
-      packet (RFC 6935, section 5).
+      packet (RFC 6935, section 5). Devices share the UDP port with those of the same mind about that, and no others.
     """
     is_v4 = local.version == 4
     body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + b"".join(
@@ -92,7 +92,7 @@ def vxlan_add(
                     u8(IFLA_VXLAN_LEARNING, 0),
                     attr(IFLA_VXLAN_PORT, struct.pack("!H", PORT)),
                     u8(IFLA_VXLAN_UDP_CSUM, not is_v4),
-                    u8(IFLA_VXLAN_UDP_ZERO_CSUM6_RX, 1),
+                    u8(IFLA_VXLAN_UDP_ZERO_CSUM6_RX, not is_v4),
                     u32(IFLA_VXLAN_DF, VXLAN_DF_INHERIT),
                 ),
             ),

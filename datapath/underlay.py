@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
@@ -42,15 +43,20 @@ def route(address: IPv4Address | IPv6Address, source: IPv4Address | IPv6Address 
 
     Raises NetlinkError when there is no way, or `source` is not this host's.
     """
-    question = {"dst": str(address)} if source is None else {"dst": str(address), "src": str(source)}
+    question = {"dst": str(address)}
+    if source is not None:
+        if not owns(source):  # which the kernel asks for IPv4 only
+            raise rtnl.NetlinkError(
+                errno.EADDRNOTAVAIL, f"no route to {address} from {source}, which is no address of this host"
+            )
+        question["src"] = str(source)
     try:
         with IPRoute() as ip:
             found = ip.route("get", **question)[0]
             index = int(found.get_attr("RTA_OIF"))
             link = ip.get_links(index)[0]
     except Pyroute2Error as error:
-        origin = "" if source is None else f" from {source}"
-        raise rtnl.NetlinkError(error.code, f"no route to {address}{origin}: {error.args[1]}") from error
+        raise rtnl.NetlinkError(error.code, f"no route to {address}: {error.args[1]}") from error
     return Route(
         ifname=str(link.get_attr("IFLA_IFNAME")),
         ifindex=index,

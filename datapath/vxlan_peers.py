@@ -28,17 +28,18 @@ class Table(Enum):
     """Where an entry is, in the order in which those of a peer are added."""
 
     FDB = "node of MAC"
-    PORT = "port of MAC"
-    BROADCAST = "node that gets broadcasts"
+    PORT = "VXLAN port of MAC"
+    BROADCAST = "broadcasts to node"
     NEIGHBOUR = "MAC of address"
 
 
-class Difference(NamedTuple):
-    """One entry that is not as wanted: missing (`found` is None), too much (`wanted` is None), or another.
+Tables = dict[Table, dict[bytes, bytes]]
+"""FDB: node by MAC. PORT: MACs. BROADCAST: nodes. NEIGHBOUR: MAC by address. All packed, in network order; what has no
+value has an empty one."""
 
-    Keys and values are MACs, and addresses packed in network order: FDB MAC to node, PORT MAC to nothing, BROADCAST
-    node to nothing, NEIGHBOUR address to MAC.
-    """
+
+class Difference(NamedTuple):
+    """One entry of `Tables` that is not as wanted: missing (`found` is None), too much (`wanted` is None), or another."""
 
     table: Table
     key: bytes
@@ -46,12 +47,10 @@ class Difference(NamedTuple):
     found: bytes | None
 
     def __str__(self) -> str:
-        state = "missing" if self.found is None else "too much" if self.wanted is None else "another"
-        said = [_text(each) for each in (self.key, self.wanted, self.found) if each]
-        return f"{self.table.value}: {' '.join(said)} is {state}"
-
-
-Tables = dict[Table, dict[bytes, bytes]]
+        state = "missing" if self.found is None else "extra" if self.wanted is None else "other"
+        found = f", is {_text(self.found)}" if self.found else ""
+        wanted = f", should be {_text(self.wanted)}" if self.wanted else ""
+        return f"{state}: {self.table.value} {_text(self.key)}{found}{wanted}"
 
 
 def _text(raw: bytes) -> str:

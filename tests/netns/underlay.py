@@ -38,7 +38,7 @@ class Underlay:
             f"ip addr add {ROUTER6}/64 dev sw nodad",
         ):
             self.switch.run(*command.split())
-        self.switch.run("sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
+        self.switch.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 
     def node(self, *, mtu: int = 1500, is_far: bool = False) -> Node:
         """A host on the switch; or one that is far, behind the router, on a link with this MTU at the router's end."""
@@ -52,10 +52,12 @@ class Underlay:
             self.switch.run(*f"ip link set {port} mtu {mtu} up addrgenmode none".split())
             self.switch.run(*f"ip addr add 10.99.{subnet}.254/24 dev {port}".split())
             self.switch.run(*f"ip addr add fd99:{subnet}::fe/64 dev {port} nodad".split())
+            self.switch.run(*f"ip addr add fe80::fe/64 dev {port} nodad".split())  # from which it asks for the node
         else:
             self.switch.run(*f"ip link set {port} master sw mtu {mtu} up addrgenmode none".split())
         prefix6 = f"fd99:{subnet}::" if is_far else "fd99::"
-        node = Node(machine, number, mtu, f"10.99.{subnet}.{number}", f"{prefix6}{number:x}")
+        sent = Place(self.switch, f"what node {number} sends", f"/proc/{self.switch.pid}/ns/net", port)
+        node = Node(machine, sent, number, mtu, f"10.99.{subnet}.{number}", f"{prefix6}{number:x}")
         for command in (
             f"ip link set eth0 mtu {mtu} up addrgenmode none",
             f"ip addr add {node.ip4}/24 dev eth0",
@@ -68,10 +70,10 @@ class Underlay:
 
 
 class Node:
-    """A host on the underlay."""
+    """A host on the underlay; `sent` is the switch's end of its cable, which takes in what the node sends."""
 
-    def __init__(self, machine: Host, number: int, mtu: int, ip4: str, ip6: str) -> None:
-        self.host, self.number, self.mtu, self.ip4, self.ip6 = machine, number, mtu, ip4, ip6
+    def __init__(self, machine: Host, sent: Place, number: int, mtu: int, ip4: str, ip6: str) -> None:
+        self.host, self.sent, self.number, self.mtu, self.ip4, self.ip6 = machine, sent, number, mtu, ip4, ip6
         self.uplink = Place(machine, f"node {number}", f"/proc/{machine.pid}/ns/net", "eth0")
 
     def address(self, version: int) -> IPv4Address | IPv6Address:
