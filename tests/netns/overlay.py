@@ -104,13 +104,14 @@ class Machine:
         pid = netns.split("/")[2]
         self.sh(
             f"ip link add ls{number} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pid};"
-            f"ip link set ls{number} up; ip link set ls{number} master br0 type bridge_slave learning off"
+            f"ip link set ls{number} up; ip link set ls{number} master br0;"
+            f"bridge link set dev ls{number} learning off"
         )
         made.sh(
             f"ip link set eth0 address 02:4e:00:00:00:{number:02x}; ip link set lo up; ip addr add {made.ip4}/24 dev eth0;"
             f"ip link set eth0 up; ip -6 addr add {made.ip6}/64 dev eth0 nodad"
         )
-        self.sh(f"bridge fdb add {made.mac} dev ls{number} master static")
+        self.sh(f"bridge fdb replace {made.mac} dev ls{number} master static")
         self.endpoints.append(made)
         return made
 
@@ -170,7 +171,7 @@ class Overlay:
         """An endpoint more, for which both kernels have all entries; the programs know nothing of it yet."""
         made = machine.endpoint(number, self.mtu)
         self.other(machine).sh(
-            f"bridge fdb add {made.mac} dev vx0 master static; bridge fdb add {made.mac} dev vx0 dst {self.address(machine)}"
+            f"bridge fdb replace {made.mac} dev vx0 master static; bridge fdb replace {made.mac} dev vx0 dst {self.address(machine)} self static"
         )
         return made
 
