@@ -1,7 +1,7 @@
 """The maps of the endpoints of other nodes, typed, as `datapath.maps` is of this node's own.
 
-What programs remember is forgotten by `forget` alone, so that many changes cost one such call; until then they may go by
-what was there before.
+What programs remember is forgotten by `forget` alone, so that many changes cost one such call; until then they may go
+by what was there before.
 """
 
 from __future__ import annotations
