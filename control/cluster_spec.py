@@ -97,6 +97,18 @@ class Difference:
 class Cluster(Protocol):
     """This host's membership in a cluster. All methods block and may be called from any thread."""
 
+    def load(self) -> None:
+        """Takes up what this host remembers; raises StoreError."""
+
+    def start(self) -> None:
+        """Goes on as a node; waits for nobody, and never raises."""
+
+    def stop(self) -> None:
+        """Follows the cluster no more, without leaving it. Idempotent."""
+
+    def problems(self) -> dict[str, str]:
+        """What the cluster has no room for, and why, by the words that messages have for it."""
+
     def join(self, spec: ClusterSpec) -> None:
         """Makes this host a node, and keeps it one over restarts; networks of this host are not touched.
 

@@ -150,9 +150,7 @@ class Endpoints:
             self._leases.release(network, lease)
             raise
 
-    def _reserve_in_cluster(
-        self, network: Network, sandbox: Sandbox, spec: EndpointSpec
-    ) -> tuple[Network, Endpoint]:
+    def _reserve_in_cluster(self, network: Network, sandbox: Sandbox, spec: EndpointSpec) -> tuple[Network, Endpoint]:
         """As `_reserve`; what the cluster gave is given back when it fails."""
         with self._records.lock:
             driver = self._deps.driver_of(network)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from control.cluster.records import Node, RemoteEndpoint
-from control.model import Address, NetworkId
+from control.model import Address, EndpointId, NetworkId
 
 LOG = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class LostNodes:
             if lost is not None and lost.returned is None:
                 lost.returned = time.monotonic()
 
-    def endpoints(self, network_id: NetworkId, known: Endpoints) -> dict[str, RemoteEndpoint]:
+    def endpoints(self, network_id: NetworkId, known: Mapping[EndpointId, RemoteEndpoint]) -> dict[str, RemoteEndpoint]:
         """The network's endpoints on lost nodes, without those that are `known`, which are forgotten here, and without
         those whose addresses have been given to a known one."""
         with self._lock:

@@ -214,17 +214,15 @@ class Membership:
                 if self._settings.spec == spec:
                     return
                 raise Conflict(
-                    f"this node is in the cluster {self._settings.spec.cluster} already, as {self._settings.spec.name}: "
-                    "leave that first"
+                    f"this node is in the cluster {self._settings.spec.cluster} already, as "
+                    f"{self._settings.spec.name}: leave that first"
                 )
             self._require_advertised(spec)
             self._end_session()
             session = self._open(spec, secrets.token_hex(8))
             try:
                 identity = self._register(session, "")
-                self._keep(
-                    Settings(spec=spec, identity=identity, incarnation=session.incarnation, since=utcnow())
-                )
+                self._keep(Settings(spec=spec, identity=identity, incarnation=session.incarnation, since=utcnow()))
             except ControlError:
                 with suppress(ControlError):
                     session.leave()
@@ -254,7 +252,8 @@ class Membership:
             endpoints = [each for network in self._global.networks() for each in self._records.on_network(network.id)]
             if endpoints and not force:
                 raise Forbidden(
-                    f"this node has {len(endpoints)} endpoints on overlay networks: disconnect them, or leave with --force"
+                    f"this node has {len(endpoints)} endpoints on overlay networks: disconnect them, or leave with "
+                    "--force"
                 )
             for endpoint in endpoints:
                 self._disconnect(endpoint)

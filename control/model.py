@@ -102,8 +102,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     `segment` is the network's number in the datapath's maps, > 0, unique among the networks of this host. `owner` names
     the container engine that made the network and its endpoints through the plugin; it is empty for Linkspan's own.
     A network of scope "global" is the whole cluster's, which gives out its addresses and `vni`, its number on the wire
-    (RFC 7348). A `config_only` network is settings for others to be made from: no device, no address taken, no endpoint.
-    `config_from` is the name of the one that a network was made from, which stays as long.
+    (RFC 7348). A `config_only` network is settings for others to be made from: no device, no address taken, no
+    endpoint. `config_from` is the name of the one that a network was made from, which stays as long.
     """
 
     id: NetworkId

@@ -20,7 +20,7 @@ from datapath import devices, rtnl, rtnl_vxlan
 OVERHEAD_BYTES: Final = {4: 50, 6: 70}
 """What VXLAN puts around an inner packet, by the IP version of the nodes' addresses: IP, UDP, VXLAN and Ethernet."""
 
-_MAC_PREFIX: Final = b"\x02\x4e"
+MAC_PREFIX: Final = b"\x02\x4e"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Vtep:
     @property
     def mac(self) -> bytes:
         """A locally administered address that VNI and node settle: it tells the device from one that others made."""
-        return _MAC_PREFIX + hashlib.blake2s(self.vni.to_bytes(4) + self.local.packed, digest_size=4).digest()
+        return MAC_PREFIX + hashlib.blake2s(self.vni.to_bytes(4) + self.local.packed, digest_size=4).digest()
 
 
 def add(vtep: Vtep) -> None:

@@ -38,6 +38,18 @@ class FakeCluster:
         self.failing: dict[str, Exception] = {}
         self.state = "synchronized"
 
+    def load(self) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def problems(self) -> dict[str, str]:
+        return {}
+
     def join(self, spec: ClusterSpec) -> None:
         self._fail("join")
         if self.spec is not None:

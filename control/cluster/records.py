@@ -61,7 +61,7 @@ class GlobalNetwork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     def on_host(self, segment: int, state: NetworkState) -> Network:
         """The network as this host's own record."""
-        fields = {name: getattr(self, name) for name in self.__struct_fields__ if name != "vni"}
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
         return Network(**fields, scope="global", segment=segment, state=state)
 
 

@@ -105,9 +105,7 @@ class ClusterSession:
         try:
             for version, wanted in ((4, spec.ipv4), (6, spec.ipv6)):
                 if any(pool.subnet.version == version for pool in network.pools):
-                    given.append(
-                        self._store.take_address(record, endpoint_id, version, wanted=wanted, known=known)
-                    )
+                    given.append(self._store.take_address(record, endpoint_id, version, wanted=wanted, known=known))
         except Exception:
             self.withdraw(network.id, endpoint_id, given)
             raise

@@ -326,9 +326,13 @@ class ClusterStore:
         if not self._etcd.txn([api.is_present(network_key)], [put]).succeeded:
             raise NotFound(f"network {network_id[:12]} is no longer in the cluster")
 
-    def remove_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
-        """Takes the record away, and leaves the addresses. Harmless when it is gone."""
+    def remove_endpoint(
+        self, network_id: NetworkId, endpoint_id: EndpointId, addresses: Collection[Address] = ()
+    ) -> None:
+        """Takes the record away, and gives these addresses back. Harmless for what is gone, or another's by now."""
         self._etcd.txn([], [api.delete(self._keys.endpoint(network_id, endpoint_id))])
+        for address in addresses:
+            self._addresses.give_back(network_id, endpoint_id, address)
 
     # -- the lease -------------------------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ from control.locks import KeyedLocks
 from control.model import Address, Endpoint, EndpointSpec, Network, NetworkId, NetworkSpec
 from control.plan import Step, execute, undo
 from datapath import accel, devices, links, underlay, vxlan
+from datapath.announce import Announcer
 from datapath.fast_peers import FastPeers, Way
 from datapath.link_monitor import LinkChange
 from datapath.vxlan import Peer, Vtep
@@ -125,6 +126,7 @@ class OverlayDriver(BridgeDriver):
         self._bridges = bridges
         self._peering = peering
         self._fast = fast
+        self._announcer = Announcer()
         self._locks = KeyedLocks()
         self._built: dict[NetworkId, _Built] = {}
         self._is_started = False
@@ -161,9 +163,9 @@ class OverlayDriver(BridgeDriver):
         there, needed = self._underlay_mtu(address), int(network.options[MTU]) + self._overhead(network)
         if there < needed:
             raise Conflict(
-                f"network {network.name} cannot be joined on this node: its packets take {needed} bytes on the underlay, "
-                f"and the device with {address} has an MTU of {there}: raise that, or make the network with a smaller "
-                f"-o {MTU}="
+                f"network {network.name} cannot be joined on this node: its packets take {needed} bytes on the "
+                f"underlay, and the device with {address} has an MTU of {there}: raise that, or make the network with "
+                f"a smaller -o {MTU}="
             )
 
     def settle_endpoint(self, network: Network, endpoint: Endpoint, siblings: Sequence[Endpoint]) -> Endpoint:
@@ -269,7 +271,7 @@ class OverlayDriver(BridgeDriver):
         if found is None:
             return
         if built.table is None:
-            built.table = PeerTable(self._vtep(network))
+            built.table = PeerTable(self._vtep(network), self._announcer)
         peers, before = {peer.mac: peer for peer in found}, built.peers
         built.peers = None  # until all of it has been done
         if before is None:
@@ -317,7 +319,7 @@ class OverlayDriver(BridgeDriver):
             vtep = self._vtep(network)
             problems = vxlan.problems(vtep)
             if not problems:
-                problems += [str(each) for each in PeerTable(vtep).differences(found)]
+                problems += [str(each) for each in PeerTable(vtep, self._announcer).differences(found)]
             if self._is_accelerated(network):
                 problems += self._fast.differences(network.segment, network.vni, found, self._ways_to(found))
             return problems
@@ -351,9 +353,7 @@ class OverlayDriver(BridgeDriver):
             )
         )
         known = {name for network in here for name in (bridge_name(network), self._vtep_name(network))}
-        devices.delete_links(
-            [name for name, link in present.items() if _is_ours(name, link) and name not in known]
-        )
+        devices.delete_links([name for name, link in present.items() if _is_ours(name, link) and name not in known])
         self._fast.start({network.segment for network in here if self._is_accelerated(network)})
         self._is_started = True
 
