@@ -39,7 +39,7 @@ def address_of(number: int, version: Version) -> str:
 
 def clock(shift_s: int) -> dict[str, str]:
     """The environment in which a linkspand's wall clock is wrong by so much; monotonic clocks stay right."""
-    assert _FAKETIME.exists(), "no libfaketime: tools/setup installs the package faketime"
+    assert _FAKETIME.exists(), "no libfaketime: tools/setup installs the package libfaketime"
     return {
         "LD_PRELOAD": str(_FAKETIME),
         "FAKETIME": f"{shift_s:+d}",
@@ -51,8 +51,11 @@ def clock(shift_s: int) -> dict[str, str]:
 class Node(Host):
     """A host on the underlay. Its name in the cluster and on the switch is `name`."""
 
-    def __init__(self, number: int, underlay: Underlay, version: Version, mtu: int | None = None) -> None:
+    def __init__(
+        self, number: int, underlay: Underlay, version: Version, mtu: int | None = None, clock_shift_s: int = 0
+    ) -> None:
         self.number, self.name, self.mtu = number, f"n{number}", mtu
+        self._environment = clock(clock_shift_s) if clock_shift_s else {}
         self.advertise = address_of(number, version)
         self._underlay = underlay
         super().__init__()
@@ -65,6 +68,10 @@ class Node(Host):
     def power_on(self) -> None:
         super().power_on()
         self._plug()
+
+    def start(self, *args: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
+        """Starts linkspand, with the node's clock."""
+        return super().start(*args, env={**self._environment, **(env or {})}, **options)
 
     @property
     def uplink(self) -> Place:
@@ -100,8 +107,8 @@ class Node(Host):
 class Cluster:
     """The nodes, by index and by iteration, and what they share."""
 
-    def __init__(self, underlay: Underlay, nodes: Sequence[Node], etcd: Sequence[EtcdMember]) -> None:
-        self.underlay, self.nodes, self.etcd = underlay, list(nodes), list(etcd)
+    def __init__(self, underlay: Underlay, nodes: Sequence[Node], etcd: Sequence[EtcdMember], etcd_host: Host) -> None:
+        self.underlay, self.nodes, self.etcd, self.etcd_host = underlay, list(nodes), list(etcd), etcd_host
         self.urls = [member.url for member in etcd]
 
     def __iter__(self) -> Iterator[Node]:
@@ -148,25 +155,15 @@ class Cluster:
 
 
 @contextmanager
-def underlay_with_etcd(
-    version: Version, members: int, **etcd_options: Any
-) -> Iterator[tuple[Underlay, list[EtcdMember]]]:
-    """A switch, and etcd on a host at it; each member has an address of its own."""
+def etcd_host(underlay: Underlay, version: Version, members: int) -> Iterator[tuple[Host, list[EtcdMember]]]:
+    """A host on the underlay, called etcd, with so many members of etcd on it, each at an address of its own."""
     with ExitStack() as stack:
-        underlay = Underlay()
-        stack.callback(underlay.close)
         machine = Host(bpffs=False)
         stack.callback(machine.close)
         addresses = [address_of(_FIRST_ETCD + number, version) for number in range(members)]
         underlay.plug(ETCD, machine, *(f"{address}/{24 if version == 4 else 64}" for address in addresses))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lse")))
-        prefix = machine.enter()
-        yield (
-            underlay,
-            stack.enter_context(
-                etcd_cluster(folder, members, command_prefix=prefix, addresses=addresses, **etcd_options)
-            ),
-        )
+        servers = etcd_cluster(machine.dir / "etcd", members, command_prefix=machine.enter(), addresses=addresses)
+        yield machine, stack.enter_context(servers)
 
 
 @contextmanager
@@ -185,21 +182,20 @@ def cluster(
     another uplink; `clocks` a wall clock that is wrong by so many seconds. Nothing may be left on a node at the end of
     a block that does not raise.
     """
-    with underlay_with_etcd(version, members) as (underlay, etcd), ExitStack() as stack:
+    with ExitStack() as stack:
+        underlay = Underlay()
+        stack.callback(underlay.close)
+        machine, etcd = stack.enter_context(etcd_host(underlay, version, members))
         nodes = []
         for number in range(1, count + 1):
-            node = Node(number, underlay, version, (mtus or {}).get(number))
+            node = Node(number, underlay, version, (mtus or {}).get(number), (clocks or {}).get(number, 0))
             stack.callback(node.close)
             nodes.append(node)
-        shifts = clocks or {}
         with ThreadPoolExecutor(count) as pool:  # each compiles its programs
-            starts = [
-                pool.submit(node.start, env=clock(shifts[node.number]) if node.number in shifts else None)
-                for node in nodes
-            ]
+            starts = [pool.submit(node.start) for node in nodes]
         for start in starts:
             start.result()
-        made = Cluster(underlay, nodes, etcd)
+        made = Cluster(underlay, nodes, etcd, machine)
         if joined:
             for node in nodes:
                 node.join(made.urls)
