@@ -123,6 +123,15 @@ class Cluster:
         self.wait(lambda node: name in node.networks(), f"every node to list {name}")
         return str(made["Id"])
 
+    @contextmanager
+    def other_etcd(self, name: str, **options: Any) -> Iterator[EtcdMember]:
+        """A further etcd on etcd's host, that is no member of the cluster's; `options` are those of `etcd_cluster`."""
+        machine, addresses = self.etcd_host, [self.etcd[0].address]
+        with etcd_cluster(machine.dir / name, command_prefix=machine.enter(), addresses=addresses, **options) as (
+            member,
+        ):
+            yield member
+
     def remove(self, name: str, *, on: int = 0) -> None:
         """Removes an overlay network on one node, and waits until no node lists it."""
         self[on].api("DELETE", f"/networks/{name}")

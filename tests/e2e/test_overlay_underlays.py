@@ -1,4 +1,4 @@
-"""Overlay networks over other underlays: nodes that meet by IPv6 alone, and one that has a lower MTU than the others."""
+"""Overlay networks over other underlays: nodes that meet by IPv6, and one with a lower MTU than the others."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def nodes() -> Iterator[Cluster]:
         yield made
 
 
-@pytest.fixture()
+@pytest.fixture
 def segment(nodes: Cluster) -> Iterator[Segment]:
     made = Segment(nodes)
     wait_for_agreement(nodes)
