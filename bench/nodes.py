@@ -1,4 +1,4 @@
-"""Nodes of a cluster, for measuring: machines of their own on one underlay, etcd beside them, and hosts without linkspan.
+"""Nodes of a cluster, for measuring: machines of their own on one underlay, etcd beside them, hosts without linkspan.
 
 The underlay is a switch, a Linux bridge in a namespace. All of it dies with this process, however that ends.
 """
@@ -114,7 +114,7 @@ class Nodes:
         return Path(name, self._outside, hosts[0], hosts[1], f"{_SUBNET}.{_FIRST_PLAIN + 1}")
 
     def kernel_vxlan(self, name: str, hosts: list[str]) -> Path:
-        """A namespace on each plain host, on a bridge with a VXLAN device to the other: what the kernel has to offer."""
+        """A namespace on each plain host, on a bridge with a VXLAN device to the other."""
         ends = []
         for own, (host, other) in enumerate(zip(hosts, (1, 0), strict=True)):
             end = self._outside.netns(f"kernel{own}")

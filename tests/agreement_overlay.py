@@ -66,8 +66,9 @@ def stored(etcd: EtcdMember, prefix: str = PREFIX) -> Stored:
         vnis={id_: json.loads(value)["vni"] for id_, value in records.get("networks", {}).items()},
         endpoints=endpoints,
         taken=frozenset(
-            (*key.split("/", 1), value.strip('"'))  # type: ignore[misc]
+            (network_id, address, json.loads(value)["endpoint"])
             for key, value in records.get("addresses", {}).items()
+            for network_id, address in [key.split("/", 1)]
         ),
     )
 
