@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 from bench.paths import Path, address_of
-from bench.world import World, output_of, wait_for, world
+from bench.world import DEADLINE_S, World, output_of, wait_for, world
 from tests.etcd_server import EtcdMember, etcd_cluster
 
 HOST: Final = "/proc/1/ns/net"
@@ -36,6 +36,16 @@ class Nodes:
 
     def __iter__(self) -> Iterator[World]:
         return iter(self._members)
+
+    @property
+    def machines(self) -> list[World]:
+        """The nodes, and the machine that has the switch, etcd and the plain hosts."""
+        return [self._outside, *self._members]
+
+    @staticmethod
+    def address_of(number: int) -> str:
+        """The underlay's address of a node, by number from 1 on."""
+        return f"{_SUBNET}.{number}"
 
     def __getitem__(self, index: int) -> World:
         return self._members[index]
@@ -64,18 +74,13 @@ class Nodes:
 
     def start(self) -> None:
         """Starts a linkspand on each node, all at once."""
-        with ThreadPoolExecutor(len(self._members)) as pool:
-            list(pool.map(World.start, self._members))
-
-    def join(self, number: int) -> list[str]:
-        """Joins a node, by number from 1 on, to the cluster; returns the command."""
-        command = self.join_command(number)
-        self._members[number - 1].linkspan(*command)
-        return command
+        with ThreadPoolExecutor(len(self._members)) as pool:  # the cores are shared by their compilers
+            list(pool.map(lambda member: member.start(len(self._members) * DEADLINE_S), self._members))
 
     def join_command(self, number: int) -> list[str]:
+        """What linkspan is told to make a node, by number from 1 on, one of the cluster."""
         assert self.etcd is not None
-        whose = ["--advertise", f"{_SUBNET}.{number}", "--name", f"n{number}"]
+        whose = ["--advertise", self.address_of(number), "--name", f"n{number}"]
         return ["cluster", "join", "--etcd", self.etcd.url, *whose]
 
     def wait_until_all_know(self, network: str) -> None:
@@ -133,18 +138,24 @@ class Nodes:
 
     def kill(self, number: int) -> None:
         """Takes a node away, with everything on it, as if its power were cut."""
-        self._members.pop(number - 1).close()
+        self._members.pop(number - 1).kill()
 
 
 @contextmanager
-def nodes(count: int, *, joined: bool = True) -> Iterator[Nodes]:
-    """So many nodes with a linkspand on each, joined into a cluster unless told otherwise; gone at the end."""
+def nodes(count: int) -> Iterator[Nodes]:
+    """So many nodes and an etcd, gone at the end; no linkspand runs yet."""
     with ExitStack() as stack:
         outside = stack.enter_context(world())
         made = Nodes(outside, [stack.enter_context(world()) for _ in range(count)])
         stack.enter_context(made.serving_etcd())
+        yield made
+
+
+@contextmanager
+def joined_nodes(count: int) -> Iterator[Nodes]:
+    """So many nodes with a linkspand on each, joined into a cluster; gone at the end."""
+    with nodes(count) as made:
         made.start()
-        if joined:
-            for number in range(1, count + 1):
-                made.join(number)
+        for number, member in enumerate(made, start=1):
+            member.linkspan(*made.join_command(number))
         yield made

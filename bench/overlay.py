@@ -10,7 +10,7 @@ from typing import Final
 
 from bench import latency, paths, throughput
 from bench.latency import Samples
-from bench.nodes import Nodes, nodes
+from bench.nodes import Nodes, joined_nodes
 from bench.paths import Path
 from bench.report import Bar, Result, Table
 from bench.stats import Spread, percentile, ratios, spread
@@ -63,7 +63,7 @@ def fast_packets(cluster: Nodes, name: str) -> int:
 
 def suite(rounds: int) -> Result:
     """Round trips and streams over all paths, between two nodes and two plain hosts of one underlay."""
-    with nodes(2) as cluster:
+    with joined_nodes(2) as cluster:
         built = build(cluster)
         measured = latency.measure(built, rounds)
         for name in ACCELERATED:

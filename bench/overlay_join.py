@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Final
 
-from bench.nodes import Nodes, nodes
+from bench.nodes import Nodes, joined_nodes
 from bench.report import Bar, Result, Table
 from bench.stats import Spread, percentile, single, spread
 from bench.turns import before_others
@@ -34,7 +34,7 @@ P50_MS, P99_MS = 50, 200
 
 def suite(rounds: int) -> Result:
     """Fills the network from both nodes, then times one join after another on the first."""
-    with nodes(2) as cluster:
+    with joined_nodes(2) as cluster:
         cluster.create(NETWORK, IPAM={"Config": [{"Subnet": SUBNET}]})
         begin = time.monotonic()
         fill(cluster, ENDPOINTS)
