@@ -6,10 +6,10 @@ WORKERS ?= $(shell nproc)
 KERNEL ?= 6.12
 KERNEL_MATRIX ?= ../shared/kernel-matrix
 
-.PHONY: help setup demo demo-docker test lint unit kernel bench docs clean
+.PHONY: help setup demo demo-docker demo-overlay test lint unit kernel bench docs clean
 
 help: ## list the targets
-	$(Q)grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	$(Q)grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: ## install what is missing: Debian packages, .venv, the cffi module
 	$(Q)tools/setup dev bench
@@ -19,6 +19,9 @@ demo: setup ## an accelerated network, end to end, with what it is worth; leaves
 
 demo-docker: setup ## a real Docker Engine on Linkspan: the guide's commands, then Docker's bridge beside it; leaves nothing behind
 	$(Q)$(PY) -m bench.demo_docker
+
+demo-overlay: setup ## one network across three hosts, with what it is worth and a host that dies; leaves nothing behind
+	$(Q)$(PY) -m bench.demo_overlay
 
 lint: setup ## ruff, mypy --strict, the direction of imports
 	$(Q)$(PY) -m ruff check .

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from bench import daemon, joining, latency, macvlan, micro, plugin, storm, throughput
+from bench import daemon, joining, latency, macvlan, micro, overlay, overlay_join, plugin, storm, throughput
 from bench.report import Bar, Result, bar_table, environment
 from bench.world import BenchError
 
@@ -25,6 +25,8 @@ SUITES: Final[Mapping[str, tuple[Callable[[int], Result], int]]] = {
     "join": (joining.suite, 10),
     "macvlan": (macvlan.suite, 150),
     "storm": (storm.suite, 60),
+    "overlay": (overlay.suite, 150),
+    "overlay-join": (overlay_join.suite, 150),
     "plugin": (plugin.suite, 100),
     "daemon": (daemon.suite, 10),
     "micro": (micro.suite, 0),

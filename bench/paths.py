@@ -25,7 +25,7 @@ ALL: Final = (VETH, BRIDGE, ACCEL, NO_ACCEL)
 class Path:
     """Two network stacks that reach each other; `client` and `server` are their namespaces' paths.
 
-    `server_ifname` is the device that has `server_ip`.
+    `server_ifname` is the device that has `server_ip`; `server_world` the server's machine where that is another.
     """
 
     name: str
@@ -34,13 +34,14 @@ class Path:
     server: str
     server_ip: str
     server_ifname: str = "eth0"
+    server_world: World | None = None
 
     def at_client(self, *command: str, cpu: int) -> list[str]:
         """The command line that runs a command at the client's end, on one core."""
         return self.world.inside(self.client, "taskset", "--cpu-list", str(cpu), *command)
 
     def at_server(self, *command: str, cpu: int) -> list[str]:
-        return self.world.inside(self.server, "taskset", "--cpu-list", str(cpu), *command)
+        return (self.server_world or self.world).inside(self.server, "taskset", "--cpu-list", str(cpu), *command)
 
 
 def veth(world: World) -> Path:

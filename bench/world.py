@@ -188,7 +188,7 @@ class World:
 
     def netns_inodes(self) -> set[int]:
         """What tells the machine's own network namespace and those of its sandboxes from all others."""
-        pinned = [self.seen(path) for path in self.dir.glob("ns-*")] + list(self.seen(self.run_dir / "netns").iterdir())
+        pinned = [self.seen(path) for path in self.dir.glob("ns-*")] + list(self.seen(self.run_dir / "netns").glob("*"))
         return {os.stat(path).st_ino for path in (Path(f"/proc/{self._first_pid}/ns/net"), *pinned)}
 
     # -- linkspand -----------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ class World:
             *("--bpffs-dir", str(self.bpffs / "linkspan"), "--plugin-socket", str(self.plugin_socket)),
         ]
 
-    def start(self) -> float:
+    def start(self, deadline_s: float = DEADLINE_S) -> float:
         """Starts linkspand and returns the seconds from there to its first answer."""
         begin = time.monotonic()
         with self.log_path.open("a") as log:
@@ -211,7 +211,7 @@ class World:
                 text=True,
                 process_group=0,  # Ctrl-C is not for it; in the session for its priority, see bench.turns
             )
-        wait_for(self._answers, "linkspand to answer")
+        wait_for(self._answers, "linkspand to answer", deadline_s)
         return time.monotonic() - begin
 
     def _answers(self) -> bool:
@@ -249,8 +249,8 @@ class World:
         body = {"Name": name, "Networks": [{"Network": network} for network in networks]}
         return str(self.api("POST", "/linkspan/sandboxes", body)["NetnsPath"])
 
-    def close(self) -> None:
-        """Ends every process of the machine, which ends the machine, and removes its directory."""
+    def kill(self) -> None:
+        """Ends every process of the machine, which ends the machine; its directory stays. Idempotent."""
         self.api.disconnect()
         self._holder.kill()
         self._holder.wait()
@@ -259,6 +259,10 @@ class World:
         if self._daemon is not None:
             self._daemon.wait(15)
             self._daemon = None
+
+    def close(self) -> None:
+        """Ends the machine and removes its directory."""
+        self.kill()
         shutil.rmtree(self.dir)
 
 

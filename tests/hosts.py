@@ -53,6 +53,10 @@ class Host:
         self.plugin_socket = self.run_dir / "plugin.sock"
         self._daemon: subprocess.Popen[bytes] | None = None
         self.log_path = self.dir / "linkspand.log"
+        self._has_bpffs = bpffs
+        self._boot()
+
+    def _boot(self) -> None:
         self._holder = subprocess.Popen(
             ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep infinity"],
             stdout=subprocess.PIPE,
@@ -61,7 +65,7 @@ class Host:
         self._holder.stdout.readline()
         self._holder.stdout.close()
         self.run("ip", "link", "set", "lo", "up")
-        if bpffs:
+        if self._has_bpffs:
             self.run("mount", "-t", "bpf", "bpf", str(self.bpffs))
 
     # -- commands ------------------------------------------------------------------------------------------------
@@ -196,12 +200,25 @@ class Host:
         ]
         return links + pinned
 
-    def close(self) -> None:
-        """Ends the daemon and everything on the host, and removes its files."""
+    def power_off(self) -> None:
+        """Ends everything on the host at once, as a cut cable does: processes, namespaces, programs, devices.
+
+        What is on disk stays: `state_dir` and the log.
+        """
         self.stop(signal.SIGKILL)
         self.end_processes()
         self._holder.kill()
         self._holder.wait()
+
+    def power_on(self) -> None:
+        """Starts a host that was powered off, without linkspand; its run directory is empty, as /run is then."""
+        shutil.rmtree(self.run_dir)
+        self.run_dir.mkdir()
+        self._boot()
+
+    def close(self) -> None:
+        """Ends the daemon and everything on the host, and removes its files."""
+        self.power_off()
         shutil.rmtree(self.dir)
 
     def end_processes(self) -> None:
