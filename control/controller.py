@@ -49,7 +49,6 @@ from control.sandboxes import (
     kill_processes,
     process_start,
 )
-from datapath import ping
 from datapath.link_monitor import LinkChange
 
 LOG = logging.getLogger(__name__)
@@ -65,10 +64,10 @@ class NetworkController:
         self._records = Records(deps.store)
         self._bus = EventBus()
         self._leases = Leases(deps, self._records, clock)
-        self._global = GlobalNetworks(deps, self._records, self._bus, ping.answers)
-        self._endpoints = Endpoints(deps, self._records, self._leases, self._global, self._bus)
-        self._networks = Networks(deps, self._records, self._leases, self._global, self._bus)
-        self.cluster = Membership(deps, self._records, self._global, self._force_off)
+        self.global_networks = GlobalNetworks(deps, self._records, self._bus)
+        self._endpoints = Endpoints(deps, self._records, self._leases, self.global_networks, self._bus)
+        self._networks = Networks(deps, self._records, self._leases, self.global_networks, self._bus)
+        self.cluster = Membership(deps, self._records, self.global_networks, self._force_off)
         self.remote = RemoteNetworks(deps, self._records, self._bus, self._networks, self._endpoints)
         self.remote_ipam = RemoteIpam(deps, self._records)
         self._reconciler = Reconciler(
@@ -163,7 +162,7 @@ class NetworkController:
     def pool_usage(self, network: Network) -> dict[str, tuple[int, int]]:
         """Addresses in use, and still to be had, by subnet."""
         if network.is_global:
-            return self._global.usage(network)
+            return self.global_networks.usage(network)
         return {str(pool.subnet): self._deps.ipam.usage(pool.pool_id) for pool in network.pools if pool.pool_id}
 
     def lease_states(self) -> list[tuple[Network, str]]:

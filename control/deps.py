@@ -11,11 +11,12 @@ from control.drivers.base import Driver
 from control.drivers.peering import Peering
 from control.errors import ControlError, DatapathFailed, NotFound
 from control.ipam.base import Ipam
-from control.model import Network, Subnet
+from control.model import Address, Network, Subnet
 from control.plan import IDLE, Observer, Step, execute, reapply, undo
 from control.ports import PortHolder
 from control.sandboxes import SandboxFiles
 from control.store.base import Store
+from datapath import ping
 from datapath.dhcp import DhcpClient
 
 LOG = logging.getLogger(__name__)
@@ -25,9 +26,9 @@ LOG = logging.getLogger(__name__)
 class Deps:
     """What a controller works with.
 
-    `dhcp` asks the servers of existing networks; `routed_networks` tells where the host has routes to; `observe` sees
-    every step before it is taken. `peering` is what the drivers know of the cluster, `cluster` the one that the
-    configuration names.
+    `dhcp` asks the servers of existing networks; `answers` tells whether another node is there, `routed_networks` where
+    the host has routes to; `observe` sees every step before it is taken. `peering` is what the drivers know of the
+    cluster, `cluster` the one that the configuration names.
     """
 
     store: Store
@@ -36,6 +37,7 @@ class Deps:
     files: SandboxFiles
     ports: PortHolder
     dhcp: DhcpClient = field(default_factory=DhcpClient)
+    answers: Callable[[Address], bool] = ping.answers
     routed_networks: Callable[[], Sequence[Subnet]] = tuple
     observe: Observer = IDLE
     predefined_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -90,7 +90,7 @@ class Session(Protocol):
 class GlobalNetworks:
     """Thread-safe. `names_changed` is called with a network whose endpoints on other nodes may have changed."""
 
-    def __init__(self, deps: Deps, records: Records, bus: EventBus, answers: Callable[[Address], bool]) -> None:
+    def __init__(self, deps: Deps, records: Records, bus: EventBus) -> None:
         self.names_changed: Callable[[Network], None] = lambda _: None
         self._deps = deps
         self._records = records
@@ -101,7 +101,7 @@ class GlobalNetworks:
         self._known: dict[NetworkId, dict[str, RemoteEndpoint]] = {}
         self._seen: dict[str, Node] = {}
         self._refused: dict[NetworkId, str] = {}
-        self.lost = LostNodes(answers, lambda networks: self.follow(networks))
+        self.lost = LostNodes(deps.answers, lambda networks: self.follow(networks))
 
     # -- a session -----------------------------------------------------------------------------------------------
 

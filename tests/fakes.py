@@ -182,6 +182,7 @@ def fake_controller(
     dhcp: DhcpClient | None = None,
     clock: Clock | None = None,
     cluster: Cluster | None = None,
+    answers: Callable[[IPv4Address | IPv6Address], bool] = lambda _: True,
 ) -> NetworkController:
     """Returns a controller that is not started, with fake drivers and cluster, the real IPAM and a store in memory."""
     drivers: list[FakeDriver] = [driver or FakeDriver(), FakeHost(), FakeNone()]
@@ -193,6 +194,7 @@ def fake_controller(
             files=FakeFiles(run_dir),
             ports=ports or FakePorts(),
             dhcp=dhcp or DhcpClient(),
+            answers=answers,
         ),
         clock,
     )
