@@ -11,7 +11,7 @@ import pytest
 
 from control.cluster.etcd_errors import EtcdUnavailable
 from control.drivers.base import Capabilities
-from control.errors import Conflict, DatapathFailed, Forbidden
+from control.errors import Conflict, DatapathFailed, Forbidden, InvalidArgument, NotImplementedByDriver
 from control.events import Event
 from control.model import Address, EndpointId, EndpointSpec, Network, NetworkId, NetworkSpec, Sandbox, SandboxSpec
 from control.store.sqlite import SqliteStore
@@ -54,12 +54,8 @@ class World:
         self.start()
 
     def start(self) -> None:
-        self.controller = fake_controller(
-            self.run_dir,
-            driver=self.driver,
-            store=SqliteStore(self.state),
-            answers=lambda address: address in self.there,
-        )
+        store = SqliteStore(self.state)
+        self.controller = fake_controller(self.run_dir, self.driver, store, answers=lambda asked: asked in self.there)
         self.controller.start()
         self.controller.subscribe(self.events.append)
         self.globals = self.controller.global_networks
@@ -195,7 +191,7 @@ def test_without_etcd_joins_are_refused_and_leaves_go_on(world: World) -> None:
 
 def test_addresses_that_are_asked_for_are_checked_here(world: World) -> None:
     world.have_network()
-    with pytest.raises(Exception, match="no configured subnet contains it"):
+    with pytest.raises(InvalidArgument, match="no configured subnet contains it"):
         world.box(ipv4=IPv4Address("10.9.9.9"))
     assert world.session.taken == {}
 
@@ -298,8 +294,8 @@ def test_usage_counts_the_whole_cluster(world: World) -> None:
 
 
 def test_a_network_cannot_be_an_engine_s(world: World) -> None:
-    with pytest.raises(Exception, match="no container engine can own one"):
-        world.controller.remote.create_network(NetworkSpec(name="net", driver="overlay"), NetworkId("d" * 64), "docker")
+    with pytest.raises(NotImplementedByDriver, match="no container engine can own one"):
+        world.controller.remote.create_network(NetworkId("d" * 64), NetworkSpec(name="net", driver="overlay"))
 
 
 def test_nodes_that_are_not_known_have_no_peers(world: World) -> None:
