@@ -13,7 +13,17 @@ from control.cluster.etcd_errors import EtcdUnavailable
 from control.drivers.base import Capabilities
 from control.errors import Conflict, DatapathFailed, Forbidden, InvalidArgument, NotImplementedByDriver
 from control.events import Event
-from control.model import Address, EndpointId, EndpointSpec, Network, NetworkId, NetworkSpec, Sandbox, SandboxSpec
+from control.model import (
+    Address,
+    EndpointId,
+    EndpointSpec,
+    Network,
+    NetworkId,
+    NetworkSpec,
+    PoolSpec,
+    Sandbox,
+    SandboxSpec,
+)
 from control.store.sqlite import SqliteStore
 from tests.fake_session import SUBNET, FakeSession, global_network, node, remote
 from tests.fakes import FakeDriver, fake_controller
@@ -295,7 +305,9 @@ def test_usage_counts_the_whole_cluster(world: World) -> None:
 
 def test_a_network_cannot_be_an_engine_s(world: World) -> None:
     with pytest.raises(NotImplementedByDriver, match="no container engine can own one"):
-        world.controller.remote.create_network(NetworkId("d" * 64), NetworkSpec(name="net", driver="overlay"))
+        world.controller.remote.create_network(
+            NetworkId("d" * 64), NetworkSpec(name="net", driver="overlay", pools=(PoolSpec(subnet=SUBNET),))
+        )
 
 
 def test_nodes_that_are_not_known_have_no_peers(world: World) -> None:
