@@ -106,8 +106,8 @@ class Tunnels:
         """What there is; nothing without a namespace."""
         return netns.call(self.path, _look) if netns.is_netns(self.path) else Found()
 
-    def synchronize(self, wanted: Mapping[str, Device], routes: Mapping[IPv4Address, str], *, mtu: int) -> None:
-        """Makes exactly the devices `wanted` by name, with exactly their peers, and the routes.
+    def synchronize(self, wanted: Mapping[str, Device], routes: Mapping[IPv4Address, str], *, mtu: int) -> Found:
+        """Makes exactly the devices `wanted` by name, with exactly their peers, and the routes; returns what there is.
 
         What is right already is not touched: no session is lost. A device with another key or port is made anew. Routes
         change before peers and devices go, each in one step.
@@ -118,7 +118,7 @@ class Tunnels:
         for ifname in wanted:
             if ifname not in found or ifname in unfit:
                 self._add(ifname, mtu)
-        netns.call(self.path, partial(_bring_about, wanted, routes, mtu))
+        return netns.call(self.path, partial(_bring_about, wanted, routes, mtu))
 
     def _add(self, ifname: str, mtu: int) -> None:
         with netns.opened(self.path) as fd, IPRoute() as ip, _told(f"add the WireGuard device {ifname}", errno.EEXIST):
@@ -197,7 +197,7 @@ def _peer(key: str, parts: Sequence[Any]) -> Peer | None:
     return Peer(key, ip_address(endpoint["addr"]), endpoint["port"], IPv4Address(allowed[0].removesuffix("/32")))
 
 
-def _bring_about(wanted: Mapping[str, Device], routes: Mapping[IPv4Address, str], mtu: int) -> None:
+def _bring_about(wanted: Mapping[str, Device], routes: Mapping[IPv4Address, str], mtu: int) -> Found:
     found = _look()
     with IPRoute() as ip, WireGuard() as wireguard:
         for ifname, device in wanted.items():
@@ -214,6 +214,7 @@ def _bring_about(wanted: Mapping[str, Device], routes: Mapping[IPv4Address, str]
                 with _told(f"remove the peer {key} from {ifname}"):
                     wireguard.set(ifname, peer={"public_key": key, "remove": True})
     devices.delete_links([ifname for ifname in found.devices if ifname not in wanted])
+    return _look()
 
 
 def _configure(ip: Any, wireguard: Any, ifname: str, device: Device, found: FoundDevice, mtu: int) -> None:
