@@ -1,6 +1,6 @@
 """Keys of the encrypted overlay networks: who has which, which are used, and how new ones take the place of old ones.
 
-Keys have numbers that mean the same in the whole cluster: key N of one node speaks with key N of another and no other. A
+Keys have numbers that mean the same in the whole cluster: key N of one node speaks with key N of another, no other. A
 node that finds its key old makes the next; the others see its number in etcd and make theirs. For each peer packets go
 on by the old keys until there was a handshake between the new ones, which shows that both ends know both; the kernel
 does it unasked. So no packet waits or is lost, however late a node hears of it. A key goes in two steps: a node that
