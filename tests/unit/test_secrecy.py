@@ -13,7 +13,7 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control.cluster import secrecy
@@ -21,7 +21,7 @@ from control.cluster.key_file import KeyFile, new_key
 from control.cluster.secrecy import Secrecy, mtu, require_available, tunnel_address, unavailable
 from control.errors import Forbidden
 from datapath import features
-from datapath.wireguard import Found, FoundDevice
+from datapath.wireguard import Found, FoundDevice, Peer
 
 IN_FLIGHT_S = 4
 """How long the underlay may keep a packet."""
@@ -33,6 +33,15 @@ class Record:
     name: str
     address: IPv4Address
     keys: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Packet:
+    """Who sent it with which public key, and to whom."""
+
+    source: IPv4Address
+    key: str
+    to: Peer
 
 
 class Kernel:
@@ -66,24 +75,29 @@ class Kernel:
     def close(self):
         self.__init__()
 
-    def takes(self, sender: Kernel, ifname: str) -> bool:
-        """Whether a packet that `sender` sent here by a device of that name comes in, after a handshake if need be."""
-        device = sender.devices.get(ifname)
-        peers = [peer for peer in device.peers if peer.address == self.address] if device else []
-        return any(self._knows(peer, device, sender) for peer in peers)
-
-    def _knows(self, peer, device, sender):
+    def takes(self, packet: Packet) -> bool:
+        """Whether a packet that was encrypted like this comes in, after a handshake if need be."""
         return any(
-            (own.public_key, own.port) == (peer.public_key, peer.port)
-            and any((p.public_key, p.address) == (device.public_key, sender.address) for p in own.peers)
+            (own.public_key, own.port) == (packet.to.public_key, packet.to.port)
+            and any((peer.public_key, peer.address) == (packet.key, packet.source) for peer in own.peers)
             for own in self.devices.values()
         )
+
+    def packet(self, destination: IPv4Address) -> Packet | None:
+        """What is sent there now; None when nothing can be."""
+        device = self.devices.get(self.routes.get(destination, ""))
+        to = [peer for peer in device.peers if peer.address == destination] if device else []
+        return Packet(self.address, device.public_key, to[0]) if to else None
 
     def meet(self, other: Kernel) -> None:
         """The handshakes that are possible between two hosts."""
         for one, two in ((self, other), (other, self)):
             for ifname, device in one.devices.items():
-                met = {p.public_key for p in device.peers if p.address == two.address and two._knows(p, device, one)}
+                met = {
+                    peer.public_key
+                    for peer in device.peers
+                    if peer.address == two.address and two.takes(Packet(one.address, device.public_key, peer))
+                }
                 one.devices[ifname] = replace(device, handshakes=device.handshakes | met)
 
 
@@ -110,6 +124,11 @@ class Node:
     def read(self):
         self.view = list(self.cluster.records.values())
 
+    def round(self):
+        self.read()
+        self.synchronize()
+        self.publish()
+
     def rotate(self):
         self.secrecy.rotate()
 
@@ -130,27 +149,27 @@ class Cluster:
         self.folder, self.now_s = folder, 1_000_000.0
         self.records: dict[int, Record] = {}
         self.nodes = [Node(self, id) for id in range(1, count + 1)]
-        self._sent: dict[tuple[int, int, str], float] = {}
+        self._sent: dict[tuple[int, int], dict[Packet, float]] = {}
 
     def settle(self) -> None:
         for _ in range(12):
             for node in self.nodes:
-                for act in (Node.read, Node.synchronize, Node.publish, Node.meet, Node.wait):
-                    act(node)
+                for act in (node.round, node.meet, node.wait):
+                    act()
                     self.check()
 
     def check(self) -> None:
         """Everybody sends to everybody, once they have come to know each other; what is under way arrives."""
         for one, two in permutations(self.nodes, 2):
-            ifname = one.kernel.routes.get(two.kernel.address)
-            if ifname is not None and two.kernel.takes(one.kernel, ifname):
-                self._sent[one.id, two.id, ifname] = self.now_s
-            else:
-                assert not any(key[:2] == (one.id, two.id) for key in self._sent), f"{one.id} to {two.id} by {ifname}"
-        by_id = {node.id: node.kernel for node in self.nodes}
-        for (one, two, ifname), when_s in self._sent.items():
-            if self.now_s - when_s < IN_FLIGHT_S and ifname in by_id[one].devices:
-                assert by_id[two].takes(by_id[one], ifname), f"{one} to {two} by {ifname}, {self.now_s - when_s} s ago"
+            packet = one.kernel.packet(two.kernel.address)
+            is_taken = packet is not None and two.kernel.takes(packet)
+            sent = self._sent.setdefault((one.id, two.id), {})
+            assert is_taken or not sent, f"node {one.id} sends {packet} to node {two.id}"
+            if is_taken:
+                sent[packet] = self.now_s
+            for old, when_s in sent.items():
+                if self.now_s - when_s < IN_FLIGHT_S:
+                    assert two.kernel.takes(old), f"node {one.id} has sent {old} to node {two.id}"
 
 
 @pytest.fixture
@@ -182,14 +201,46 @@ def test_one_old_key_has_all_nodes_take_the_next(cluster):
     assert all(list(node.kernel.devices) == ["lw-0"] for node in cluster.nodes)
 
 
-ACTS = ("synchronize", "publish", "read", "meet", "wait", "rotate", "restart")
+def test_an_old_key_goes_when_nobody_sends_by_it_any_more(tmp_path):
+    cluster = Cluster(tmp_path, 2)
+    cluster.settle()
+    a, b = cluster.nodes
+    a.rotate()
+    for node in (a, b, a):
+        node.round()
+    a.meet()
+    assert (a.kernel.routes, b.kernel.routes) == ({tunnel_address(2): "lw-1"}, {tunnel_address(1): "lw-1"})
+    b.synchronize()
+    assert b.kernel.routes == {tunnel_address(1): "lw-0"}
+    b.round()
+    assert b.numbers == [1, 2], "packets by the old key may be under way"
+    cluster.now_s += 5
+    b.round()
+    assert b.numbers == [2]
+    b.round()
+    assert b.kernel.devices.keys() == {"lw-0", "lw-1"}, "the other node sends by the old key still"
+    cluster.check()
+    a.round()
+    assert a.kernel.routes == {tunnel_address(2): "lw-0"}
+    cluster.now_s += 5
+    a.round()
+    cluster.now_s += 5
+    a.round()
+    assert a.kernel.devices.keys() == {"lw-0"}
+    b.round()
+    assert b.kernel.devices.keys() == {"lw-0"}
 
 
-@given(st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 2)), max_size=120))
+ACTS = ("read", "synchronize", "publish", "rotate", "restart", "wait", *3 * ("meet",), *4 * ("round",))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 1)), max_size=60))
 def test_no_packet_is_lost_whatever_comes_first(acts):
-    with tempfile.TemporaryDirectory() as folder:
-        made = Cluster(Path(folder), 3)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        made = Cluster(Path(folder), 2)
         made.settle()
+        made.nodes[0].rotate()
         for name, index in acts:
             getattr(made.nodes[index], name)()
             made.check()
