@@ -146,7 +146,7 @@ class Node:
     def pinging(self, other: Node, network: str) -> Iterator[list[int]]:
         """Pings all the while; afterwards the list has the numbers of the requests that were not answered."""
         lost: list[int] = []
-        command = ["nsenter", f"--net={self.netns}", "ping", "-n", "-i0.02", "-O", other.on(network)]
+        command = ["nsenter", f"--net={self.netns}", "ping", "-n", "-i0.05", "-O", other.on(network)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ping:
             try:
                 yield lost
