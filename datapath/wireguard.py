@@ -158,14 +158,19 @@ def _set_up(address: IPv4Address) -> None:
 
 
 def _look() -> Found:
-    with IPRoute(strict_check=True) as ip, WireGuard() as wireguard, _told("look at the tunnels"):
+    with IPRoute(strict_check=True) as ip, _told("look at the tunnels"):
         links = {link.get_attr("IFLA_IFNAME"): link for link in ip.get_links()}
-        found = {ifname: _found(links[ifname], wireguard.info(ifname)) for ifname in IFNAMES if ifname in links}
-        routes = {}
-        for route in ip.get_routes(family=socket.AF_INET, table=_RT_TABLE_MAIN):
-            for ifname in found:
-                if route.get_attr("RTA_OIF") == links[ifname]["index"]:
-                    routes[IPv4Address(route.get_attr("RTA_DST"))] = ifname
+        present = [ifname for ifname in IFNAMES if ifname in links]
+        if not present:
+            return Found()  # and the kernel may have no WireGuard to ask
+        with WireGuard() as wireguard:
+            found = {ifname: _found(links[ifname], wireguard.info(ifname)) for ifname in present}
+        by_index = {links[ifname]["index"]: ifname for ifname in present}
+        routes = {
+            IPv4Address(route.get_attr("RTA_DST")): by_index[route.get_attr("RTA_OIF")]
+            for route in ip.get_routes(family=socket.AF_INET, table=_RT_TABLE_MAIN)
+            if route["dst_len"] == 32 and route.get_attr("RTA_OIF") in by_index
+        }
         return Found(found, routes)
 
 
@@ -199,6 +204,8 @@ def _peer(key: str, parts: Sequence[Any]) -> Peer | None:
 
 def _bring_about(wanted: Mapping[str, Device], routes: Mapping[IPv4Address, str], mtu: int) -> Found:
     found = _look()
+    if not found.devices:
+        return found
     with IPRoute() as ip, WireGuard() as wireguard:
         for ifname, device in wanted.items():
             _configure(ip, wireguard, ifname, device, found.devices[ifname], mtu)
