@@ -4,6 +4,7 @@ Q := $(if $(V),,@)
 PY := .venv/bin/python
 WORKERS ?= $(shell nproc)
 KERNEL ?= 6.12
+KERNEL_TESTS ?= tests/bpf
 KERNEL_MATRIX ?= ../shared/kernel-matrix
 
 .PHONY: help setup demo demo-docker demo-overlay test lint unit kernel bench docs clean
@@ -36,9 +37,9 @@ test: lint ## all tests, root's included; what .ci/run calls
 unit: setup ## the tests that need no root
 	$(Q)$(PY) -m pytest -q tests/unit tests/contract
 
-kernel: setup ## tests/bpf in a guest of another kernel: KERNEL=6.1, KERNEL_MATRIX=folder with the commands prepare and run
+kernel: setup ## tests in a guest of another kernel: KERNEL=6.1, KERNEL_TESTS="tests/bpf ...", KERNEL_MATRIX=folder with the commands prepare and run
 	$(Q)$(KERNEL_MATRIX)/prepare $(KERNEL)
-	$(Q)$(KERNEL_MATRIX)/run -t 1800 $(KERNEL) '$(PY) -m pytest -q --timeout 1500 -p no:cacheprovider tests/bpf'
+	$(Q)$(KERNEL_MATRIX)/run -t 1800 $(KERNEL) '$(PY) -m pytest -q --timeout 1500 -p no:cacheprovider $(KERNEL_TESTS)'
 
 bench: setup ## the measured bars, as tables and in out/bench.json: SUITES="latency join" make bench
 	$(Q)$(PY) -m bench $(SUITES)

@@ -300,6 +300,7 @@ PROBES: Final = (
     _link("macvlan", "macvlan networks", (2, 6), has_lower=True),
     _link("vlan", "802.1Q parents of macvlan networks", (2, 6), rtnl.attr(_IFLA_VLAN_ID, b"\1\0"), has_lower=True),
     _link("vxlan", "overlay networks", (3, 7), rtnl.u32(_IFLA_VXLAN_ID, 1)),
+    _link("wireguard", "encrypted overlay networks", (5, 6)),
     _link("netkit", "sandboxes without veth", (6, 7)),
     Probe("nftables", "masquerading and published ports", (5, 2), _nftables, _NETNS, lasts=False),
     Probe("cgroup2", "sandboxes as cgroups", (4, 5), _cgroup2, lasts=False),

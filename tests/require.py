@@ -9,7 +9,7 @@ import pytest
 from datapath.features import Answer, check, kernel_version
 
 # What a kernel of any age may be built without; everything else is required from its minimum version on.
-MAY_BE_LEFT_OUT: Final = frozenset({"btf", "netkit", "vlan"})
+MAY_BE_LEFT_OUT: Final = frozenset({"btf", "netkit", "vlan", "wireguard"})
 
 
 def require(feature: str) -> None:

@@ -24,6 +24,7 @@ ADD = {
     "macvlan": "ip link add l0 type veth && ip link add p0 link l0 type macvlan",
     "vlan": "ip link add l0 type veth && ip link add p0 link l0 type vlan id 5",
     "vxlan": "ip link add p0 type vxlan id 5 dstport 4789",
+    "wireguard": "ip link add p0 type wireguard",
     "netkit": "ip link add p0 type netkit",
 }
 REPORT = """if True:
