@@ -20,9 +20,10 @@ _M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1
 _LARGE_BYTES: Final = 128 * 1024
 _UNUSED: Final = (
     *("pyroute2.ndb.main", "pyroute2.iwutil", "pyroute2.netlink.nl80211"),
-    "pyroute2.netlink.nfnetlink.nftsocket",
+    *("pyroute2.netlink.nfnetlink.nftsocket", "pyroute2.ethtool.ethtool"),
+    *("pyroute2.plan9.client", "pyroute2.plan9.server"),
 )
-"""A database of routes, and what speaks of wireless devices and of nftables."""
+"""A database of routes, what speaks of wireless devices, of nftables and of offloads, and a file protocol."""
 
 
 def _import_aiohttp() -> None:
