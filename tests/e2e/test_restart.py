@@ -159,7 +159,7 @@ def test_a_warm_start_with_300_endpoints_takes_few_steps_for_each(crowded: Host,
     crowded.start(program=program, env={"PYTHONPATH": str(ROOT)})
     # linkspand answers a moment before it says that it is ready.
     taken = wait_for(lambda: steps.exists() and steps.read_text(), "linkspand to be ready")
-    assert int(taken) / 300 < 3500
+    assert int(taken) / 300 < 2600
     assert shown(crowded) == before
     assert len(before.sandboxes) == 300
     crowded.stop()
