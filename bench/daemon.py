@@ -13,10 +13,11 @@ from bench.world import world
 
 IDLE_S: Final = 5.0
 COLD_STARTS: Final = 3
+FEW, MANY = 2, 300
 
 
 def suite(rounds: int) -> Result:
-    """Cold starts in fresh worlds, then warm ones in one with a network and two endpoints."""
+    """Cold starts in fresh worlds, then warm ones by turns: with few endpoints on a network, and with many."""
     with before_others():
         return _measure(rounds)
 
@@ -26,36 +27,50 @@ def _measure(rounds: int) -> Result:
     for _ in range(COLD_STARTS - 1):
         with world() as machine:
             colds.append(machine.start())
-    warms = []
-    with world() as machine:
-        colds.append(machine.start())
-        machine.api("POST", "/networks/create", {"Name": "fast"})
-        for name in ("a", "b"):
-            machine.sandbox(name, "fast")
+    starts: dict[int, list[float]] = {FEW: [], MANY: []}
+    used: dict[int, list[float]] = {FEW: [], MANY: []}
+    with world() as few, world() as many:
+        colds.append(few.start())
+        many.start()
+        machines = {FEW: few, MANY: many}
+        for endpoints, machine in machines.items():
+            machine.api("POST", "/networks/create", {"Name": "fast", "IPAM": {"Config": [{"Subnet": "10.99.0.0/16"}]}})
+            for number in range(endpoints):
+                machine.sandbox(f"s{number}", "fast")
         for _ in range(rounds):
-            machine.stop()
-            warms.append(machine.start())
-        resident = resident_bytes(machine.daemon_pid) / 1e6
-        begin, before = time.monotonic(), cpu_seconds(machine.daemon_pid)
+            for endpoints, machine in machines.items():
+                machine.stop()
+                starts[endpoints].append(machine.start())
+                used[endpoints].append(cpu_seconds(machine.daemon_pid))
+        resident = resident_bytes(few.daemon_pid) / 1e6
+        begin, before = time.monotonic(), cpu_seconds(few.daemon_pid)
         time.sleep(IDLE_S)
-        idle = (cpu_seconds(machine.daemon_pid) - before) / (time.monotonic() - begin) * 100
-    cold, warm = spread(colds), spread(warms)
+        idle = (cpu_seconds(few.daemon_pid) - before) / (time.monotonic() - begin) * 100
+    cold = spread(colds)
+    rows = [["cold start (s), programs compiled", f"{cold.median:.2f}", f"{cold.low:.2f} .. {cold.high:.2f}"]]
+    for endpoints in (FEW, MANY):
+        for what, values in (("warm start (s)", starts), ("its CPU time (s)", used)):
+            of = spread(values[endpoints])
+            rows.append([f"{what}, {endpoints} endpoints", f"{of.median:.2f}", f"{of.low:.2f} .. {of.high:.2f}"])
     table = Table(
         "linkspand; starts are until the first answer",
         ("", "median", "10 % .. 90 %"),
-        [
-            ["cold start (s), programs compiled", f"{cold.median:.2f}", f"{cold.low:.2f} .. {cold.high:.2f}"],
-            ["warm start (s)", f"{warm.median:.2f}", f"{warm.low:.2f} .. {warm.high:.2f}"],
-            ["resident (MB)", f"{resident:.1f}", ""],
-            [f"CPU while idle, {IDLE_S:.0f} s (%)", f"{idle:.2f}", ""],
-        ],
+        [*rows, ["resident (MB)", f"{resident:.1f}", ""], [f"CPU while idle, {IDLE_S:.0f} s (%)", f"{idle:.2f}", ""]],
     )
     bars = [
-        Bar("linkspand warm start", "<", 1, warm, "s"),
+        Bar("linkspand warm start", "<", 1, spread(starts[FEW]), "s"),
+        Bar(f"linkspand warm start with {MANY} endpoints", "<", 1, spread(starts[MANY]), "s"),
         Bar("linkspand resident", "<", 60, single(resident), "MB"),
         Bar("linkspand idle CPU", "<", 0.5, single(idle), "%"),
     ]
-    return Result([table], bars, {"cold_s": colds, "warm_s": warms, "resident_mb": resident, "idle_cpu_percent": idle})
+    data = {
+        "cold_s": colds,
+        "warm_s": {str(endpoints): values for endpoints, values in starts.items()},
+        "warm_cpu_s": {str(endpoints): values for endpoints, values in used.items()},
+        "resident_mb": resident,
+        "idle_cpu_percent": idle,
+    }
+    return Result([table], bars, data)
 
 
 def resident_bytes(pid: int) -> int:

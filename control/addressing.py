@@ -225,11 +225,11 @@ def has_gateway(network: Network, version: int) -> bool:
     return not network.internal and any(pool.gateway is not None for pool in _pools_of(network, version))
 
 
-def link_local(mac: str) -> IPv6Interface:
-    """The EUI-64 link-local address of a MAC (RFC 4291, appendix A)."""
+def link_local(mac: str) -> IPv6Address:
+    """The EUI-64 link-local address of a MAC (RFC 4291, appendix A), of a /64."""
     octets = bytes.fromhex(mac.replace(":", ""))
     identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:6]
-    return IPv6Interface((IPv6Address(b"\xfe\x80" + bytes(6) + identifier), 64))
+    return IPv6Address(b"\xfe\x80" + bytes(6) + identifier)
 
 
 def check_link_locals(
@@ -264,7 +264,7 @@ def _addresses(endpoint: Endpoint) -> list[Address]:
 
 
 def _own_link_local(endpoint: Endpoint) -> list[Address]:
-    return [link_local(endpoint.mac).ip] if endpoint.ipv6 is not None else []
+    return [link_local(endpoint.mac)] if endpoint.ipv6 is not None else []
 
 
 def check_mac(mac: str, network: Network, siblings: Sequence[Endpoint]) -> str:

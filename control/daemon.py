@@ -24,9 +24,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import IO, Any, Final
-
-from aiohttp import web
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from control import lean
 from control.api.handlers import Context
@@ -54,6 +52,9 @@ from control.watch import ProcessWatcher
 from control.workers import Workers
 from datapath.link_monitor import LinkMonitor
 from datapath.nft_monitor import TableMonitor
+
+if TYPE_CHECKING:
+    from aiohttp import web  # imported by `lean`, in its own way
 
 LOG = logging.getLogger("linkspand")
 

@@ -55,16 +55,16 @@ class SandboxFiles:
 
     def netns_path(self, sandbox_id: str) -> str:
         """Where the namespace is of a sandbox that has one of its own."""
-        return str(self._netns_dir / sandbox_id)
+        return f"{self._netns_dir}/{sandbox_id}"
 
     def paths(self, sandbox: Sandbox) -> SandboxPaths:
-        files = self._files_dir / sandbox.id
+        files = f"{self._files_dir}/{sandbox.id}"
         return SandboxPaths(
             netns=self.netns_path(sandbox.id) if sandbox.owns_netns else _OWN_NETNS,
-            hosts=str(files / "hosts"),
-            resolv_conf=str(files / "resolv.conf"),
-            hostname=str(files / "hostname"),
-            exit_status=str(files / "exit-status"),
+            hosts=f"{files}/hosts",
+            resolv_conf=f"{files}/resolv.conf",
+            hostname=f"{files}/hostname",
+            exit_status=f"{files}/exit-status",
         )
 
     def steps(self, sandbox: Sandbox) -> Sequence[Step]:

@@ -221,10 +221,10 @@ class Accelerator:
 
     def _put(self, index: int, port: Port) -> None:
         """Senders are known before receivers, so that nobody is sent what would be dropped on the way back."""
-        maps = self._open_maps()
-        if maps.endpoint(index) != port.record():
+        maps, record = self._open_maps(), port.record()
+        if maps.endpoint(index) != record:
             maps.clear_slot(port.slot)
-        maps.endpoint_put(index, port.record())
+            maps.endpoint_put(index, record)
         maps.fdb_put(port.segment, port.mac, abi.FdbEntry(ifindex=index, slot=port.slot))
         for address, neighbour in port.neighbours().items():
             maps.neighbour_put(port.segment, address, neighbour)

@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Self
 
@@ -144,8 +144,9 @@ class Maps:
         value = self._fdb.lookup(FdbKey(segment, mac).pack())
         return None if value is None else FdbEntry.unpack(value)
 
-    def fdb(self) -> dict[FdbKey, FdbEntry]:
-        return {FdbKey.unpack(key): FdbEntry.unpack(value) for key, value in self._fdb.items()}
+    def fdb(self, *, at_parents: bool | None = None) -> dict[FdbKey, FdbEntry]:
+        """All entries, or those of parents alone, or those of all others."""
+        return {FdbKey.unpack(key): FdbEntry.unpack(value) for key, value in _entries(self._fdb, at_parents)}
 
     def parent_put(self, ifindex: int, parent: Parent) -> None:
         """Makes the programs on a parent work for the stations on it."""
@@ -202,13 +203,13 @@ class Maps:
         value = table.lookup(key)
         return None if value is None else Neighbour.unpack(value)
 
-    def neighbours(self) -> dict[tuple[int, Address], Neighbour]:
-        """All neighbours by segment and address."""
+    def neighbours(self, *, at_parents: bool | None = None) -> dict[tuple[int, Address], Neighbour]:
+        """Neighbours by segment and address: all, or those of parents alone, or those of all others."""
         found: dict[tuple[int, Address], Neighbour] = {}
-        for raw, value in self._neigh4.items():
+        for raw, value in _entries(self._neigh4, at_parents):
             key4 = Neigh4Key.unpack(raw)
             found[key4.segment, key4.ip4] = Neighbour.unpack(value)
-        for raw, value in self._neigh6.items():
+        for raw, value in _entries(self._neigh6, at_parents):
             key6 = Neigh6Key.unpack(raw)
             found[key6.segment, key6.ip6] = Neighbour.unpack(value)
         return found
@@ -259,11 +260,11 @@ class Maps:
 
         Receivers go before senders, so that no packet takes the fast path to an endpoint that cannot answer.
         """
-        for key in self.fdb():
-            if key.segment < PARENT_SEGMENT and (key.segment, key.mac) not in fdb:
+        for key in self.fdb(at_parents=False):
+            if (key.segment, key.mac) not in fdb:
                 self.fdb_delete(key.segment, key.mac)
-        for segment, address in self.neighbours():
-            if segment < PARENT_SEGMENT and (segment, address) not in neighbours:
+        for segment, address in self.neighbours(at_parents=False):
+            if (segment, address) not in neighbours:
                 self.neighbour_delete(segment, address)
         for ifindex, endpoint in self.endpoints().items():
             if endpoint.segment < PARENT_SEGMENT and ifindex not in ifindexes:
@@ -294,6 +295,13 @@ def write(table: Map, key: bytes, value: bytes) -> bool:
         return False
     table.update(key, value)
     return True
+
+
+def _entries(table: Map, at_parents: bool | None) -> Iterator[tuple[bytes, bytes]]:
+    """(key, value) as the kernel has them, of a map whose keys begin with a segment; see `Maps.fdb`."""
+    for key, value in table.items():
+        if at_parents is None or (_U32.unpack_from(key)[0] >= PARENT_SEGMENT) is at_parents:
+            yield key, value
 
 
 def _flooder(parent: int) -> bytes:

@@ -120,8 +120,8 @@ class Switch:
     def prune(self, maps: Maps, parents: Iterable[int], stations: Iterable[abi.StationKey]) -> None:
         """Deletes what the maps have of switched stations that are none of these, and of parents."""
         kept, open_ = {(abi.PARENT_SEGMENT | key.ifindex, key.mac) for key in stations}, set(parents)
-        for key, entry in maps.fdb().items():
-            if key.segment < abi.PARENT_SEGMENT or (key.segment, key.mac) in kept:
+        for key, entry in maps.fdb(at_parents=True).items():
+            if (key.segment, key.mac) in kept:
                 continue
             if key.mac != b"\xff" * 6:
                 maps.fdb_delete(key.segment, key.mac)

@@ -167,14 +167,14 @@ class Uplinks:
             stations,
             [abi.StationKey(index, each.mac) for index, all_ in stations.items() for each in all_ if each.host_ifname],
         )
-        in_use = {endpoint.slot for endpoint in maps.endpoints().values()}
-        for key, record in maps.stations().items():
-            if (key.ifindex, key.mac) not in keys:
-                maps.station_delete(key.ifindex, key.mac)
-                if record.slot not in in_use:
-                    maps.clear_slot(record.slot)
-        for segment, address in maps.neighbours():
-            if segment >= abi.PARENT_SEGMENT and (segment, address) not in addresses:
+        strays = {key: record for key, record in maps.stations().items() if (key.ifindex, key.mac) not in keys}
+        in_use = {endpoint.slot for endpoint in maps.endpoints().values()} if strays else ()
+        for key, record in strays.items():
+            maps.station_delete(key.ifindex, key.mac)
+            if record.slot not in in_use:
+                maps.clear_slot(record.slot)
+        for segment, address in maps.neighbours(at_parents=True):
+            if (segment, address) not in addresses:
                 maps.neighbour_delete(segment, address)
         for index in maps.parents():
             if index not in self._known.values():
@@ -322,7 +322,7 @@ class Uplinks:
             self._switch.put(maps, station.host_ifname, record)
         kept = station.neighbours()
         if known is not None and known != record:
-            for (segment, address), neighbour in maps.neighbours().items():
+            for (segment, address), neighbour in maps.neighbours(at_parents=True).items():
                 if (segment, neighbour.mac) == (record.segment, station.mac) and address not in kept:
                     maps.neighbour_delete(segment, address)
         for address, neighbour in kept.items():
@@ -341,7 +341,7 @@ class Uplinks:
         for key, record in maps.stations().items():
             if key.ifindex == index:
                 self._remove(index, record)
-        for segment, address in maps.neighbours():
+        for segment, address in maps.neighbours(at_parents=True):
             if segment == abi.PARENT_SEGMENT | index:
                 maps.neighbour_delete(segment, address)
         self._switch.close(maps, index, parent)

@@ -322,7 +322,7 @@ class BridgeDriver(Driver):
             mac=mac_bytes(endpoint.mac),
             ip4=endpoint.ipv4.ip if endpoint.ipv4 else None,
             ip6=endpoint.ipv6.ip if endpoint.ipv6 else None,
-            ip6_ll=link_local(endpoint.mac).ip if endpoint.ipv6 else None,
+            ip6_ll=link_local(endpoint.mac) if endpoint.ipv6 else None,
             link_locals=endpoint.link_local_ips,
             is_connected=is_on(network, ICC),
             is_engines=endpoint.is_remote,

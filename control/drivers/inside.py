@@ -32,9 +32,8 @@ def set_up(join: Join, netns_path: str, *, gateway_mac: bytes | None = None) -> 
             raise Conflict(f"device {endpoint.ifname} is gone from sandbox {join.holder}: disconnect and connect it")
         label = f"{endpoint.ifname} in sandbox {join.holder}"
         addresses: list[IPv4Interface | IPv6Interface] = [a for a in (endpoint.ipv4, endpoint.ipv6) if a is not None]
-        if endpoint.ipv6 is not None:
-            addresses.append(link_local(endpoint.mac))
-        addresses += [ip_interface((ip, _LINK_LOCAL_BITS[ip.version])) for ip in endpoint.link_local_ips]
+        own = [link_local(endpoint.mac)] if endpoint.ipv6 is not None else []
+        addresses += [ip_interface((ip, _LINK_LOCAL_BITS[ip.version])) for ip in (*own, *endpoint.link_local_ips)]
         requests = [rtnl.link_no_auto_address(index, label)]
         requests += [rtnl.addr_add(index, label, address) for address in addresses]
         requests.append(rtnl.link_up(index, label))

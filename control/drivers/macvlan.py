@@ -407,7 +407,7 @@ def _station(network: Network, endpoint: Endpoint) -> Station:
         mac=mac_bytes(endpoint.mac),
         ip4=endpoint.ipv4.ip if endpoint.ipv4 else None,
         ip6=endpoint.ipv6.ip if endpoint.ipv6 else None,
-        ip6_ll=link_local(endpoint.mac).ip if endpoint.ipv6 else None,
+        ip6_ll=link_local(endpoint.mac) if endpoint.ipv6 else None,
         link_locals=endpoint.link_local_ips,
         mode=mode_of(network),
         host_access=has_host_access(network),

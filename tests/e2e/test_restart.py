@@ -135,17 +135,35 @@ def crowded(machine: Host) -> Host:
     return machine
 
 
-def test_a_warm_start_with_300_endpoints_takes_under_a_second(crowded: Host) -> None:
-    """In CPU time, which is what it takes where nothing else runs: it waits for nobody."""
-    before = shown(crowded)
-    seconds = []
-    for _ in range(3):
-        crowded.stop(signal.SIGKILL)
-        crowded.start()
-        seconds.append(cpu_seconds(crowded))
-    assert min(seconds) < 1.0, seconds
+COUNTED = """
+import itertools, sys, threading
+from pathlib import Path
+steps = itertools.count()
+def step(*_):
+    next(steps)
+sys.setprofile(step)
+threading.setprofile(step)
+from control import daemon
+imported = next(steps)
+daemon.notify = lambda state, *_: state == "READY=1" and Path({file!r}).write_text(str(next(steps) - imported))
+sys.exit(daemon.main())
+"""
+
+
+def test_a_warm_start_with_300_endpoints_takes_few_steps_for_each(crowded: Host, tmp_path: Path) -> None:
+    """A step is the call or the return of a function, Python's or C's: there are as many on a slow machine. What a
+    start takes in seconds is the bench's to say (suite "daemon")."""
+    before, steps = shown(crowded), tmp_path / "steps"
+    crowded.stop(signal.SIGKILL)
+    program = [sys.executable, "-c", COUNTED.format(file=str(steps))]
+    crowded.start(program=program, env={"PYTHONPATH": str(ROOT)})
+    # linkspand answers a moment before it says that it is ready.
+    taken = wait_for(lambda: steps.exists() and steps.read_text(), "linkspand to be ready")
+    assert int(taken) / 300 < 2600
     assert shown(crowded) == before
     assert len(before.sandboxes) == 300
+    crowded.stop()
+    crowded.start()  # as others know it
 
 
 def resident_kib(machine: Host) -> int:

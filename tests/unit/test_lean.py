@@ -20,6 +20,15 @@ assert (NDB.__module__, NFTSocket.__module__) == ("pyroute2.ndb.main", "pyroute2
 """
 
 
+CERTIFICATES = """
+import os, ssl
+places = []
+ssl.SSLContext.set_default_verify_paths = lambda _: places.append(os.environ.get("SSL_CERT_FILE"))
+import control.daemon
+assert set(places) <= {os.devnull}, places
+"""
+
+
 AFTER_OTHERS = """
 import sys
 import pyroute2.ndb.main
@@ -35,6 +44,10 @@ def run(program: str) -> None:
 
 def test_what_is_left_out_of_pyroute2_is_there_for_who_asks() -> None:
     run(PROGRAM)
+
+
+def test_no_certificates_are_loaded() -> None:
+    run(CERTIFICATES)
 
 
 def test_what_others_have_imported_stays() -> None:
