@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from datapath import abi
 from datapath.accel import Accelerator, Port
@@ -79,7 +79,9 @@ class Machine:
         self._stack = ExitStack()
         self._thread = self._stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix=name))
         tid = self._thread.submit(self._move_in).result()
-        self.stack = Stack(name, f"/proc/{os.getpid()}/task/{tid}/ns/net", UNDERLAY, f"10.0.0.{number}", f"fd00::{number}")
+        self.stack = Stack(
+            name, f"/proc/{os.getpid()}/task/{tid}/ns/net", UNDERLAY, f"10.0.0.{number}", f"fd00::{number}"
+        )
         self.endpoints: list[Endpoint] = []
 
     def close(self) -> None:
@@ -91,11 +93,11 @@ class Machine:
     def sh(self, commands: str) -> str:
         return self.stack.sh(commands)
 
-    def load(self, **options: Any) -> None:
+    def load(self, attachment: Literal["clsact", "tcx"] = "tcx", ports: Literal["clsact", "tcx"] = "clsact") -> None:
         """The programs, as a fresh linkspand has them; nothing is started."""
-        self.accel = Accelerator(self.directory / f"bpf/{self.name}", self.directory)
+        self.accel = Accelerator(self.directory / f"bpf/{self.name}", self.directory, ports)
         self._stack.callback(self.accel.programs.close)
-        self.peers = FastPeers(self.accel.programs, **options)
+        self.peers = FastPeers(self.accel.programs, attachment)
         self.call(self.accel.programs.load)
 
     def endpoint(self, number: int, mtu: int) -> Endpoint:
