@@ -186,7 +186,7 @@ LS_INLINE int ls_pop(struct __sk_buff *skb, const struct ls_arrival_key *key, __
 	if (bpf_skb_adjust_room(skb, -(__s32)overhead, BPF_ADJ_ROOM_MAC, flags))
 		return TC_ACT_UNSPEC;
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
-	__builtin_memcpy(&eth, &key->macs, 2 * ETH_ALEN);
+	__builtin_memcpy(&eth, (void *)key + __builtin_offsetof(struct ls_arrival_key, macs), 2 * ETH_ALEN);
 	eth.h_proto = proto_be;
 	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
 		return TC_ACT_SHOT; /* out of memory */

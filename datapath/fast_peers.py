@@ -2,8 +2,8 @@
 
 A packet for a peer leaves in VXLAN from the sender's host end, and one from a peer goes from the uplink straight into
 the sandbox (bpf/lib/remote.h, bpf/tc_uplink_in.c). Programs and maps outlive the process; `start` takes up what is
-there. A peer that is not known here is reached by the network's VXLAN device (datapath.vxlan), as are all where programs
-cannot be had: `problem` then says why, and every other method does nothing.
+there. A peer that is not known here is reached by the network's VXLAN device (datapath.vxlan), as are all where
+programs cannot be had: `problem` then says why, and every other method does nothing.
 """
 
 from __future__ import annotations
