@@ -200,7 +200,7 @@ class FastPeers:
             self._delete(segment, mac)
             changed.append(f"peer {mac.hex(':')} forgotten")
         for mac, peer in wanted.items():
-            if before.get(mac) != peer:
+            if not _is_same(before.get(mac), peer):
                 self._put(segment, vni, peer, ways[peer.node])
                 changed.append(f"peer {mac.hex(':')} at {peer.node}")
         for node in {peer.node for peer in wanted.values()}:
@@ -296,6 +296,11 @@ class FastPeers:
         if self._maps is None:
             raise RuntimeError("the fast peers were not started")
         return self._maps
+
+
+def _is_same(before: Peer | None, peer: Peer) -> bool:
+    """Whether both say the same; the maps keep no order of addresses."""
+    return before is not None and before.node == peer.node and set(before.addresses) == set(peer.addresses)
 
 
 def _name(index: int) -> str:
