@@ -76,6 +76,7 @@ class Machine:
 
     def __init__(self, name: str, directory: Path, number: int) -> None:
         self.name, self.number, self.directory = name, number, directory
+        self.bpffs = directory / "bpf" / name
         self._stack = ExitStack()
         self._thread = self._stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix=name))
         tid = self._thread.submit(self._move_in).result()
@@ -95,7 +96,7 @@ class Machine:
 
     def load(self, attachment: Literal["clsact", "tcx"] = "tcx", ports: Literal["clsact", "tcx"] = "clsact") -> None:
         """The programs, as a fresh linkspand has them; nothing is started."""
-        self.accel = Accelerator(self.directory / f"bpf/{self.name}", self.directory, ports)
+        self.accel = Accelerator(self.bpffs, self.directory, ports)
         self._stack.callback(self.accel.programs.close)
         self.peers = FastPeers(self.accel.programs, attachment)
         self.call(self.accel.programs.load)

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.netns.overlay import SEGMENT, UNDERLAY, VNI, Endpoint, Machine, Overlay
+from tests.netns.overlay import SEGMENT, VNI, Endpoint, Machine, Overlay
 from tests.traffic import tcp_pair, udp_echo
-from tests.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -171,22 +170,6 @@ def test_differences_are_found_in_the_maps_themselves_and_mended(overlay: Overla
     assert machine.call(machine.peers.differences, *wanted) == [f"peer {overlay.a.mac} should not be there"]
     machine.call(machine.peers.synchronize, *wanted)
     assert machine.call(machine.peers.differences, *wanted) == []
-
-
-def test_the_program_leaves_the_uplink_with_the_last_peer(overlay: Overlay) -> None:
-    machine = overlay.one
-
-    def links() -> str:
-        return machine.sh(f"bpftool net show dev {UNDERLAY}")
-
-    assert "ls_uplink_in" in links()
-    machine.call(machine.peers.close, SEGMENT)
-    try:
-        until(lambda: "ls_uplink_in" not in links())
-        assert machine.call(machine.peers.uplinks) == set()
-    finally:
-        overlay.synchronize(machine)
-    assert "ls_uplink_in" in links()
 
 
 def _family(address: str) -> int:
