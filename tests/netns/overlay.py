@@ -20,7 +20,7 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from datapath import abi
+from datapath import abi, loader
 from datapath.accel import Accelerator, Port
 from datapath.fast_peers import FastPeers, Way
 from datapath.vxlan import Peer
@@ -99,7 +99,7 @@ class Machine:
         self.accel = Accelerator(self.bpffs, self.directory, ports)
         self._stack.callback(self.accel.programs.close)
         self.peers = FastPeers(self.accel.programs, attachment)
-        self.call(self.accel.programs.load)
+        self.call(loader.load, str(self.bpffs), run_dir=str(self.directory), timeout_s=600)
 
     def endpoint(self, number: int, mtu: int) -> Endpoint:
         netns = self.namespace()
