@@ -392,5 +392,5 @@ def _peer(endpoint: RemoteEndpoint, node: Address) -> Peer:
     """An endpoint with IPv6 has a link-local address besides."""
     addresses = endpoint.addresses
     if endpoint.ipv6 is not None:
-        addresses = (*addresses, addressing.link_local(endpoint.mac).ip)
+        addresses = (*addresses, addressing.link_local(endpoint.mac))
     return Peer(mac=bytes.fromhex(endpoint.mac.replace(":", "")), addresses=addresses, node=node)

@@ -2,8 +2,8 @@
 
 A packet for a peer leaves in VXLAN from the sender's host end, and one from a peer goes from the uplink straight into
 the sandbox (bpf/lib/remote.h, bpf/tc_uplink_in.c). Programs and maps outlive the process; `start` takes up what is
-there. A peer that is not known here is reached by the network's VXLAN device (datapath.vxlan), as are all where programs
-cannot be had: `problem` then says why, and every other method does nothing.
+there. A peer that is not known here is reached by the network's VXLAN device (datapath.vxlan), as are all where
+programs cannot be had: `problem` then says why, and every other method does nothing.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class FastPeers:
             self._delete(segment, mac)
             changed.append(f"peer {mac.hex(':')} forgotten")
         for mac, peer in wanted.items():
-            if before.get(mac) != peer:
+            if not _is_same(before.get(mac), peer):
                 self._put(segment, vni, peer, ways[peer.node])
                 changed.append(f"peer {mac.hex(':')} at {peer.node}")
         for node in {peer.node for peer in wanted.values()}:
@@ -296,6 +296,11 @@ class FastPeers:
         if self._maps is None:
             raise RuntimeError("the fast peers were not started")
         return self._maps
+
+
+def _is_same(before: Peer | None, peer: Peer) -> bool:
+    """Whether both say the same; the maps keep no order of addresses."""
+    return before is not None and before.node == peer.node and set(before.addresses) == set(peer.addresses)
 
 
 def _name(index: int) -> str:

@@ -255,16 +255,17 @@ class Maps:
         neighbours: Collection[tuple[int, Address]],
         slots: Collection[int],
     ) -> None:
-        """Deletes every endpoint, FDB entry and neighbour, and the drops of every slot, that is not named and not a
-        station's.
+        """Deletes every endpoint, FDB entry and neighbour, and the drops of every slot, that is not named, not a
+        station's and not a peer's.
 
         Receivers go before senders, so that no packet takes the fast path to an endpoint that cannot answer.
         """
         for key in self.fdb(at_parents=False):
             if (key.segment, key.mac) not in fdb:
                 self.fdb_delete(key.segment, key.mac)
-        for segment, address in self.neighbours(at_parents=False):
-            if (segment, address) not in neighbours:
+        peers = {FdbKey.unpack(key) for key, _ in self._maps["peers"].items()}
+        for (segment, address), neighbour in self.neighbours(at_parents=False).items():
+            if (segment, address) not in neighbours and FdbKey(segment, neighbour.mac) not in peers:
                 self.neighbour_delete(segment, address)
         for ifindex, endpoint in self.endpoints().items():
             if endpoint.segment < PARENT_SEGMENT and ifindex not in ifindexes:

@@ -79,7 +79,7 @@ LS_INLINE int ls_push4(struct __sk_buff *skb, const struct ls_inner *inner, cons
 		       const struct ls_node *node, __u16 id)
 {
 	struct bpf_redir_neigh next = { .nh_family = LS_AF_INET, .ipv4_nh = ls_load32(node->next_hop + 12) };
-	struct ls_tunnel4 outer = {};
+	struct ls_tunnel4 outer __attribute__((aligned(8))) = {}; /* else written byte by byte: it is packed */
 	__u32 local = ls_load32(node->local + 12), remote = ls_load32(node->remote + 12);
 
 	if (bpf_skb_adjust_room(skb, sizeof(outer), BPF_ADJ_ROOM_MAC, LS_PUSH_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
@@ -106,7 +106,7 @@ LS_INLINE int ls_push6(struct __sk_buff *skb, const struct ls_inner *inner, cons
 		       const struct ls_node *node)
 {
 	struct bpf_redir_neigh next = { .nh_family = LS_AF_INET6 };
-	struct ls_tunnel6 outer = {};
+	struct ls_tunnel6 outer __attribute__((aligned(8))) = {};
 
 	if (bpf_skb_adjust_room(skb, sizeof(outer), BPF_ADJ_ROOM_MAC, LS_PUSH_FLAGS | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6))
 		return 0;

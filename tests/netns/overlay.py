@@ -2,8 +2,8 @@
 
     sandbox a -- veth -- node 1, up0 ------------ up0, node 2 -- veth -- sandbox b
 
-Devices, addresses and traffic are the kernel's own: on each node a bridge with the host ends and a VXLAN device as ports,
-and FDB entries for the other's endpoints, made with ip(8) and bridge(8). The programs are attached and fed by
+Devices, addresses and traffic are the kernel's own: on each node a bridge with the host ends and a VXLAN device as
+ports, and FDB entries for the other's endpoints, made with ip(8) and bridge(8). The programs are attached and fed by
 `Accelerator` and `FastPeers`.
 """
 
@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
-from datapath import abi
+from datapath import abi, loader
 from datapath.accel import Accelerator, Port
 from datapath.fast_peers import FastPeers, Way
 from datapath.vxlan import Peer
@@ -76,10 +76,13 @@ class Machine:
 
     def __init__(self, name: str, directory: Path, number: int) -> None:
         self.name, self.number, self.directory = name, number, directory
+        self.bpffs = directory / "bpf" / name
         self._stack = ExitStack()
         self._thread = self._stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix=name))
         tid = self._thread.submit(self._move_in).result()
-        self.stack = Stack(name, f"/proc/{os.getpid()}/task/{tid}/ns/net", UNDERLAY, f"10.0.0.{number}", f"fd00::{number}")
+        self.stack = Stack(
+            name, f"/proc/{os.getpid()}/task/{tid}/ns/net", UNDERLAY, f"10.0.0.{number}", f"fd00::{number}"
+        )
         self.endpoints: list[Endpoint] = []
 
     def close(self) -> None:
@@ -91,12 +94,12 @@ class Machine:
     def sh(self, commands: str) -> str:
         return self.stack.sh(commands)
 
-    def load(self, **options: Any) -> None:
+    def load(self, attachment: Literal["clsact", "tcx"] = "tcx", ports: Literal["clsact", "tcx"] = "clsact") -> None:
         """The programs, as a fresh linkspand has them; nothing is started."""
-        self.accel = Accelerator(self.directory / f"bpf/{self.name}", self.directory)
+        self.accel = Accelerator(self.bpffs, self.directory, ports)
         self._stack.callback(self.accel.programs.close)
-        self.peers = FastPeers(self.accel.programs, **options)
-        self.call(self.accel.programs.load)
+        self.peers = FastPeers(self.accel.programs, attachment)
+        self.call(loader.load, str(self.bpffs), run_dir=str(self.directory), timeout_s=600)
 
     def endpoint(self, number: int, mtu: int) -> Endpoint:
         netns = self.namespace()
@@ -108,8 +111,8 @@ class Machine:
             f"bridge link set dev ls{number} learning off"
         )
         made.sh(
-            f"ip link set eth0 address 02:4e:00:00:00:{number:02x}; ip link set lo up; ip addr add {made.ip4}/24 dev eth0;"
-            f"ip link set eth0 up; ip -6 addr add {made.ip6}/64 dev eth0 nodad"
+            f"ip link set eth0 address 02:4e:00:00:00:{number:02x} up; ip addr add {made.ip4}/24 dev eth0;"
+            f"ip -6 addr add {made.ip6}/64 dev eth0 nodad"
         )
         self.sh(f"bridge fdb replace {made.mac} dev ls{number} master static")
         self.endpoints.append(made)
@@ -171,7 +174,8 @@ class Overlay:
         """An endpoint more, for which both kernels have all entries; the programs know nothing of it yet."""
         made = machine.endpoint(number, self.mtu)
         self.other(machine).sh(
-            f"bridge fdb replace {made.mac} dev vx0 master static; bridge fdb replace {made.mac} dev vx0 dst {self.address(machine)} self static"
+            f"bridge fdb replace {made.mac} dev vx0 master static;"
+            f"bridge fdb replace {made.mac} dev vx0 dst {self.address(machine)} self static"
         )
         return made
 
@@ -212,8 +216,8 @@ class Overlay:
         self.mtu = underlay_mtu - OVERHEAD[self.version]
         checksums = "" if self.version == 4 else "udp6zerocsumtx udp6zerocsumrx"
         machine.sh(
-            f"ip addr add {machine.stack.ip4}/24 dev {UNDERLAY}; ip -6 addr add {machine.stack.ip6}/64 dev {UNDERLAY} nodad;"
-            f"ip link set {UNDERLAY} mtu {underlay_mtu} up;"
+            f"ip addr add {machine.stack.ip4}/24 dev {UNDERLAY};"
+            f"ip -6 addr add {machine.stack.ip6}/64 dev {UNDERLAY} nodad; ip link set {UNDERLAY} mtu {underlay_mtu} up;"
             f"ip link add br0 mtu {self.mtu} type bridge mcast_snooping 0; ip link set br0 up;"
             f"ip link add vx0 mtu {self.mtu} type vxlan id {VNI} dstport 4789 local {here} nolearning {checksums};"
             f"ip link set vx0 master br0 up; bridge fdb append 00:00:00:00:00:00 dev vx0 dst {there}"
