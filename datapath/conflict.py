@@ -30,6 +30,7 @@ from typing import Final
 from pyroute2 import IPRoute
 
 from datapath import netns, rtnl
+from datapath.checksum import internet_checksum
 
 Address = IPv4Address | IPv6Address
 
@@ -270,11 +271,7 @@ def multicast_mac(group: bytes) -> bytes:
 
 def _checksum(sender: bytes, destination: bytes, message: bytes) -> int:
     """Of an ICMPv6 message, host byte order; 0 when its own is in it and right (RFC 4443, 2.3; RFC 1071)."""
-    data = sender + destination + struct.pack("!II", len(message), _ICMPV6) + message + b"\0" * (len(message) % 2)
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return internet_checksum(sender + destination + struct.pack("!II", len(message), _ICMPV6) + message)
 
 
 # -- socket filters: what is not about the address never wakes us, however busy the network is ---------------------

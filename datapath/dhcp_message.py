@@ -16,6 +16,8 @@ from typing import Final
 
 from pyroute2.dhcp.enums.dhcp import MessageType, Option
 
+from datapath.checksum import internet_checksum
+
 BROADCAST_MAC: Final = b"\xff" * 6
 BROADCAST: Final = IPv4Address("255.255.255.255")
 UNSPECIFIED: Final = IPv4Address(0)
@@ -97,7 +99,7 @@ def build(
     length = _IP.size + len(udp)
     fields = (0x45, 0, length, 0, 0, _TTL, _UDP_PROTOCOL)
     header = _IP.pack(*fields, 0, address.packed, target.packed)
-    header = _IP.pack(*fields, _checksum(header), address.packed, target.packed)
+    header = _IP.pack(*fields, internet_checksum(header), address.packed, target.packed)
     return _ETH.pack(target_mac, mac, _ETH_P_IP) + header + udp
 
 
@@ -158,7 +160,7 @@ def _udp_payload(packet: bytes, is_summed: bool) -> bytes:
         raise Malformed("its IP header does not fit it")
     if protocol != _UDP_PROTOCOL or fragment & _FRAGMENT:
         raise Malformed("it is no whole UDP packet")
-    if _checksum(packet[:header]):
+    if internet_checksum(packet[:header]):
         raise Malformed("its IP checksum is wrong")
     udp = packet[header:length]
     _, port, size, checksum = _UDP.unpack_from(udp)
@@ -240,14 +242,4 @@ def _printable(text: bytes) -> str:
 
 def _udp_checksum(source: bytes, target: bytes, udp: bytes) -> int:
     """0 when the packet's own is in it and right."""
-    return _checksum(source + target + struct.pack("!HH", _UDP_PROTOCOL, len(udp)) + udp)
-
-
-def _checksum(data: bytes) -> int:
-    """RFC 1071, host byte order."""
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return internet_checksum(source + target + struct.pack("!HH", _UDP_PROTOCOL, len(udp)) + udp)
