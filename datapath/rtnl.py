@@ -26,7 +26,9 @@ NLM_F_ACK: Final = 0x04
 NLM_F_REPLACE: Final = 0x100
 NLM_F_EXCL: Final = 0x200
 NLM_F_CREATE: Final = 0x400
-NLMSG_ERROR: Final = 2
+NLM_F_DUMP: Final = 0x300
+NLM_F_DUMP_INTR: Final = 0x10
+NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLA_F_NESTED: Final = 0x8000
 
 RTM_NEWLINK, RTM_DELLINK, RTM_SETLINK = 16, 17, 19
@@ -51,7 +53,9 @@ TC_H_CLSACT, TCM_IFINDEX_MAGIC_BLOCK = 0xFFFFFFF1, 0xFFFFFFFF
 ETH_P_ALL: Final = 0x0003
 
 _SIOCGIFINDEX: Final = 0x8933
-_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
+_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
+# Dumps that are begun again when the table changes meanwhile.
+_DUMP_ATTEMPTS: Final = 8
 _NLMSGERR_ATTR_MSG: Final = 1
 _NLM_F_ACK_TLVS: Final = 0x200
 
@@ -356,6 +360,8 @@ class Rtnl:
         self._socket = socket.socket(fileno=fd)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+        # The kernel filters dumps itself (Linux 4.20).
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
         self._sequence = 0
 
     def __enter__(self) -> Rtnl:
@@ -389,6 +395,51 @@ class Rtnl:
         failures = [self._apply(requests[start : start + _BATCH]) for start in range(0, len(requests), _BATCH)]
         for failure in filter(None, failures):
             raise failure
+
+    def get(self, query: Request) -> bytes | None:
+        """The body of the one message that answers, None for what is not there; raises NetlinkError."""
+        bodies, _ = self._ask(query, 0)
+        return bodies[0] if bodies else None
+
+    def dump(self, query: Request) -> list[bytes]:
+        """The bodies of all messages that answer; raises NetlinkError.
+
+        A dump during which the table changes is begun again, up to 8 times; the last one stands.
+        """
+        for _ in range(_DUMP_ATTEMPTS):
+            bodies, is_whole = self._ask(query, NLM_F_DUMP)
+            if is_whole:
+                break
+        return bodies
+
+    def _ask(self, query: Request, flags: int) -> tuple[list[bytes], bool]:
+        self._sequence += 1
+        header = struct.pack(
+            "=IHHII", len(query.body) + 16, query.type, query.flags | flags | NLM_F_REQUEST, self._sequence, 0
+        )
+        self._socket.send(header + query.body)
+        bodies: list[bytes] = []
+        is_whole = True
+        while True:
+            data = self._socket.recv(65536)
+            offset = 0
+            while offset + 16 <= len(data):
+                length, kind, message_flags, sequence, _ = struct.unpack_from("=IHHII", data, offset)
+                body = data[offset + 16 : offset + length]
+                offset += (length + 3) & ~3
+                if sequence != self._sequence:
+                    continue
+                is_whole = is_whole and not message_flags & NLM_F_DUMP_INTR
+                if kind == NLMSG_DONE:
+                    return bodies, is_whole
+                if kind == NLMSG_ERROR:
+                    code = -int(struct.unpack_from("=i", body)[0])
+                    if code in query.tolerated:
+                        return bodies, is_whole
+                    raise NetlinkError(code, f"cannot {query.what}: {os.strerror(code)}")
+                bodies.append(body)
+                if not flags & NLM_F_DUMP:
+                    return bodies, is_whole
 
     def _apply(self, requests: Sequence[Request]) -> NetlinkError | None:
         first = self._sequence + 1
