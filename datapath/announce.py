@@ -20,33 +20,31 @@ _ALL_NODES: Final = IPv6Address("ff02::1")
 _ALL_NODES_MAC: Final = bytes.fromhex("333300000001")
 _ETH_P_IP, _ETH_P_ARP, _ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 _ARP_REPLY: Final = 2
-_NOBODY: Final = (errno.ENODEV, errno.ENXIO, errno.ENETDOWN)
+_UNHEARD: Final = (errno.ENODEV, errno.ENXIO, errno.ENETDOWN, errno.ENOBUFS)
 _NEIGHBOUR_ADVERTISEMENT, _OVERRIDE, _TARGET_LINK_LAYER_ADDRESS = 136, 0x20000000, 2
 
 
 class Announcer:
-    """Speaks on the bridges of the network namespace in which it first spoke. Thread-safe.
+    """Speaks on the bridges of the network namespace in which it was made. Thread-safe.
 
-    It keeps its socket, because to close one takes the kernel 10 ms (net/packet/af_packet.c, packet_release).
+    One is made for all networks and kept: to close its socket takes the kernel 10 ms (net/packet/af_packet.c,
+    packet_release).
     """
 
     def __init__(self) -> None:
-        self._socket: socket.socket | None = None
+        """Opens the socket, which hears nothing; needs CAP_NET_RAW. Raises OSError."""
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 
     def close(self) -> None:
         """Idempotent."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._socket.close()
 
     def announce(self, bridge: str, stations: Iterable[tuple[IPv4Address | IPv6Address, bytes]]) -> None:
-        """Tells everybody on the bridge which MAC each address has; needs CAP_NET_RAW.
+        """Tells everybody on the bridge which MAC each address has. Raises OSError.
 
         The bridge keeps it from ports with neigh_suppress, so it does not go out by a VXLAN device. A bridge that is
-        gone or down has nobody who waits. Raises OSError.
+        gone or down has nobody who waits, and where there is no room for a packet the next question does as well.
         """
-        if self._socket is None:
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)  # of protocol 0: it hears nothing
         for address, mac in stations:
             if isinstance(address, IPv4Address):
                 protocol, frame = _ETH_P_ARP, _arp(address, mac)
@@ -55,7 +53,7 @@ class Announcer:
             try:
                 self._socket.sendto(frame, (bridge, protocol))
             except OSError as error:
-                if error.errno not in _NOBODY:
+                if error.errno not in _UNHEARD:
                     raise
 
 

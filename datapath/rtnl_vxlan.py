@@ -62,9 +62,7 @@ _NDMSG: Final = struct.Struct("=BxxxiHBB")
 _NLA: Final = struct.Struct("=HH")
 
 
-def vxlan_add(
-    ifname: str, *, vni: int, local: IPv4Address | IPv6Address, mac: bytes, mtu: int, master: int
-) -> Request:
+def vxlan_add(ifname: str, *, vni: int, local: IPv4Address | IPv6Address, mac: bytes, mtu: int, master: int) -> Request:
     """A VXLAN device, down, that sends from `local` and learns nothing, as a port of the bridge `master`.
 
     - The outer header takes DSCP and ECN from the inner one (RFC 2983, RFC 6040), and DF of IPv4 (RFC 2003, 3.1), so

@@ -1,4 +1,4 @@
-"""VXLAN devices: an overlay network's way to the endpoints of other nodes, as a port of the network's bridge (RFC 7348).
+"""VXLAN devices (RFC 7348): the port of an overlay network's bridge by which other nodes' endpoints are reached.
 
 The device and its entries (`datapath.vxlan_peers`) carry all traffic by themselves, and talk to any other VTEP. Nothing
 is learned from what arrives. A packet that is too big for the way to a node is answered with ICMP by the kernel
@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error
 
 from datapath import devices, rtnl, rtnl_vxlan
 
@@ -79,7 +80,7 @@ def add(vtep: Vtep) -> None:
             raise
         raise rtnl.NetlinkError(
             errno.EADDRINUSE,
-            f"UDP port {rtnl_vxlan.PORT} is used by {_port_holder(vtep)}: two kinds of VXLAN cannot share it, end that",
+            f"UDP port {rtnl_vxlan.PORT} is used by {_port_holder(vtep)}: end that, overlay networks need the port",
         ) from error
 
 
@@ -150,9 +151,13 @@ def _differing(ifname: str, settings: dict[str, tuple[Any, Any]]) -> list[str]:
 
 def _link(ifname: str) -> Any:
     """A device as pyroute2 shows it, None without one."""
-    index = devices.ifindex(ifname)
-    with IPRoute() as ip:
-        return None if index is None else ip.get_links(index)[0]
+    try:
+        with IPRoute() as ip:
+            return ip.link("get", ifname=ifname)[0]
+    except Pyroute2Error as error:
+        if error.code != errno.ENODEV:
+            raise rtnl.NetlinkError(error.code, f"cannot look at {ifname}: {error.args[1]}") from error
+        return None
 
 
 def _vni_holder(vtep: Vtep) -> str:

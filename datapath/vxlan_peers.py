@@ -39,7 +39,7 @@ value has an empty one."""
 
 
 class Difference(NamedTuple):
-    """One entry of `Tables` that is not as wanted: missing (`found` is None), too much (`wanted` is None), or another."""
+    """An entry of `Tables` that is not as wanted: missing (`found` is None), extra (`wanted` is None), or another."""
 
     table: Table
     key: bytes
@@ -146,9 +146,7 @@ class PeerTable:
         ]
         netlink.apply([*adds, *deletions])
         new = [
-            (each.key, each.wanted)
-            for each in differences
-            if each.table is Table.NEIGHBOUR and each.wanted is not None
+            (each.key, each.wanted) for each in differences if each.table is Table.NEIGHBOUR and each.wanted is not None
         ]
         if 0 < len(new) <= ANNOUNCED_AT_ONCE:
             self._announcer.announce(bridge, [(ip_address(address), mac) for address, mac in new])

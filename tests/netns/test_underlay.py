@@ -10,30 +10,30 @@ from typing import TypeVar
 import pytest
 
 from datapath import netns, ping, rtnl, underlay
-from tests.netns.underlay import ROUTER4, ROUTER6, Node, World, world
+from tests.netns.underlay import ROUTER4, ROUTER6, Node, Underlay, world
 
 pytestmark = pytest.mark.xdist_group("underlay")
 T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[World]:
+def made() -> Iterator[Underlay]:
     with world() as each:
         yield each
 
 
 @pytest.fixture(scope="module")
-def near(made: World) -> Node:
+def near(made: Underlay) -> Node:
     return made.node()
 
 
 @pytest.fixture(scope="module")
-def neighbour(made: World) -> Node:
+def neighbour(made: Underlay) -> Node:
     return made.node()
 
 
 @pytest.fixture(scope="module")
-def far(made: World) -> Node:
+def far(made: Underlay) -> Node:
     return made.node(mtu=1400, is_far=True)
 
 
@@ -117,7 +117,9 @@ def test_the_answer_of_another_ping_is_none(near: Node, neighbour: Node, version
     target, name = neighbour.address(version), "icmp" if version == 4 else "icmpv6"
     other = near.host.popen("ping", "-n", "-q", "-i0.002", "-s", "8", str(target))
     try:
-        near.run(f"nft add table inet no{version}; add chain inet no{version} out {{ type filter hook output priority 0; }}")
+        near.run(
+            f"nft add table inet no{version}; add chain inet no{version} out {{ type filter hook output priority 0; }}"
+        )
         near.run(f"nft add rule inet no{version} out {name} type echo-request {name} id 0 drop")
         assert not near.call(lambda: ping.answers(target, timeout_s=0.3))
     finally:

@@ -1,4 +1,4 @@
-"""What VXLAN device and bridge know of peers, as bridge(8) and ip(8) show it: exactly what is wanted, whatever was there."""
+"""What VXLAN device and bridge know of peers, as bridge(8) and ip(8) show it: what is wanted, whatever was there."""
 
 from __future__ import annotations
 

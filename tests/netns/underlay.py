@@ -1,4 +1,4 @@
-"""Test hosts that are joined by an underlay: a switch, a router on it, and hosts with a VTEP of ours or of the kernel's.
+"""Test hosts that are joined by an underlay: a switch, a router on it, and hosts with or without a VTEP.
 
 Every host is a network namespace with `eth0`. What runs on a node without linkspan is put there by the code under test,
 through `Node.call`; oracles and other VTEPs are commands.
@@ -68,6 +68,10 @@ class Underlay:
             machine.run(*command.split())
         return node
 
+    def segment(self, version: int = 4, **node: Any) -> Segment:
+        """The overlay on one more node, over this version of IP; the rest are the arguments of `node`."""
+        return Segment(self._stack, self.node(**node), version)
+
 
 class Node:
     """A host on the underlay; `sent` is the switch's end of its cable, which takes in what the node sends."""
@@ -104,7 +108,7 @@ class Sandbox(Place):
 
 
 def sandbox_mac(number: int) -> bytes:
-    return bytes.fromhex("02420a080000")[:4] + number.to_bytes(2)
+    return bytes.fromhex("02420a08") + number.to_bytes(2)
 
 
 def sandbox_addresses(number: int) -> tuple[IPv4Address, IPv6Address, IPv6Address]:
@@ -128,9 +132,9 @@ class Segment:
         mtu = node.mtu - vxlan.OVERHEAD_BYTES[version]
         self.vtep = vxlan.Vtep(ifname=DEVICE, bridge=BRIDGE, vni=VNI, local=node.address(version), mtu=mtu)
         node.call(self._make)
-        self._announcer = Announcer()
-        stack.callback(self._announcer.close)
-        self.peers = PeerTable(self.vtep, self._announcer)
+        announcer = node.call(Announcer)
+        stack.callback(announcer.close)
+        self.peers = PeerTable(self.vtep, announcer)
 
     def _make(self) -> None:
         devices.add_bridge(BRIDGE, mac=f"02:4c:00:00:00:{self.node.number:02x}", mtu=self.vtep.mtu, ipv6=True)
@@ -138,9 +142,6 @@ class Segment:
 
     def change(self, added: Iterable[vxlan.Peer] = (), removed: Iterable[vxlan.Peer] = ()) -> list[Difference]:
         return self.node.call(lambda: self.peers.change(added, removed))
-
-    def synchronize(self, peers: Iterable[vxlan.Peer]) -> list[Difference]:
-        return self.node.call(lambda: self.peers.synchronize(peers))
 
     def sandbox(self, number: int) -> Sandbox:
         """Made as the bridge driver makes an endpoint."""
@@ -182,21 +183,7 @@ class Segment:
         return made
 
 
-class World:
-    """One underlay and what is on it."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self.underlay = Underlay(stack)
-
-    def node(self, *, mtu: int = 1500, is_far: bool = False) -> Node:
-        return self.underlay.node(mtu=mtu, is_far=is_far)
-
-    def segment(self, version: int = 4, **node: Any) -> Segment:
-        return Segment(self._stack, self.node(**node), version)
-
-
 @contextmanager
-def world() -> Iterator[World]:
+def world() -> Iterator[Underlay]:
     with ExitStack() as stack:
-        yield World(stack)
+        yield Underlay(stack)

@@ -408,3 +408,44 @@ def test_attributes_are_padded_to_four_bytes_and_say_their_own_length(length: in
     assert len(made) % 4 == 0
     assert struct.unpack_from("=HH", made) == (length + 4, 3)
     assert made[4 : 4 + length] == b"x" * length
+
+
+def answer(kind: int, sequence: int, body: bytes = b"", flags: int = 0) -> bytes:
+    return struct.pack("=IHHII", 16 + len(body), kind, flags, sequence, 0) + body
+
+
+def asked(kernel: Sequence[bytes]) -> tuple[rtnl.Rtnl, socket.socket]:
+    """A socket that gets these datagrams for its questions, and the end to close."""
+    netlink = rtnl.Rtnl()
+    netlink.close()
+    netlink._socket, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for datagram in kernel:
+        there.send(datagram)
+    return netlink, there
+
+
+QUERY = rtnl.Request("list things", 30, 0, b"\0" * 12, frozenset({errno.ENOENT}))
+DONE, INTERRUPTED = 3, 0x10
+
+
+def test_a_dump_that_was_interrupted_is_begun_again() -> None:
+    netlink, there = asked(
+        [
+            answer(28, 1, b"old1") + answer(28, 1, b"old2", INTERRUPTED),
+            answer(DONE, 1, b"\0" * 4),
+            answer(28, 1, b"late"),
+            answer(28, 2, b"new1"),
+            answer(28, 2, b"new2") + answer(DONE, 2, b"\0" * 4),
+        ]
+    )
+    with netlink, there:
+        assert netlink.dump(QUERY) == [b"new1", b"new2"]
+
+
+def test_a_question_about_one_thing_has_one_answer_or_none() -> None:
+    netlink, there = asked([answer(28, 1, b"this"), error_message(2, errno.ENOENT), error_message(3, errno.EPERM)])
+    with netlink, there:
+        assert netlink.get(QUERY) == b"this"
+        assert netlink.get(QUERY) is None
+        with pytest.raises(rtnl.NetlinkError, match="cannot list things: Operation not permitted"):
+            netlink.get(QUERY)
