@@ -40,12 +40,13 @@ GROWTH: Final = 1.2
 @dataclass(frozen=True)
 class AtSize:
     """What was found with so many endpoints: seconds until each node had converged, processor seconds of all nodes
-    until then, resident bytes a node, and what one change costs: bytes that etcd sent to each node, bytes that each
-    node grew by, and milliseconds until all knew."""
+    until then, leases that ended because a node had no time to renew them, resident bytes a node, and what one change
+    costs: bytes that etcd sent to each node, bytes that each node grew by, and milliseconds until all knew."""
 
     endpoints: int
     converged_s: list[float]
     cpu_s: float
+    lost_leases: int
     resident: float
     sent: float
     grown: float
@@ -99,6 +100,7 @@ def suite(rounds: int) -> Result:
             f"{max(at.converged_s):.1f}",
             f"{percentile(sorted(at.converged_s), 50):.1f}",
             f"{at.cpu_s / NODES * 1e3:.0f}",
+            str(at.lost_leases),
             f"{at.resident / 1e6:.1f}",
             f"{at.sent:.0f}",
             f"{at.grown:.0f}",
@@ -107,7 +109,7 @@ def suite(rounds: int) -> Result:
         for at in found
     ]
     columns = (
-        *("endpoints", "last node, s", "median node, s", "CPU a node, ms", "resident a node, MB"),
+        *("endpoints", "last node, s", "median node, s", "CPU a node, ms", "leases lost", "resident a node, MB"),
         *("etcd to a node, B a change", "a node's memory, B a change", "ms a change"),
     )
     title = f"{NODES} simulated nodes in {PROCESSES} processes: cold start until converged, then {rounds} changes"
@@ -158,6 +160,7 @@ def measure(endpoints: int, changes: int) -> AtSize:
         endpoints=endpoints,
         converged_s=[seconds for answer in started for seconds in answer["converged_s"]],
         cpu_s=_sum(started, "cpu_s"),
+        lost_leases=int(_sum(after, "lost_leases")),
         resident=_sum(started, "resident") / NODES,
         sent=sent / NODES / changes,
         grown=(_sum(after, "resident") - _sum(before, "resident")) / NODES / changes,
