@@ -17,12 +17,14 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
 from bench.daemon import resident_bytes
 from control.cluster.etcd import Etcd
+from control.cluster.etcd_errors import LeaseLost
 from control.cluster.records import RemoteEndpoint
 from control.cluster.store import ClusterStore
 from control.cluster.view import View
@@ -32,6 +34,8 @@ NODES: Final = 100
 NETWORKS_OF_A_NODE: Final = 10
 """Ten nodes share ten networks, so each network has the endpoints of ten nodes."""
 DEADLINE_S: Final = 60.0
+TTL_S: Final = 60
+"""Of leases: longer than linkspand's, because nodes that share a process and two cores may be late in renewing them."""
 
 _libc: Final = ctypes.CDLL(None)
 
@@ -74,17 +78,20 @@ class SimulatedNode:
     lost_leases: int = 0
 
     def start(self, own: int) -> None:
-        """Returns when its own records are in etcd; `converged` is set when it knows those of all."""
+        """Registers and writes its own records; `converged` is set when it knows those of all nodes."""
         self._own = dict(endpoint(self.number, number) for number in range(own))
         self._etcd = Etcd([self.url]).start()
-        self.store = ClusterStore(self._etcd, self.cluster, f"n{self.number}", on_lease_lost=self._come_back)
+        self.store = ClusterStore(
+            self._etcd, self.cluster, f"n{self.number}", ttl_s=TTL_S, on_lease_lost=self._come_back
+        )
         self.view = View(self._etcd, self.cluster, self._look)
         self.view.start()
         self._register()
 
     def _register(self) -> None:
         self.store.register(IPv4Address((10 << 24) + self.number + 1), f"incarnation {self.number}")
-        self.store.restore(self._own)
+        with suppress(LeaseLost):  # `_come_back` is called then
+            self.store.restore(self._own)
 
     def _come_back(self) -> None:
         self.lost_leases += 1
