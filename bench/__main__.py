@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from bench import daemon, joining, latency, macvlan, micro, overlay, overlay_join, plugin, storm, throughput
+from bench import cluster, daemon, joining, latency, macvlan, micro, overlay, overlay_join, plugin, storm, throughput
 from bench.report import Bar, Result, bar_table, environment
 from bench.world import BenchError
 
@@ -27,6 +27,7 @@ SUITES: Final[Mapping[str, tuple[Callable[[int], Result], int]]] = {
     "storm": (storm.suite, 60),
     "overlay": (overlay.suite, 150),
     "overlay-join": (overlay_join.suite, 150),
+    "cluster": (cluster.suite, 1000),
     "plugin": (plugin.suite, 100),
     "daemon": (daemon.suite, 10),
     "micro": (micro.suite, 0),

@@ -25,7 +25,7 @@ from bench.stats import percentile, spread
 from bench.world import BIN, BenchError, World, wait_for
 
 HOSTS: Final = 3
-NETWORK: Final = overlay.network_of(overlay.TUNNEL)
+NETWORK: Final = overlay.NETWORK_OF[overlay.TUNNEL]
 BOXES: Final = {f"{letter}{number}": number for number in range(1, HOSTS + 1) for letter in "ab"}
 """Two sandboxes on each host, with the host's number."""
 SLEEP: Final = ("sleep", "3600")

@@ -27,6 +27,7 @@ NETWORKS: Final[Mapping[str, Mapping[str, str]]] = {
     NO_ACCEL: {"linkspan.direct": "off", "linkspan.accel": "off"},
 }
 """Linkspan's ways, by the options of their network."""
+NETWORK_OF: Final = {TUNNEL: "fabric", DIRECT: "fabric-direct", NO_ACCEL: "fabric-slow"}
 BARS: Final = {
     "round trip rate": {UNDERLAY: 0.94, KERNEL: 1.4},
     "throughput, one stream": {UNDERLAY: 0.94, KERNEL: 1.05},
@@ -36,18 +37,13 @@ ACCELERATED: Final = (TUNNEL, DIRECT)
 STREAM_ROUNDS: Final = 40
 
 
-def network_of(name: str) -> str:
-    """The network of one of Linkspan's ways."""
-    return f"far{list(NETWORKS).index(name)}"
-
-
 def build(cluster: Nodes, names: Sequence[str] = tuple(NETWORKS)) -> list[Path]:
     """The underlay, the kernel's VXLAN, and Linkspan's ways of these names."""
     hosts = cluster.plain_hosts()
     built = [cluster.underlay(UNDERLAY, hosts), cluster.kernel_vxlan(KERNEL, hosts)]
     for name in names:
-        cluster.create(network_of(name), NETWORKS[name])
-        built.append(cluster.sandboxes(name, network_of(name)))
+        cluster.create(NETWORK_OF[name], NETWORKS[name])
+        built.append(cluster.sandboxes(name, NETWORK_OF[name]))
     return built
 
 
@@ -58,7 +54,7 @@ def rates(samples: Samples) -> list[float]:
 
 def fast_packets(cluster: Nodes, name: str) -> int:
     """How many packets of the client's node have taken the fast path of one of Linkspan's ways."""
-    return paths.packets(cluster[0], network_of(name))["fast"]
+    return paths.packets(cluster[0], NETWORK_OF[name])["fast"]
 
 
 def suite(rounds: int) -> Result:

@@ -10,7 +10,7 @@ import base64
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface
+from ipaddress import IPv6Address, ip_address, ip_interface
 from typing import Any, Final
 
 from tests.etcd_server import EtcdMember
@@ -117,7 +117,8 @@ def _compare_addresses(store: Stored) -> Iterator[str]:
 
 
 def _compare_node(node: Node, store: Stored) -> Iterator[str]:
-    listed = {each["Id"]: each["Name"] for each in node.api("GET", "/networks") if each["Driver"] == "overlay"}
+    networks = [each for each in node.api("GET", "/networks") if each["Driver"] == "overlay"]
+    listed = {each["Id"]: each["Name"] for each in networks}
     yield from _differ("overlay networks listed", store.vnis, listed)
     own = {
         (endpoint["NetworkID"], endpoint["EndpointID"], endpoint["MacAddress"])
@@ -134,6 +135,7 @@ def _compare_node(node: Node, store: Stored) -> Iterator[str]:
     built = {network_id for network_id, _, _ in own}
     wanted = {f"{kind}-{network_id[:12]}" for network_id in built for kind in ("lo", "lx")}
     yield from _differ("devices of overlay networks", wanted, (name for name in links if name[:3] in ("lo-", "lx-")))
+    yield from _compare_maps(node, store, {each["Id"]: each for each in networks}, built & store.vnis.keys())
     for network_id in built & store.vnis.keys():
         problems = _compare_network(node, store, network_id, links)
         yield from (f"network {listed.get(network_id, network_id[:12])}: {problem}" for problem in problems)
@@ -185,3 +187,49 @@ def _compare_device(node: Node, vni: int, bridge: str, link: Any) -> Iterator[st
         "up": True,
     }
     yield from (f"{link['ifname']} has {key} {have[key]}, not {want[key]}" for key in want if have[key] != want[key])
+
+
+def _compare_maps(node: Node, store: Stored, networks: dict[str, Any], built: Collection[str]) -> Iterator[str]:
+    """What the programs know of peers, as (VNI, MAC, the peer's node): nothing wrong, and all that they need.
+
+    They need none of networks without programs, and may do without those of networks that are routed directly.
+    """
+    if node.ask("GET", "/linkspan/status").json["fallbacks"].get("ebpf"):
+        return
+    peers = _dump(node, "peers")
+    hosts = {_u32(key): _address(value[24:40]) for key, value in (_dump(node, "nodes") if peers else ())}
+    have = {(_u32(value[:4]), key[4:10].hex(":"), hosts.get(_u32(value[4:8]))) for key, value in peers}
+    may, must = set(), set()
+    for each in store.endpoints:
+        if each.network_id in built and each.node != node.name and each.node in store.nodes:
+            peer = (store.vnis[each.network_id], each.mac, store.nodes[each.node])
+            options = networks.get(each.network_id, {}).get("Options", {})
+            may.add(peer)
+            if options.get("linkspan.direct") == "off" and options.get("linkspan.accel") != "off":
+                must.add(peer)
+    if must - have:
+        yield f"map peers: missing {sorted(must - have)}"
+    if have - may:
+        yield f"map peers: left over {sorted(have - may)}"
+
+
+def _dump(node: Node, name: str) -> list[tuple[bytes, bytes]]:
+    """The elements of a pinned map; none where the programs could not be loaded."""
+    entries = []
+    for path in node.run("find", str(node.bpffs / "linkspan"), "-path", f"*/maps/{name}", check=False).stdout.split():
+        entries += json.loads(node.run("bpftool", "-j", "map", "dump", "pinned", path).stdout)
+    return [(_bytes(entry["key"]), _bytes(entry["value"])) for entry in entries]
+
+
+def _bytes(digits: list[str]) -> bytes:
+    return bytes(int(digit, 16) for digit in digits)
+
+
+def _u32(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def _address(data: bytes) -> str:
+    """IPv4 stands as ::ffff:0:0/96; RFC 4291, section 2.5.5.2."""
+    address = IPv6Address(data)
+    return str(address.ipv4_mapped or address)

@@ -15,6 +15,7 @@ from itertools import permutations
 import pytest
 
 from tests.hosts import Host, host
+from tests.nodes import Flow
 from tests.traffic import Place, tcp_pair
 from tests.underlay import UPLINK, Underlay
 
@@ -108,3 +109,15 @@ def test_a_host_that_was_powered_off_comes_back_with_its_disk_and_nothing_else(l
     assert [path.name for path in machine.run_dir.iterdir()] == []
     assert (machine.state_dir / "kept").read_text() == "on disk"
     assert [link["ifname"] for link in json.loads(machine.run("ip", "-json", "link").stdout)] == ["lo", UPLINK]
+
+
+def test_a_flow_names_the_requests_that_were_lost(lan: Lan) -> None:
+    a, b, _ = lan.places
+    with Flow(a, b.ip4) as flow:
+        flow.go_on(20)
+        assert flow.lost == []
+        with lan.underlay.cut("a", "b"):
+            assert not a.pings(b.ip4, wait_s=0.2)
+        flow.go_on(20)
+        assert len(flow.lost) >= 10  # one each 10 ms
+        assert flow.lost == list(range(flow.lost[0], flow.lost[-1] + 1))
