@@ -56,6 +56,8 @@ def make_deps(config: Config) -> Deps:
         predefined_options={"bridge": {bridge.NAME: bridge.DEFAULT_BRIDGE}},
         peering=peering,
         cluster=cluster_of(config),
+        run_dir=config.run_dir,
+        state_dir=config.state_dir,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from control.cluster_spec import ClusterSpec
 from control.drivers.base import Driver
@@ -28,7 +29,8 @@ class Deps:
 
     `dhcp` asks the servers of existing networks; `answers` tells whether another node is there, `routed_networks` where
     the host has routes to; `observe` sees every step before it is taken. `peering` is what the drivers know of the
-    cluster, `cluster` the one that the configuration names.
+    cluster, `cluster` the one that the configuration names. What is neither a record nor a sandbox's is in `run_dir`
+    as long as the host is up, and in `state_dir` for good.
     """
 
     store: Store
@@ -43,6 +45,8 @@ class Deps:
     predefined_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     peering: Peering = field(default_factory=Peering)
     cluster: ClusterSpec | None = None
+    run_dir: Path = Path("/run/linkspan")
+    state_dir: Path = Path("/var/lib/linkspan")
 
     def driver(self, name: str) -> Driver:
         """Raises NotFound in Docker's words, naming the drivers that there are."""

@@ -18,8 +18,10 @@ import msgspec
 
 from control import addressing
 from control.cluster.records import Node, RemoteEndpoint
+from control.cluster.secrecy import tunnel_address
 from control.cluster_spec import not_joined
 from control.deps import Deps
+from control.drivers.options import is_encrypted
 from control.errors import Conflict, ControlError, DatapathFailed
 from control.events import Event, EventBus
 from control.lost_nodes import LostNodes
@@ -327,8 +329,10 @@ class GlobalNetworks:
         if session is None or not session.is_read:
             return None
         nodes = {**self.lost.nodes(), **session.nodes()}
+        network = session.network(network_id)
+        is_secret = network is not None and is_encrypted(network)
         return [
-            _peer(each, nodes[each.node].address)
+            _peer(each, tunnel_address(nodes[each.node].id) if is_secret else nodes[each.node].address)
             for each in self._elsewhere(session, network_id).values()
             if each.node in nodes
         ]

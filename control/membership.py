@@ -6,6 +6,7 @@ when it is away for long, and are written again when it is back.
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 import threading
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from control.cluster.records import Node
 from control.cluster_spec import INGRESS, ClusterInfo, ClusterSpec, Difference, InvalidOption, NodeInfo, not_joined
 from control.deps import Deps
+from control.encryption import Encryption
 from control.errors import Conflict, ControlError, DatapathFailed, Forbidden, StoreError
 from control.global_networks import GlobalNetworks
 from control.model import Endpoint, NetworkId, NetworkSpec, from_json, to_json, utcnow
@@ -40,11 +43,12 @@ _RETRY_S: Final = 1.0
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What is stored: `identity` tells the cluster from another one of its name, and `incarnation` this node from
-    another one of its."""
+    another one of its. `node_id` is that which the cluster gave it last."""
 
     spec: ClusterSpec
     identity: str
     incarnation: str
+    node_id: int
     since: datetime
 
 
@@ -70,6 +74,14 @@ class Membership:
         self._has_followed = threading.Event()
         self._pending = _Pending()
         self._thread: threading.Thread | None = None
+        self._encryption = Encryption(
+            deps.run_dir,
+            deps.state_dir,
+            underlay=self._underlay,
+            nodes=self._known_nodes,
+            publish=self._publish_keys,
+        )
+        deps.peering.encrypting = self._encryption
         deps.peering.peers = global_networks.peers
         deps.peering.wake = self._pending.add_all
 
@@ -86,6 +98,7 @@ class Membership:
                     "the record and join again"
                 ) from error
             self._deps.peering.address = self._settings.spec.advertise
+            self._encryption.node_id = self._settings.node_id
 
     def start(self) -> None:
         """Goes on as a node of the cluster, or becomes one that the configuration names. Waits for nobody, and never
@@ -162,7 +175,9 @@ class Membership:
         while not self._pending.is_stopped:
             if not self._is_registered:
                 self._register_again()
-            changed = self._pending.take(_LOOK_AGAIN_S if self._is_registered else _RETRY_S)
+            wait_s = self._encryption.wait_s(_LOOK_AGAIN_S) if self._is_registered else _RETRY_S
+            changed = self._pending.take(wait_s)
+            self._encryption.follow(is_changed=changed is None)
             if changed is None or changed:
                 self._global.follow(changed)
                 self._has_followed.set()
@@ -171,7 +186,7 @@ class Membership:
         session, settings = self._session, self._settings
         assert session is not None
         try:
-            identity = self._register(session, settings.identity if settings is not None else "")
+            now = self._register(session, settings)
             told = self._global.own()
             displaced = session.restore(told)
         except (ControlError, OSError) as error:
@@ -184,12 +199,40 @@ class Membership:
             LOG.error("endpoint %s is not in the cluster any more: %s", each.endpoint_id[:12], each.why)
         self._displaced = {f"endpoint {each.endpoint_id[:12]}": each.why for each in displaced}
         self._trouble, self._is_registered = "", True
-        if settings is None:
-            self._keep(Settings(spec=session.spec, identity=identity, incarnation=session.incarnation, since=utcnow()))
+        if now != settings:
+            self._keep(now)
+        self._encryption.registered()
+        if settings is not None and settings.node_id != now.node_id:
+            self._global.mend()  # this node's address in the tunnels is another one
 
-    def _register(self, session: ClusterSession, identity: str) -> str:
+    def _register(self, session: ClusterSession, before: Settings | None) -> Settings:
+        """Makes this host a node; raises as `join` does, OSError, and Conflict where `before` was another cluster."""
         ifname = self._require_advertised(session.spec)
-        return session.register(identity, mtu=devices.mtu(ifname), mac=devices.mac(ifname).hex(":"))
+        identity, node_id = session.register(
+            before.identity if before is not None else "", mtu=devices.mtu(ifname), mac=devices.mac(ifname).hex(":")
+        )
+        return Settings(
+            spec=session.spec,
+            identity=identity,
+            incarnation=session.incarnation,
+            node_id=node_id,
+            since=before.since if before is not None else utcnow(),
+        )
+
+    def _underlay(self) -> tuple[int, int]:
+        address = self._deps.peering.address
+        ifname = devices.holder(address) if address is not None else None
+        if address is None or ifname is None:
+            raise OSError(errno.EADDRNOTAVAIL, f"address {address}, which this node is known by, is gone")
+        return devices.mtu(ifname), address.version
+
+    def _known_nodes(self) -> Collection[Node]:
+        session = self._session
+        return session.nodes().values() if session is not None else ()
+
+    def _publish_keys(self, keys: tuple[tuple[int, str], ...]) -> None:
+        if self._session is not None and self._is_registered:
+            self._session.publish_keys(keys)
 
     def _require_advertised(self, spec: ClusterSpec) -> str:
         """The device with the address that other nodes send to; raises InvalidOption."""
@@ -205,6 +248,7 @@ class Membership:
         self._deps.store.write([Delete(KIND, _ID) if settings is None else Put(KIND, _ID, to_json(settings))])
         self._settings = settings
         self._deps.peering.address = settings.spec.advertise if settings is not None else None
+        self._encryption.node_id = settings.node_id if settings is not None else 0
 
     # -- joining and leaving -------------------------------------------------------------------------------------
 
@@ -221,8 +265,7 @@ class Membership:
             self._end_session()
             session = self._open(spec, secrets.token_hex(8))
             try:
-                identity = self._register(session, "")
-                self._keep(Settings(spec=spec, identity=identity, incarnation=session.incarnation, since=utcnow()))
+                self._keep(self._register(session, None))
             except ControlError:
                 with suppress(ControlError):
                     session.leave()

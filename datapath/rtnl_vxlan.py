@@ -22,6 +22,7 @@ from datapath.rtnl import (
     IFLA_LINKINFO,
     IFLA_MASTER,
     IFLA_MTU,
+    IFLA_NET_NS_FD,
     IFLA_PROTINFO,
     NDA_DST,
     NDA_LLADDR,
@@ -62,8 +63,20 @@ _NDMSG: Final = struct.Struct("=BxxxiHBB")
 _NLA: Final = struct.Struct("=HH")
 
 
-def vxlan_add(ifname: str, *, vni: int, local: IPv4Address | IPv6Address, mac: bytes, mtu: int, master: int) -> Request:
+def vxlan_add(
+    ifname: str,
+    *,
+    vni: int,
+    local: IPv4Address | IPv6Address,
+    mac: bytes,
+    mtu: int,
+    master: int,
+    netns_fd: int | None = None,
+) -> Request:
     """A VXLAN device, down, that sends from `local` and learns nothing, as a port of the bridge `master`.
+
+    Device and bridge are in the network namespace of `netns_fd`, or with None where the request goes to; that is where
+    outer packets are in any case.
 
     - The outer header takes DSCP and ECN from the inner one (RFC 2983, RFC 6040), and DF of IPv4 (RFC 2003, 3.1), so
       that a path with a lower MTU is found out for those who want to know. Its TTL is the host's default: a segment
@@ -79,6 +92,7 @@ def vxlan_add(ifname: str, *, vni: int, local: IPv4Address | IPv6Address, mac: b
             attr(IFLA_ADDRESS, mac),
             u32(IFLA_MTU, mtu),
             u32(IFLA_MASTER, master),
+            u32(IFLA_NET_NS_FD, netns_fd) if netns_fd is not None else b"",
             nest(
                 IFLA_LINKINFO,
                 text(IFLA_INFO_KIND, "vxlan"),

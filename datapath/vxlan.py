@@ -16,7 +16,7 @@ from typing import Any, Final
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error
 
-from datapath import devices, rtnl, rtnl_vxlan
+from datapath import devices, netns, rtnl, rtnl_vxlan
 
 OVERHEAD_BYTES: Final = {4: 50, 6: 70}
 """What VXLAN puts around an inner packet, by the IP version of the nodes' addresses: IP, UDP, VXLAN and Ethernet."""
@@ -41,6 +41,7 @@ class Vtep:
     """A network's VXLAN device on this node.
 
     `local` is the address that it sends from and that peers send to; `mtu` is what fits inside, see OVERHEAD_BYTES.
+    `socket_in` is the path of the network namespace that its outer packets come from and go to, None for the caller's.
     """
 
     ifname: str
@@ -48,6 +49,7 @@ class Vtep:
     vni: int
     local: IPv4Address | IPv6Address
     mtu: int
+    socket_in: str | None = None
 
     @property
     def mac(self) -> bytes:
@@ -85,12 +87,22 @@ def add(vtep: Vtep) -> None:
 
 
 def _create(vtep: Vtep, bridge: int) -> None:
-    request = rtnl_vxlan.vxlan_add(
-        vtep.ifname, vni=vtep.vni, local=vtep.local, mac=vtep.mac, mtu=vtep.mtu, master=bridge
-    )
+    """The kernel keeps a VXLAN device's socket in the namespace in which it was asked for the device."""
     try:
-        with rtnl.Rtnl() as netlink:
-            netlink.apply([request])
+        with netns.opened("/proc/thread-self/ns/net") as here, rtnl.Rtnl(vtep.socket_in) as netlink:
+            netlink.apply(
+                [
+                    rtnl_vxlan.vxlan_add(
+                        vtep.ifname,
+                        vni=vtep.vni,
+                        local=vtep.local,
+                        mac=vtep.mac,
+                        mtu=vtep.mtu,
+                        master=bridge,
+                        netns_fd=here,
+                    )
+                ]
+            )
     except rtnl.NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise

@@ -55,8 +55,9 @@ class ClusterSession:
         self._store.close()
         self._etcd.close()
 
-    def register(self, identity: str, *, mtu: int, mac: str) -> str:
-        """Makes this host a node, again if it was one, and follows the cluster from now on; returns its identity.
+    def register(self, identity: str, *, mtu: int, mac: str) -> tuple[str, int]:
+        """Makes this host a node, again if it was one, and follows the cluster from now on; returns the cluster's
+        identity and the node's id.
 
         Raises Conflict where another node has the name, or the cluster is another one than `identity` ("" for any).
         """
@@ -66,11 +67,15 @@ class ClusterSession:
                 f"the cluster {self.spec.cluster} at {', '.join(self.spec.etcd)} is another one than node {self.node} "
                 "is in, of the same name: give the URLs of the right etcd, or leave with --force and join this one"
             )
-        self._store.register(self.spec.advertise, self.incarnation, mtu=mtu, mac=mac)
+        node = self._store.register(self.spec.advertise, self.incarnation, mtu=mtu, mac=mac)
         if not self._is_following:
             self._is_following = True
             self._view.start()
-        return found
+        return found, node.id
+
+    def publish_keys(self, keys: tuple[tuple[int, str], ...]) -> None:
+        """Has the other nodes know these public keys of this one."""
+        self._store.update_node(keys=keys)
 
     def restore(self, own: Mapping[NetworkId, Mapping[str, RemoteEndpoint]]) -> list[Displaced]:
         """Has the cluster know these endpoints of the node and no others; returns those that it has no room for."""

@@ -13,6 +13,7 @@ ACCEL: Final = "linkspan.accel"
 MTU: Final = "com.docker.network.driver.mtu"
 IFACE_PREFIX: Final = "com.docker.network.container_iface_prefix"
 IFNAME: Final = "com.docker.network.endpoint.ifname"
+ENCRYPTED: Final = "encrypted"
 MAX_RATE: Final = 1_000_000
 BOOLEANS: Final = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
 _IFNAME: Final = re.compile(r"[^\s/:]{1,15}")
@@ -31,6 +32,12 @@ def check_boolean(option: str, value: str) -> None:
 def is_on(network: Network | NetworkSpec, option: str, default: bool = True) -> bool:
     """The value of an option that `check_boolean` has passed."""
     return BOOLEANS[network.options[option].lower()] if option in network.options else default
+
+
+def is_encrypted(network: Network | NetworkSpec) -> bool:
+    """Docker takes the option without a value."""
+    value = network.options.get(ENCRYPTED)
+    return value is not None and (value == "" or BOOLEANS[value.lower()])
 
 
 def check_mtu(option: str, value: str) -> None:

@@ -19,20 +19,22 @@ from typing import Final
 
 import msgspec
 
+from control.cluster import secrecy
 from control.cluster_spec import not_joined
 from control.drivers.base import Capabilities, DriverStatus, Join
 from control.drivers.bridge import BRIDGE_MACS, ICC, MASQUERADE, SHARD_CAPACITY, Beside, BridgeDriver, bridge_name
 from control.drivers.options import (
     ACCEL,
-    BOOLEANS,
+    ENCRYPTED,
     IFACE_PREFIX,
     MTU,
     Check,
     check_boolean,
     check_mtu,
     check_prefix,
+    is_encrypted,
 )
-from control.drivers.peering import Peering
+from control.drivers.peering import Encrypting, Peering
 from control.errors import Conflict, Exhausted, InvalidArgument
 from control.locks import KeyedLocks
 from control.model import Address, Endpoint, EndpointSpec, Network, NetworkId, NetworkSpec
@@ -48,7 +50,6 @@ LOG = logging.getLogger(__name__)
 
 VNI: Final = "linkspan.vni"
 VNI_LIST: Final = "com.docker.network.driver.overlay.vxlanid_list"
-ENCRYPTED: Final = "encrypted"
 DIRECT: Final = "linkspan.direct"
 VNIS: Final = range(1, 1 << 24)
 """RFC 7348, section 5: 24 bits."""
@@ -86,11 +87,6 @@ _OPTIONS: Final[Mapping[str, Check]] = {
     ENCRYPTED: _check_encrypted,
     DIRECT: _check_direct,
 }
-
-
-def is_encrypted(network: Network | NetworkSpec) -> bool:
-    value = network.options.get(ENCRYPTED)
-    return value is not None and (value == "" or BOOLEANS[value.lower()])
 
 
 @dataclass
@@ -154,13 +150,17 @@ class OverlayDriver(BridgeDriver):
         """With an MTU that packets of all nodes like this one fit in."""
         if MTU in spec.options:
             return spec
-        mtu = self._underlay_mtu(self._need_address(spec.name)) - self._overhead(spec)
+        there = self._underlay_mtu(self._need_address(spec.name))
+        mtu = there - self._overhead(spec, there)
         return msgspec.structs.replace(spec, options={**spec.options, MTU: str(mtu)})
 
     def validate_endpoint(self, network: Network, spec: EndpointSpec) -> None:
         super().validate_endpoint(network, spec)
         address = self._need_address(network.name)
-        there, needed = self._underlay_mtu(address), int(network.options[MTU]) + self._overhead(network)
+        if is_encrypted(network):
+            secrecy.require_available(network.name)
+        there = self._underlay_mtu(address)
+        needed = int(network.options[MTU]) + self._overhead(network, there)
         if there < needed:
             raise Conflict(
                 f"network {network.name} cannot be joined on this node: its packets take {needed} bytes on the "
@@ -187,8 +187,11 @@ class OverlayDriver(BridgeDriver):
             raise Conflict(f"address {address}, which this node is known by, is gone from this host: add it again")
         return devices.mtu(ifname)
 
-    def _overhead(self, network: Network | NetworkSpec) -> int:
-        return vxlan.OVERHEAD_BYTES[self._need_address(network.name).version]
+    def _overhead(self, network: Network | NetworkSpec, underlay_mtu: int) -> int:
+        version = self._need_address(network.name).version
+        if is_encrypted(network):
+            return underlay_mtu - secrecy.mtu(underlay_mtu, version)
+        return vxlan.OVERHEAD_BYTES[version]
 
     # -- a network on this node ----------------------------------------------------------------------------------
 
@@ -201,6 +204,7 @@ class OverlayDriver(BridgeDriver):
         vtep = self._vtep(network)
         return [
             *super().network_steps(network),
+            *([self._tunnels_step(network)] if is_encrypted(network) else ()),
             Step(f"create VXLAN device {vtep.ifname}", partial(vxlan.add, vtep), partial(vxlan.remove, vtep)),
             Step(
                 f"tell {vtep.ifname} of the endpoints on other nodes",
@@ -209,13 +213,31 @@ class OverlayDriver(BridgeDriver):
             ),
         ]
 
+    def _tunnels_step(self, network: Network) -> Step:
+        return Step(
+            f"have tunnels for network {network.name}",
+            lambda: self._need_encrypting(network).use(network.id, network.name),
+            lambda: self._need_encrypting(network).release(network.id),
+        )
+
+    def _need_encrypting(self, network: Network) -> Encrypting:
+        self._need_address(network.name)
+        assert self._peering.encrypting is not None
+        return self._peering.encrypting
+
     def _vtep(self, network: Network) -> Vtep:
+        """One of an encrypted network has its socket among the tunnels: what it sends cannot leave but by one."""
+        local, socket_in = self._need_address(network.name), None
+        if is_encrypted(network):
+            encrypting = self._need_encrypting(network)
+            local, socket_in = encrypting.address, encrypting.tunnels
         return Vtep(
-            ifname=f"lx-{network.id[:12]}",
+            ifname=self._vtep_name(network),
             bridge=bridge_name(network),
             vni=network.vni,
-            local=self._need_address(network.name),
+            local=local,
             mtu=int(network.options[MTU]),
+            socket_in=socket_in,
         )
 
     def endpoint_steps(self, join: Join) -> Sequence[Step]:
@@ -282,8 +304,12 @@ class OverlayDriver(BridgeDriver):
                 removed=[peer for mac, peer in before.items() if mac not in peers],
             )
         built.peers = peers
-        if self._is_accelerated(network):
+        if self._is_fast(network):
             self._fast.synchronize(network.segment, network.vni, peers.values(), self._ways_to(peers.values()))
+
+    def _is_fast(self, network: Network) -> bool:
+        """Whether the programs carry packets to other nodes; those of encrypted networks are the tunnels' alone."""
+        return self._is_accelerated(network) and not is_encrypted(network)
 
     def _ways_to(self, peers: Collection[Peer]) -> dict[Address, Way]:
         """How packets get to the peers' nodes, without those that none leads to."""
@@ -320,7 +346,7 @@ class OverlayDriver(BridgeDriver):
             problems = vxlan.problems(vtep)
             if not problems:
                 problems += [str(each) for each in PeerTable(vtep, self._announcer).differences(found)]
-            if self._is_accelerated(network):
+            if self._is_fast(network):
                 problems += self._fast.differences(network.segment, network.vni, found, self._ways_to(found))
             return problems
 
@@ -354,7 +380,7 @@ class OverlayDriver(BridgeDriver):
         )
         known = {name for network in here for name in (bridge_name(network), self._vtep_name(network))}
         devices.delete_links([name for name, link in present.items() if _is_ours(name, link) and name not in known])
-        self._fast.start({network.segment for network in here if self._is_accelerated(network)})
+        self._fast.start({network.segment for network in here if self._is_fast(network)})
         self._is_started = True
 
     def _vtep_name(self, network: Network) -> str:
@@ -374,7 +400,9 @@ class OverlayDriver(BridgeDriver):
         if network.id not in self._built:
             return {"linkspan.here": "no endpoint on this node"}
         facts = {**super().info(network), "linkspan.vxlan": self._vtep_name(network)}
-        if self._is_accelerated(network) and self._fast.problem:
+        if is_encrypted(network):
+            facts["linkspan.tunnels"] = "WireGuard"
+        elif self._is_accelerated(network) and self._fast.problem:
             facts["linkspan.path"] = f"kernel VXLAN to other nodes: {self._fast.problem}"
         return facts
 
