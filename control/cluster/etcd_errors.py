@@ -48,6 +48,7 @@ class Failure:
 _CLOSED: Final = Failure("it closed the connection")
 NO_ETCD: Final = Failure("what answers there is no etcd: check host and port (that for clients, mostly 2379)", True)
 _SPEAKS_TLS: Final = Failure("it speaks TLS: write https://", True)
+_SAYS_NOTHING: Final = Failure("it closes the connection: if it is an etcd that speaks TLS, write https://", True)
 
 _CERTIFICATE: Final = {
     "expired": "its certificate has expired",
@@ -131,6 +132,8 @@ def is_unexplained(found: Failure) -> bool:
 
 def explanation(answer: bytes) -> Failure:
     """What a member is that closes connections and gave this answer to a question in HTTP/1.1."""
+    if not answer:
+        return _SAYS_NOTHING
     if answer.startswith(b"\x15\x03") or b"HTTPS server" in answer:
         return _SPEAKS_TLS
     return _CLOSED if answer.startswith(b"HTTP/") and b"404" in answer.split(b"\r\n")[0] else NO_ETCD
