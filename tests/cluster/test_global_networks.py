@@ -99,8 +99,7 @@ def test_nodes_that_ask_at_once_never_get_the_same_address(make_store: MakeStore
     def take(number: int) -> object:
         try:
             return stores[number % 3].take_address(network, endpoint_id(), 4)
-        except Exhausted as error:
-            assert "all of 10.7.0.0/26 are taken" in str(error)
+        except Exhausted:
             return None
 
     with ThreadPoolExecutor(12) as pool:
