@@ -18,7 +18,15 @@ from grpclib.client import Channel, Stream
 from grpclib.const import Cardinality
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from control.cluster.etcd_errors import EtcdUnavailable, Failure, explanation, failure, is_unexplained, refusal
+from control.cluster.etcd_errors import (
+    CLOSES_TLS,
+    EtcdUnavailable,
+    Failure,
+    explanation,
+    failure,
+    is_unexplained,
+    refusal,
+)
 from control.cluster.etcd_messages import Method
 from control.errors import InvalidArgument
 
@@ -87,7 +95,8 @@ class Member:
                 writer.write(b"GET / HTTP/1.1\r\nHost: etcd\r\n\r\n")
                 return explanation(await reader.read(512))
         except (OSError, TimeoutError) as probed:
-            return failure(probed)
+            found = failure(probed)
+            return CLOSES_TLS if self.is_tls and is_unexplained(found) else found
         finally:
             if writer is not None:
                 writer.close()

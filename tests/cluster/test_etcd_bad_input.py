@@ -190,8 +190,8 @@ def test_wrong_scheme(secure: EtcdMember, member: EtcdMember, node: Certificate)
     plain = secure.url.replace("https", "http")
     assert "if it is an etcd that speaks TLS, write https://" in complaint(plain)[1]
     encrypted = member.url.replace("http", "https")
-    said = complaint(encrypted, cacert=node.cacert)[1]
-    assert said == f"etcd cannot be reached: {encrypted}: it speaks no TLS: write http://"
+    assert "speaks no TLS" in (said := complaint(encrypted, cacert=node.cacert)[1])
+    assert "write http://" in said
 
 
 def test_files_that_cannot_be_used(node: Certificate, authority: Authority, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_damaged_records_are_left_out_and_named(
         until(lambda: good in view.endpoints(network.id))
         assert set(view.endpoints(network.id)) == {good}
         assert (list(view.networks), list(view.nodes)) == ([network.id], ["n1"])
-    for name in ("networks/bad", "nodes/bad", f"endpoint {'bad'}"):
+    for name in ("networks/bad", "nodes/bad", f"endpoints/{network.id}/bad"):
         assert f"{name} is damaged" in caplog.text
 
 
