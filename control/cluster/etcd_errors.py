@@ -34,7 +34,7 @@ class EtcdRefused(StoreError):
 
 
 class Compacted(Exception):
-    """etcd no longer has the revision that was asked for. For callers inside of the client."""
+    """etcd does not have the revision that was asked for, or no longer. For callers inside of the client."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ class Failure:
 
 
 _CLOSED: Final = Failure("it closed the connection")
+CLOSES_TLS: Final = Failure("it closes the connection: if it speaks no TLS, write http://")
 NO_ETCD: Final = Failure("what answers there is no etcd: check host and port (that for clients, mostly 2379)", True)
 _SPEAKS_TLS: Final = Failure("it speaks TLS: write https://", True)
+_SAYS_NOTHING: Final = Failure("it closes the connection: if it is an etcd that speaks TLS, write https://", True)
 
 _CERTIFICATE: Final = {
     "expired": "its certificate has expired",
@@ -83,7 +85,7 @@ _FRESH: Final = "etcdserver: "
 def refusal(error: GRPCError) -> EtcdRefused | LeaseLost | Compacted | None:
     """What an answer means that any other member would give as well; None when another is worth asking."""
     said = (error.message or "").removeprefix(_FRESH)
-    if "revision has been compacted" in said:
+    if "required revision" in said:  # compacted, or still to come: the store is not the one that had it
         return Compacted(said)
     if "requested lease not found" in said:
         return LeaseLost("the node's lease in etcd is over; the node registers again")
@@ -113,14 +115,14 @@ def failure(error: BaseException) -> Failure:
             reason = error.reason or ""
             known = next((text for part, text in _ALERTS.items() if reason.endswith(part)), None)
             return Failure(known or f"TLS fails: {reason}", is_final=known is not None)
+        case StreamTerminatedError() | ConnectionError():
+            return _CLOSED
         case OSError():
             return Failure(error.strerror or str(error) or type(error).__name__)
         case GRPCError(status=Status.UNKNOWN | Status.UNIMPLEMENTED):
             return NO_ETCD
         case GRPCError():
             return Failure((error.message or error.status.name).removeprefix(_FRESH))
-        case StreamTerminatedError():
-            return _CLOSED
     return Failure(f"{type(error).__name__}: {error}")
 
 
@@ -131,6 +133,8 @@ def is_unexplained(found: Failure) -> bool:
 
 def explanation(answer: bytes) -> Failure:
     """What a member is that closes connections and gave this answer to a question in HTTP/1.1."""
+    if not answer:
+        return _SAYS_NOTHING
     if answer.startswith(b"\x15\x03") or b"HTTPS server" in answer:
         return _SPEAKS_TLS
     return _CLOSED if answer.startswith(b"HTTP/") and b"404" in answer.split(b"\r\n")[0] else NO_ETCD

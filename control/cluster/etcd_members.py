@@ -18,7 +18,15 @@ from grpclib.client import Channel, Stream
 from grpclib.const import Cardinality
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
-from control.cluster.etcd_errors import EtcdUnavailable, Failure, explanation, failure, is_unexplained, refusal
+from control.cluster.etcd_errors import (
+    CLOSES_TLS,
+    EtcdUnavailable,
+    Failure,
+    explanation,
+    failure,
+    is_unexplained,
+    refusal,
+)
 from control.cluster.etcd_messages import Method
 from control.errors import InvalidArgument
 
@@ -28,6 +36,8 @@ _METADATA: Final = {"hasleader": "true"}
 _ATTEMPT_S: Final = 1.0
 _BETWEEN_ROUNDS_S: Final = 0.1
 _PROBE_S: Final = 1.0
+# For TLS to be closed by both ends (RFC 8446, section 6.1), which grpclib does not wait for.
+_GOODBYE_S: Final = 0.05
 _ERRORS: Final = (GRPCError, StreamTerminatedError, OSError, TimeoutError)
 
 
@@ -39,11 +49,11 @@ class Member:
 
     def __init__(self, url: str, tls: ssl.SSLContext | None) -> None:
         self.url = url
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise InvalidArgument(f"etcd URL {url!r} has no valid port: write it as http://10.0.0.5:2379") from error
+            raise InvalidArgument(f"etcd URL {url!r}: {error}; write it as http://10.0.0.5:2379") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or port is None:
             raise InvalidArgument(f"etcd URL {url!r} is not whole: write it as http://10.0.0.5:2379, or https://")
         if parts.path not in ("", "/") or parts.query or parts.username:
@@ -65,6 +75,10 @@ class Member:
             raise StreamTerminatedError("no answer")
         return answer
 
+    @property
+    def is_tls(self) -> bool:
+        return self._tls is not None
+
     def hang_up(self) -> None:
         self._channel.close()
 
@@ -81,7 +95,8 @@ class Member:
                 writer.write(b"GET / HTTP/1.1\r\nHost: etcd\r\n\r\n")
                 return explanation(await reader.read(512))
         except (OSError, TimeoutError) as probed:
-            return failure(probed)
+            found = failure(probed)
+            return CLOSES_TLS if self.is_tls and is_unexplained(found) else found
         finally:
             if writer is not None:
                 writer.close()
@@ -136,7 +151,7 @@ class Members:
     async def close(self) -> None:
         for member in self._members:
             member.hang_up()
-        await asyncio.sleep(0)  # for the transports to close
+        await asyncio.sleep(_GOODBYE_S if any(member.is_tls for member in self._members) else 0)
 
 
 def unavailable(failures: dict[str, Failure]) -> EtcdUnavailable:
