@@ -52,8 +52,8 @@ ICC: Final = "com.docker.network.bridge.enable_icc"
 MASQUERADE: Final = "com.docker.network.bridge.enable_ip_masquerade"
 _OUR_VETH: Final = re.compile(r"(ls|[tu]\d\d)[0-9a-f]{12}")
 _OUR_BRIDGE: Final = re.compile(r"(br-|s\d\d)[0-9a-f]{12}")
-_PREFIXES: Final = {"bridge": "br-", "overlay": "lo-"}
-"""How the names of bridges begin, by driver."""
+_PREFIXES: Final = {"overlay": "lo-"}
+"""How the names of bridges begin, by driver, where that is not br-."""
 BRIDGE_MACS: Final = (b"\x02\x4c", b"\x02\x4d")
 """How the addresses of our bridges begin: those with the gateway's addresses, and further shards."""
 _NOT_IN_RULES: Final = re.compile(r"[\"'\\]|\+$")
@@ -81,7 +81,7 @@ _OPTIONS: Final[Mapping[str, Check]] = {
 def bridge_name(network: Network, shard: int = 0) -> str:
     """The Linux bridge of a shard; shard 0 has the gateway's addresses."""
     if shard == 0:
-        return network.options.get(NAME, f"{_PREFIXES[network.driver]}{network.id[:12]}")
+        return network.options.get(NAME, f"{_PREFIXES.get(network.driver, 'br-')}{network.id[:12]}")
     return f"s{shard:02d}{network.id[:12]}"
 
 
