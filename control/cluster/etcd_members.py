@@ -153,7 +153,9 @@ class Members:
                     if isinstance(error, GRPCError) and (meaning := refusal(error)) is not None:
                         raise meaning from error
                     self.leave(member)
-                    failures[member.url] = await member.explain(error)
+                    # The last attempt may have had no time; why the one before failed says more.
+                    if member.url not in failures or not isinstance(error, TimeoutError):
+                        failures[member.url] = await member.explain(error)
             is_hopeless = all(each.is_final for each in failures.values())
             if is_hopeless or loop.time() + _BETWEEN_ROUNDS_S >= deadline:
                 raise unavailable(failures)
