@@ -13,7 +13,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 
 from control.cluster import etcd_messages as api
 from control.cluster.etcd_errors import Compacted, refusal
-from control.cluster.etcd_members import Member, Members, unavailable
+from control.cluster.etcd_members import Member, Members, unavailable, within
 from control.cluster.etcd_messages import Event, KeyValue
 from control.errors import ControlError
 
@@ -115,7 +115,7 @@ class _Watch:
         """Raises Compacted, EtcdUnavailable, EtcdRefused; leaves the member that failed."""
         member = self._members.current
         try:
-            await self._listen(member)
+            await asyncio.ensure_future(self._listen(member))  # in a task of its own: see `within`
         except (GRPCError, StreamTerminatedError, OSError, TimeoutError) as error:
             if isinstance(error, GRPCError) and (meaning := refusal(error)) is not None:
                 raise meaning from error
@@ -126,13 +126,13 @@ class _Watch:
         async with member.open(api.WATCH) as stream:
             first, end = self._range
             wanted = {"key": first, "range_end": end, "start_revision": self.revision + 1}
-            await asyncio.wait_for(stream.send_message(api.WatchRequest(create=wanted)), SILENCE_S)
+            await within(SILENCE_S, stream.send_message(api.WatchRequest(create=wanted)))
             # A read that is cut off loses its place in the stream, so one that waits goes on waiting.
             while True:
                 reading = asyncio.ensure_future(stream.recv_message())
                 try:
                     if not (await asyncio.wait({reading}, timeout=SILENCE_S))[0]:
-                        await stream.send_message(api.WatchRequest(progress={}))
+                        await within(SILENCE_S, stream.send_message(api.WatchRequest(progress={})))
                         if not (await asyncio.wait({reading}, timeout=SILENCE_S))[0]:
                             raise TimeoutError
                     answer = reading.result()

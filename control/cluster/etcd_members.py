@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from grpclib.client import Channel, Stream
@@ -30,6 +30,8 @@ from control.cluster.etcd_errors import (
 from control.cluster.etcd_messages import Method
 from control.errors import InvalidArgument
 
+T = TypeVar("T")
+
 # A member that lost its leader says so at once, in place of letting its clients wait.
 _METADATA: Final = {"hasleader": "true"}
 # So long one of several is waited for: one that hangs, or that has not noticed yet that its leader is gone.
@@ -39,6 +41,15 @@ _PROBE_S: Final = 1.0
 # For TLS to be closed by both ends (RFC 8446, section 6.1), which grpclib does not wait for.
 _GOODBYE_S: Final = 0.05
 _ERRORS: Final = (GRPCError, StreamTerminatedError, OSError, TimeoutError)
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """Awaits in a task of its own; raises TimeoutError.
+
+    grpclib ends calls on a connection that goes by cancelling their task, and leaves the task's count of cancellations
+    as it is. asyncio.timeout of Python 3.11 takes what is counted there for another's wish, and ends the task.
+    """
+    return await asyncio.wait_for(asyncio.ensure_future(work), seconds)
 
 
 class Member:
@@ -136,13 +147,15 @@ class Members:
                 remaining_s = deadline - loop.time()
                 alone = len(self._members) == 1
                 try:
-                    async with asyncio.timeout(remaining_s if alone else min(remaining_s / left, _ATTEMPT_S)):
-                        return await member.call(method, request)
+                    patience_s = remaining_s if alone else min(remaining_s / left, _ATTEMPT_S)
+                    return await within(patience_s, member.call(method, request))
                 except _ERRORS as error:
                     if isinstance(error, GRPCError) and (meaning := refusal(error)) is not None:
                         raise meaning from error
                     self.leave(member)
-                    failures[member.url] = await member.explain(error)
+                    # The last attempt may have had no time; why the one before failed says more.
+                    if member.url not in failures or not isinstance(error, TimeoutError):
+                        failures[member.url] = await member.explain(error)
             is_hopeless = all(each.is_final for each in failures.values())
             if is_hopeless or loop.time() + _BETWEEN_ROUNDS_S >= deadline:
                 raise unavailable(failures)

@@ -174,11 +174,8 @@ class View:
             taken[int(address)] -= 1
             if not taken[int(address)]:
                 del taken[int(address)]
-        record = (
-            None
-            if value is None
-            else _read(RemoteEndpoint, self._keys.endpoint(network_id, endpoint_id).encode(), value)
-        )
+        key = self._keys.endpoint(network_id, endpoint_id).encode()
+        record = None if value is None else _read(RemoteEndpoint, key, value)
         if record is None:
             return
         decoded[endpoint_id] = record

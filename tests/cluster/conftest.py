@@ -6,7 +6,6 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import pytest
 
@@ -82,9 +81,3 @@ def spec(name: str, *subnets: Subnet, **fields: object) -> NetworkSpec:
 
 def made(store: ClusterStore, name: str, *subnets: Subnet, **fields: object) -> GlobalNetwork:
     return store.create_network(spec(name, *subnets, **fields), network_id())
-
-
-def written(folder: Path, text: str) -> str:
-    path = folder / "file.pem"
-    path.write_text(text)
-    return str(path)
