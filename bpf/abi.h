@@ -17,6 +17,8 @@
 #define LS_MAX_NEIGHBOURS 65536 /* IPv4, and as many IPv6, addresses that are answered for */
 #define LS_MAX_DROP_KEYS 65536  /* (slot, reason) pairs that have dropped at least once */
 #define LS_MAX_PARENTS 1024     /* devices that macvlan endpoints are on */
+#define LS_MAX_PEERS 65536      /* endpoints of other hosts */
+#define LS_MAX_NODES 4096       /* other hosts, and overlay networks */
 
 /* Segments from here on (2^31) are parents: this plus the ifindex. */
 #define LS_PARENT_SEGMENT 2147483648
@@ -28,6 +30,8 @@
 #define LS_EP_VEPA 8    /* station in VEPA mode: what a switch sends back of its group packets is for the others too */
 #define LS_EP_SWITCHED 16 /* station that is a veth pair: programs at its host end have judged what it sends */
 
+#define LS_EP_OVERLAY 32 /* on an overlay network: unicast for endpoints of other hosts may take the fast path too */
+
 /* parent.flags */
 #define LS_PARENT_HOST 1 /* the host and those stations that have LS_EP_FAST reach each other */
 
@@ -35,8 +39,9 @@
 #define LS_NEIGH_ROUTER 1 /* sets the Router flag in a neighbour advertisement (RFC 4861, 4.4) */
 #define LS_NEIGH_SILENT 2 /* not answered for */
 
-/* Map epoch: array of one __u64. Programs remember what they found in ep_by_if, fdb, parents and stations until this
- * value changes, so whoever changes one of these maps then writes a value here that was never there before. */
+/* Map epoch: array of one __u64. Programs remember what they found in ep_by_if, fdb, parents, stations, peers, vnis and
+ * node_by_ip until this value changes, so whoever changes one of these maps then writes a value here that was never there
+ * before. */
 
 /* Map ep_by_if: __u32 ifindex of the endpoint's host end -> endpoint. */
 struct ls_endpoint {
@@ -90,6 +95,27 @@ struct ls_station_key {
 	__u8 pad[2];
 };
 
+/* Map peers: ls_fdb_key -> peer, the endpoints of other hosts that the fast path may send to and take packets from. */
+struct ls_peer {
+	__u32 vni;  /* of the network, > 0 (RFC 7348) */
+	__u32 node; /* index into nodes, < LS_MAX_NODES */
+};
+
+/* Map nodes: array, the other hosts. Addresses of both families stand in 16 bytes, IPv4 as in ::ffff:0:0/96 (RFC 4291,
+ * 2.5.5.2); all three are of one family. */
+struct ls_node {
+	__u32 ifindex; /* of the device that leads there; 0: none, the kernel sends */
+	__u32 mtu;     /* of the way there: the longest IP packet */
+	__u8 local[16];
+	__u8 remote[16];
+	__u8 next_hop[16]; /* the remote address itself, or a router's */
+};
+
+/* Map node_by_ip: whose address it is -> __u32 index into nodes. Map vnis: __u32 VNI -> __u32 segment. */
+struct ls_node_key {
+	__u8 remote[16];
+};
+
 /* Map limits: array by slot, how often an endpoint may send what all others get a copy of. */
 struct ls_limit {
 	__u64 cost_ns; /* what a packet takes of each second; 0: no limit */
@@ -127,6 +153,7 @@ enum ls_drop_reason {
 	LS_DROP_SPOOFED_ND = 6,    /* ND source or link-layer address option, or NA target, is not the endpoint's */
 	LS_DROP_TOO_DEEP = 7,      /* more VLAN tags, IPv6 extension headers or ND options than are looked through */
 	LS_DROP_STORM = 8,         /* more packets for everybody than the endpoint may send in a second */
+	LS_DROP_SPOOFED_PEER = 9,  /* came from a node that the Ethernet source is no endpoint of */
 };
 
 #endif

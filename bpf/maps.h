@@ -11,14 +11,15 @@
 #include "lib/compiler.h"
 
 /* What is remembered of one pair of sender and destination: see lib/flow.h. */
-#define LS_FLOW_BITS 10 /* 80 KiB a CPU, well inside its second-level cache */
+#define LS_FLOW_BITS 10 /* 88 KiB a CPU, well inside its second-level cache */
 struct ls_flow {
 	__u64 epoch;
 	struct ls_fdb to; /* ifindex 0: the kernel's */
 	__u32 ifindex;    /* the sender's host end, or the parent */
 	__u8 mac[6];      /* destination */
-	__u8 pad[2];
+	__u16 ip4_id;     /* of the next outer IPv4 header */
 	struct ls_endpoint endpoint;
+	struct ls_peer peer; /* vni 0: the destination is no peer */
 };
 
 /* One slot: LS_ABI_VERSION of the loader that made the pins. */
@@ -35,6 +36,15 @@ LS_MAP("hash", struct ls_station_key, struct ls_endpoint, stations, LS_MAX_ENDPO
 
 /* Not per CPU, so the limit is the endpoint's on all of them; programs on two CPUs at once may let one more through. */
 LS_MAP("array", __u32, struct ls_limit, limits, LS_MAX_ENDPOINTS, 0);
+
+/* Read once a packet for a peer. The remote address in an element stays as long as a peer refers to it; a program may see
+ * the rest half written when a way changes, and then loses the packet. */
+LS_MAP("array", __u32, struct ls_node, nodes, LS_MAX_NODES, 0);
+
+/* Read when a flow is not remembered. */
+LS_MAP("hash", struct ls_fdb_key, struct ls_peer, peers, LS_MAX_PEERS, BPF_F_NO_PREALLOC);
+LS_MAP("hash", struct ls_node_key, __u32, node_by_ip, LS_MAX_NODES, BPF_F_NO_PREALLOC);
+LS_MAP("hash", __u32, __u32, vnis, LS_MAX_NODES, BPF_F_NO_PREALLOC);
 
 /* Read a few times an hour per pair of endpoints: memory only for what is in use. */
 LS_MAP("hash", struct ls_neigh4_key, struct ls_neighbour, neigh4, LS_MAX_NEIGHBOURS, BPF_F_NO_PREALLOC);

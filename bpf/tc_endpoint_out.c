@@ -2,26 +2,15 @@
 /*
  * ls_ep_out: tc ingress of an endpoint's host end, which sees all that the endpoint sends. Drops what is forged or
  * malformed, answers ARP requests and neighbour solicitations for known addresses, sends unicast for an endpoint on the
- * same segment straight into its sandbox, and leaves everything else to the kernel. Reads epoch, ep_by_if, fdb, neigh4
- * and neigh6, writes ep_counters, ep_drops and its own flows. Changes no packet but those that it answers; touches none
- * of a device that is not in ep_by_if.
+ * same segment straight into its sandbox or, in VXLAN, to the host that it is on, and leaves everything else to the
+ * kernel. Reads epoch, ep_by_if, fdb, peers, nodes, neigh4 and neigh6, writes ep_counters, ep_drops and its own flows.
+ * Changes no packet but those that it answers or wraps; touches none of a device that is not in ep_by_if.
  */
 #include "lib/check.h"
+#include "lib/fits.h"
 #include "lib/flow.h"
+#include "lib/remote.h"
 #include "lib/verdict.h"
-
-/* Not checked against the receiver's MTU: no device that carries IPv6 has a smaller one (RFC 8200, 5). To an IPv4-only
- * device with a smaller one a longer packet gets through where a bridge would drop it; the receiver takes it. */
-#define LS_FITS_ALWAYS (1280 + ETH_HLEN)
-
-/* A bridge refuses what is longer than the port's MTU, and redirect_peer does not look (since Linux 5.12). GSO
- * packets are cut to fit by whoever sends them on. */
-LS_INLINE int ls_fits(struct __sk_buff *skb, __u32 ifindex)
-{
-	__u32 mtu = 0;
-
-	return likely(skb->len <= LS_FITS_ALWAYS) || skb->gso_size || bpf_check_mtu(skb, ifindex, &mtu, 0, 0) == 0;
-}
 
 /* Where the fast path takes unicast for `mac`; ifindex 0 if it is the kernel's. */
 LS_INLINE struct ls_fdb ls_destination(const struct ls_endpoint *ep, __u32 ifindex, const __u8 *mac)
@@ -37,9 +26,25 @@ LS_INLINE struct ls_fdb ls_destination(const struct ls_endpoint *ep, __u32 ifind
 	return found && found->ifindex != ifindex ? *found : nowhere;
 }
 
-LS_INLINE int ls_path(struct __sk_buff *skb, const struct ls_fdb *to)
+/* The endpoint of another host that has `mac`; vni 0 if there is none that the fast path sends to. */
+LS_INLINE struct ls_peer ls_remote(const struct ls_endpoint *ep, const __u8 *mac)
 {
-	return likely(to->ifindex) && ls_fits(skb, to->ifindex) ? LS_PEER : LS_KERNEL;
+	struct ls_fdb_key key = { .segment = ep->segment };
+	struct ls_peer nobody = {};
+	const struct ls_peer *found;
+
+	if (!(ep->flags & LS_EP_FAST) || !(ep->flags & LS_EP_OVERLAY))
+		return nobody;
+	__builtin_memcpy(key.mac, mac, ETH_ALEN);
+	found = peers.lookup(&key);
+	return found ? *found : nobody;
+}
+
+LS_INLINE int ls_path(struct __sk_buff *skb, const struct ls_fdb *to, const struct ls_flow *flow)
+{
+	if (likely(to->ifindex))
+		return ls_fits(skb, to->ifindex, 0) ? LS_PEER : LS_KERNEL;
+	return flow && flow->peer.vni ? LS_REMOTE : LS_KERNEL;
 }
 
 /* All of it, for packets whose flow is not remembered. */
@@ -62,7 +67,9 @@ LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u3
 	*to = ls_destination(ep, ifindex, eth->h_dest);
 	if (flow)
 		ls_flow_keep(flow, ifindex, now, eth->h_dest, ep, to);
-	return ls_path(skb, to);
+	if (flow && !to->ifindex)
+		flow->peer = ls_remote(ep, eth->h_dest);
+	return ls_path(skb, to, flow);
 }
 
 int ls_ep_out(struct __sk_buff *skb)
@@ -72,11 +79,19 @@ int ls_ep_out(struct __sk_buff *skb)
 	struct ls_flow *flow = ls_flow_place(skb, ifindex);
 	const struct ls_endpoint *ep;
 	struct ls_fdb to = {};
+	int verdict;
 
-	if (likely(flow && ls_flow_is(flow, skb, ifindex, now) && ls_is_plain(skb, &flow->endpoint)))
-		return ls_exit_out(skb, flow->endpoint.slot, ls_path(skb, &flow->to), &flow->to);
-	ep = ep_by_if.lookup(&ifindex);
-	if (!ep)
-		return TC_ACT_UNSPEC;
-	return ls_exit_out(skb, ep->slot, ls_judge(skb, ep, ifindex, now, flow, &to), &to);
+	if (likely(flow && ls_flow_is(flow, skb, ifindex, now) && ls_is_plain(skb, &flow->endpoint))) {
+		verdict = ls_path(skb, &flow->to, flow);
+		if (likely(verdict != LS_REMOTE))
+			return ls_exit_out(skb, flow->endpoint.slot, verdict, &flow->to);
+	} else {
+		ep = ep_by_if.lookup(&ifindex);
+		if (!ep)
+			return TC_ACT_UNSPEC;
+		verdict = ls_judge(skb, ep, ifindex, now, flow, &to);
+		if (verdict != LS_REMOTE)
+			return ls_exit_out(skb, ep->slot, verdict, &to);
+	}
+	return flow ? ls_exit_remote(skb, flow) : TC_ACT_UNSPEC;
 }

@@ -32,12 +32,15 @@ class Lib:
     LS_MAX_NEIGHBOURS: int
     LS_MAX_DROP_KEYS: int
     LS_MAX_PARENTS: int
+    LS_MAX_PEERS: int
+    LS_MAX_NODES: int
     LS_PARENT_SEGMENT: int
     LS_EP_FAST: int
     LS_EP_BRIDGED: int
     LS_EP_VEPA: int
     LS_EP_SWITCHED: int
     LS_EP_ENGINE: int
+    LS_EP_OVERLAY: int
     LS_PARENT_HOST: int
     LS_NEIGH_ROUTER: int
     LS_NEIGH_SILENT: int

@@ -19,17 +19,22 @@ MAX_ENDPOINTS: Final[int] = lib.LS_MAX_ENDPOINTS
 MAX_NEIGHBOURS: Final[int] = lib.LS_MAX_NEIGHBOURS
 MAX_DROP_KEYS: Final[int] = lib.LS_MAX_DROP_KEYS
 MAX_PARENTS: Final[int] = lib.LS_MAX_PARENTS
+MAX_PEERS: Final[int] = lib.LS_MAX_PEERS
+MAX_NODES: Final[int] = lib.LS_MAX_NODES
 PARENT_SEGMENT: Final[int] = lib.LS_PARENT_SEGMENT
 EP_FAST: Final[int] = lib.LS_EP_FAST
 EP_BRIDGED: Final[int] = lib.LS_EP_BRIDGED
 EP_VEPA: Final[int] = lib.LS_EP_VEPA
 EP_SWITCHED: Final[int] = lib.LS_EP_SWITCHED
 EP_ENGINE: Final[int] = lib.LS_EP_ENGINE
+EP_OVERLAY: Final[int] = lib.LS_EP_OVERLAY
 PARENT_HOST: Final[int] = lib.LS_PARENT_HOST
 NEIGH_ROUTER: Final[int] = lib.LS_NEIGH_ROUTER
 NEIGH_SILENT: Final[int] = lib.LS_NEIGH_SILENT
 
 _DROP_REASONS: Final = sorted(ffi.typeof("enum ls_drop_reason").relements.items(), key=lambda member: member[1])
+_EITHER_FAMILY: Final = ("local", "remote", "next_hop")
+_MAPPED: Final = bytes(10) + b"\xff\xff"
 _SCALARS: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
@@ -92,6 +97,8 @@ class _Record:
 
 
 def _to_c(name: str, value: Any) -> Any:
+    if name in _EITHER_FAMILY:
+        return (_MAPPED if isinstance(value, IPv4Address) else b"") + value.packed
     width = {"ip4": 4, "ip6": 16, "ip6_ll": 16, "mac": 6}.get(name)
     if width is None:
         return value
@@ -104,6 +111,9 @@ def _to_c(name: str, value: Any) -> Any:
 def _from_c(name: str, value: Any) -> Any:
     if name == "ip4":
         return IPv4Address(value) if any(value) else None
+    if name in _EITHER_FAMILY:
+        address = IPv6Address(value)
+        return address.ipv4_mapped or address
     if name in ("ip6", "ip6_ll"):
         return IPv6Address(value) if any(value) else None
     return value
@@ -180,6 +190,32 @@ class StationKey(_Record, ctype="struct ls_station_key"):
 
 
 @dataclass(frozen=True)
+class PeerEntry(_Record, ctype="struct ls_peer"):
+    """Value of peers: the network of an endpoint of another host, and that host."""
+
+    vni: int
+    node: int
+
+
+@dataclass(frozen=True)
+class Node(_Record, ctype="struct ls_node"):
+    """Value of nodes: another host, and the way there. Addresses of one family; an empty element's are all ::."""
+
+    ifindex: int
+    mtu: int
+    local: IPv4Address | IPv6Address
+    remote: IPv4Address | IPv6Address
+    next_hop: IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True)
+class NodeKey(_Record, ctype="struct ls_node_key"):
+    """Key of node_by_ip."""
+
+    remote: IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True)
 class Limit(_Record, ctype="struct ls_limit"):
     """Value of limits: nanoseconds that a packet for everybody takes of each second, and the time used up."""
 
@@ -224,6 +260,9 @@ RECORDS: Final = (
     Neighbour,
     Parent,
     StationKey,
+    PeerEntry,
+    Node,
+    NodeKey,
     Limit,
     Counters,
     DropKey,

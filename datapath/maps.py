@@ -68,7 +68,7 @@ class Maps:
                 opened[name] = Map.from_pin(path)
             maps = cls(opened)
             # Whoever had them open before may have died between a change and this.
-            maps._forget()
+            maps.forget()
             return maps
         except BaseException:
             for each in opened.values():
@@ -79,6 +79,10 @@ class Maps:
         for each in self._maps.values():
             each.close()
 
+    def table(self, name: str) -> Map:
+        """One map by its name. Whoever changes one that programs remember calls `forget` afterwards."""
+        return self._maps[name]
+
     def __enter__(self) -> Self:
         return self
 
@@ -88,8 +92,8 @@ class Maps:
     def endpoint_put(self, ifindex: int, endpoint: Endpoint) -> None:
         """Makes the programs on host end `ifindex` judge and count packets as this endpoint's."""
         _require_sound(endpoint)
-        if _write(self._endpoints, _U32.pack(ifindex), endpoint.pack()):
-            self._forget()
+        if write(self._endpoints, _U32.pack(ifindex), endpoint.pack()):
+            self.forget()
 
     def endpoint(self, ifindex: int) -> Endpoint | None:
         """What the programs know of the endpoint behind a host end."""
@@ -100,7 +104,7 @@ class Maps:
         """Makes the programs leave the host end's packets alone; False when they did already."""
         was_there = self._endpoints.delete(_U32.pack(ifindex))
         if was_there:
-            self._forget()
+            self.forget()
         return was_there
 
     def endpoint_delete_slot(self, slot: int) -> None:
@@ -116,24 +120,24 @@ class Maps:
     def fdb_put(self, segment: int, mac: bytes, entry: FdbEntry) -> None:
         """Has unicast of the segment's endpoints for `mac` sent straight into the sandbox behind a host end."""
         _require_unicast(mac)
-        if _write(self._fdb, FdbKey(segment, mac).pack(), entry.pack()):
-            self._forget()
+        if write(self._fdb, FdbKey(segment, mac).pack(), entry.pack()):
+            self.forget()
 
     def fdb_delete(self, segment: int, mac: bytes) -> bool:
         """Leaves packets for `mac` to the kernel."""
         was_there = self._fdb.delete(FdbKey(segment, mac).pack())
         if was_there:
-            self._forget()
+            self.forget()
         return was_there
 
     def flooder_put(self, parent: int, bridge: int) -> None:
         """Has packets for groups copied to the switched stations of a parent by a bridge, both given by ifindex."""
-        if _write(self._fdb, _flooder(parent), FdbEntry(ifindex=bridge, slot=0).pack()):
-            self._forget()
+        if write(self._fdb, _flooder(parent), FdbEntry(ifindex=bridge, slot=0).pack()):
+            self.forget()
 
     def flooder_delete(self, parent: int) -> None:
         if self._fdb.delete(_flooder(parent)):
-            self._forget()
+            self.forget()
 
     def fdb_entry(self, segment: int, mac: bytes) -> FdbEntry | None:
         """The host end that unicast of the segment's endpoints for `mac` is sent to."""
@@ -146,14 +150,14 @@ class Maps:
     def parent_put(self, ifindex: int, parent: Parent) -> None:
         """Makes the programs on a parent work for the stations on it."""
         _require_unicast(parent.mac)
-        if _write(self._parents, _U32.pack(ifindex), parent.pack()):
-            self._forget()
+        if write(self._parents, _U32.pack(ifindex), parent.pack()):
+            self.forget()
 
     def parent_delete(self, ifindex: int) -> bool:
         """Makes the programs leave what the device sends alone; False when they did already."""
         was_there = self._parents.delete(_U32.pack(ifindex))
         if was_there:
-            self._forget()
+            self.forget()
         return was_there
 
     def parents(self) -> dict[int, Parent]:
@@ -163,8 +167,8 @@ class Maps:
     def station_put(self, ifindex: int, station: Endpoint) -> None:
         """Makes the programs on parent `ifindex` judge and count packets with the endpoint's MAC as the endpoint's."""
         _require_sound(station)
-        if _write(self._stations, StationKey(ifindex, station.mac).pack(), station.pack()):
-            self._forget()
+        if write(self._stations, StationKey(ifindex, station.mac).pack(), station.pack()):
+            self.forget()
 
     def station(self, ifindex: int, mac: bytes) -> Endpoint | None:
         """What the programs know of the endpoint with a MAC of its own on a parent."""
@@ -175,7 +179,7 @@ class Maps:
         """Makes packets with this MAC a stranger's; False when they were already."""
         was_there = self._stations.delete(StationKey(ifindex, mac).pack())
         if was_there:
-            self._forget()
+            self.forget()
         return was_there
 
     def stations(self) -> dict[StationKey, Endpoint]:
@@ -185,12 +189,18 @@ class Maps:
         """Has ARP requests or neighbour solicitations for `address` answered with the neighbour's MAC."""
         _require_unicast(neighbour.mac)
         table, key = self._neighbour_key(segment, address)
-        _write(table, key, neighbour.pack())
+        write(table, key, neighbour.pack())
 
     def neighbour_delete(self, segment: int, address: Address) -> bool:
         """Leaves requests for `address` to whoever has it."""
         table, key = self._neighbour_key(segment, address)
         return table.delete(key)
+
+    def neighbour(self, segment: int, address: Address) -> Neighbour | None:
+        """Whose an address is."""
+        table, key = self._neighbour_key(segment, address)
+        value = table.lookup(key)
+        return None if value is None else Neighbour.unpack(value)
 
     def neighbours(self) -> dict[tuple[int, Address], Neighbour]:
         """All neighbours by segment and address."""
@@ -244,16 +254,18 @@ class Maps:
         neighbours: Collection[tuple[int, Address]],
         slots: Collection[int],
     ) -> None:
-        """Deletes every endpoint, FDB entry and neighbour, and the drops of every slot, that is not named and not a
-        station's.
+        """Deletes every endpoint, FDB entry and neighbour, and the drops of every slot, that is not named, not a
+        station's and not a peer's.
 
         Receivers go before senders, so that no packet takes the fast path to an endpoint that cannot answer.
         """
         for key in self.fdb():
             if key.segment < PARENT_SEGMENT and (key.segment, key.mac) not in fdb:
                 self.fdb_delete(key.segment, key.mac)
-        for segment, address in self.neighbours():
-            if segment < PARENT_SEGMENT and (segment, address) not in neighbours:
+        peers = {FdbKey.unpack(key) for key, _ in self._maps["peers"].items()}
+        for (segment, address), neighbour in self.neighbours().items():
+            is_known = (segment, address) in neighbours or FdbKey(segment, neighbour.mac) in peers
+            if segment < PARENT_SEGMENT and not is_known:
                 self.neighbour_delete(segment, address)
         for ifindex, endpoint in self.endpoints().items():
             if endpoint.segment < PARENT_SEGMENT and ifindex not in ifindexes:
@@ -263,7 +275,7 @@ class Maps:
             if DropKey.unpack(raw).slot not in kept:
                 self._drops.delete(raw)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Makes the programs forget what they remember, after a change of anything but neighbours.
 
         The clock gives a new value each time: it counts from the machine's start, as the maps do.
@@ -277,7 +289,7 @@ class Maps:
         return self._neigh6, Neigh6Key(segment, address).pack()
 
 
-def _write(table: Map, key: bytes, value: bytes) -> bool:
+def write(table: Map, key: bytes, value: bytes) -> bool:
     """True if it made a difference. Writes only what is not there yet: an element that an update replaces is reused at
     once for another key (kernel/bpf/hashtab.c, preallocated maps), under a program that may still be reading it."""
     if table.lookup(key) == value:

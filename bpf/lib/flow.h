@@ -58,6 +58,7 @@ LS_INLINE void ls_flow_keep(struct ls_flow *flow, __u32 ifindex, __u64 now, cons
 	__builtin_memcpy(flow->mac, mac, ETH_ALEN);
 	flow->to = *to;
 	flow->endpoint = *ep;
+	flow->peer.vni = 0;
 }
 
 #endif

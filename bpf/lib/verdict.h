@@ -14,6 +14,7 @@ enum ls_verdict {
 	LS_KERNEL = 0,  /* slow path: the kernel gets the packet as it is */
 	LS_FORWARD = 1, /* checked: the fast path takes it if it knows the destination */
 	LS_PEER = 2,    /* fast path: straight into the sandbox of an endpoint */
+	LS_REMOTE = 3,  /* fast path: to the host of an endpoint of another host */
 };
 
 /* What stands on the wire: a GSO packet is as many packets as it has segments. The kernel leaves gso_segs at 0

@@ -24,6 +24,7 @@ PROGRAMS: Final = {
     "ls_switch_out": "tc_switch_out.c",
     "ls_switch_in": "tc_switch_in.c",
     "ls_switch_to": "tc_switch_to.c",
+    "ls_uplink_in": "tc_uplink_in.c",
     "ls_switch_xdp": "xdp_switch_in.c",
 }
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.bpf.lab import Lab
+from tests.bpf.overlay import OverlayLab
 from tests.bpf.parents import ParentLab
 
 
@@ -37,3 +38,10 @@ def module_parent(session_lab: Lab) -> Iterator[ParentLab]:
 def parent(module_parent: ParentLab) -> ParentLab:
     module_parent.reset()
     return module_parent
+
+
+@pytest.fixture
+def overlay(lab: Lab) -> Iterator[OverlayLab]:
+    made = OverlayLab(lab)
+    yield made
+    made.close()

@@ -26,7 +26,7 @@ def test_a_bad_packet_is_dropped_for_its_reason(lab, reason, packet):
 
 
 def test_every_reason_that_a_packet_alone_can_give_has_one():
-    no_packets = {DropReason.NONE, DropReason.STORM}
+    no_packets = {DropReason.NONE, DropReason.STORM, DropReason.SPOOFED_PEER}
     assert set(FORGED) == {reason.label for reason in DropReason if reason not in no_packets}
 
 

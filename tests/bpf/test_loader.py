@@ -22,18 +22,20 @@ pytestmark = pytest.mark.root
 
 MAPS = {
     "abi_version", "epoch", "ep_by_if", "fdb", "parents", "stations", "neigh4", "neigh6", "limits", "ep_counters",
-    "ep_drops",
+    "ep_drops", "peers", "nodes", "node_by_ip", "vnis",
 }  # fmt: skip
+REMOTE = {"peers", "nodes", "node_by_ip", "vnis"}
 USED = {
-    "ls_ep_out": MAPS - {"abi_version", "parents", "stations", "limits"},
+    "ls_ep_out": MAPS - {"abi_version", "parents", "stations", "limits", "node_by_ip", "vnis"},
     "ls_ep_in": {"ep_by_if", "ep_counters"},
-    "ls_parent_out": MAPS - {"abi_version", "ep_by_if", "fdb", "limits"},
-    "ls_parent_in": MAPS - {"abi_version", "ep_by_if", "fdb", "limits"},
+    "ls_parent_out": MAPS - REMOTE - {"abi_version", "ep_by_if", "fdb", "limits"},
+    "ls_parent_in": MAPS - REMOTE - {"abi_version", "ep_by_if", "fdb", "limits"},
     "ls_station_out": {"limits", "ep_drops"},
-    "ls_switch_out": MAPS - {"abi_version", "stations"},
+    "ls_switch_out": MAPS - REMOTE - {"abi_version", "stations"},
     "ls_switch_in": {"epoch", "fdb", "stations", "ep_counters"},
     "ls_switch_to": {"ep_by_if", "ep_counters"},
     "ls_switch_xdp": {"fdb", "ep_counters"},
+    "ls_uplink_in": {"epoch", "fdb", "ep_counters", "ep_drops"} | REMOTE,
 }
 PRIVATE = {
     "ls_ep_out": ["flows"],
@@ -45,6 +47,7 @@ PRIVATE = {
     "ls_switch_in": ["flows"],
     "ls_switch_to": [],
     "ls_switch_xdp": [],
+    "ls_uplink_in": ["arrivals"],
 }
 
 
@@ -391,7 +394,7 @@ def test_the_verifier_has_little_to_do(place):
     mounted(place)
     limits = {"ls_ep_out": 150_000, "ls_ep_in": 100, "ls_parent_out": 80_000, "ls_parent_in": 15_000}
     limits |= {"ls_station_out": 500, "ls_switch_out": 120_000, "ls_switch_in": 1_000, "ls_switch_to": 200}
-    limits["ls_switch_xdp"] = 200
+    limits |= {"ls_switch_xdp": 200, "ls_uplink_in": 10_000}
     for name, path in load(place).programs.items():
         fd = bpf.obj_get(path)
         info = bpf.prog_info(fd)

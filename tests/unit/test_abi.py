@@ -28,6 +28,9 @@ STRUCTS = {
     abi.Neighbour: "ls_neighbour",
     abi.Parent: "ls_parent",
     abi.StationKey: "ls_station_key",
+    abi.PeerEntry: "ls_peer",
+    abi.Node: "ls_node",
+    abi.NodeKey: "ls_node_key",
     abi.Limit: "ls_limit",
     abi.Counters: "ls_counters",
     abi.DropKey: "ls_drop_key",
@@ -43,6 +46,7 @@ DROP_REASONS = [
     "spoofed_nd",
     "too_deep",
     "storm",
+    "spoofed_peer",
 ]
 
 
@@ -52,6 +56,7 @@ def u(bits: int) -> st.SearchStrategy[int]:
 
 ip4 = st.ip_addresses(v=4).filter(lambda address: int(address) > 0)
 ip6 = st.ip_addresses(v=6).filter(lambda address: int(address) > 0)
+either = ip4 | ip6.filter(lambda address: address.ipv4_mapped is None)
 mac = st.binary(min_size=6, max_size=6)
 RECORDS = st.one_of(
     st.builds(
@@ -71,6 +76,9 @@ RECORDS = st.one_of(
     st.builds(abi.Neighbour, mac=mac, flags=u(16)),
     st.builds(abi.Parent, segment=u(32), mac=mac, flags=u(16)),
     st.builds(abi.StationKey, ifindex=u(32), mac=mac),
+    st.builds(abi.PeerEntry, vni=u(32), node=u(32)),
+    st.builds(abi.Node, ifindex=u(32), mtu=u(32), local=either, remote=either, next_hop=either),
+    st.builds(abi.NodeKey, remote=either),
     st.builds(abi.Limit, cost_ns=u(64), spent=u(64)),
     st.builds(abi.Counters, *[u(64)] * 8),
     st.builds(abi.DropKey, slot=u(32), reason=u(32)),
@@ -107,6 +115,8 @@ def test_c_reads_from_a_packed_record_what_python_put_in(record):
             assert seen.to_bytes(4, "little") == (value.packed if value else bytes(4))
         elif isinstance(seen, int):
             assert seen == value
+        elif isinstance(value, IPv4Address):
+            assert bytes(seen) == IPv6Address(f"::ffff:{value}").packed
         else:
             assert bytes(seen) == (bytes(len(seen)) if value is None else getattr(value, "packed", value))
 
