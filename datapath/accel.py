@@ -40,7 +40,7 @@ class Port:
 
     `ifname` is its host end; `is_connected` lets it exchange packets with the other endpoints of its segment. It may
     send from `link_locals` besides the three addresses; one that `is_engines`, from all link-local addresses that are
-    no other endpoint's.
+    no other endpoint's. On an overlay network it exchanges packets with peers (datapath.fast_peers) too.
     """
 
     ifname: str
@@ -53,6 +53,7 @@ class Port:
     is_connected: bool
     link_locals: tuple[IPv4Address | IPv6Address, ...] = ()
     is_engines: bool = False
+    is_overlay: bool = False
 
     def record(self) -> abi.Endpoint:
         return abi.Endpoint(
@@ -60,7 +61,9 @@ class Port:
             slot=self.slot,
             ip4=self.ip4,
             mac=self.mac,
-            flags=(abi.EP_FAST if self.is_connected else 0) | (abi.EP_ENGINE if self.is_engines else 0),
+            flags=(abi.EP_FAST if self.is_connected else 0)
+            | (abi.EP_ENGINE if self.is_engines else 0)
+            | (abi.EP_OVERLAY if self.is_overlay else 0),
             ip6=self.ip6,
             ip6_ll=self.ip6_ll,
         )

@@ -26,7 +26,7 @@ Attachment = Literal["clsact", "tcx"]
 
 # tcm_parent of the two hooks of clsact (include/uapi/linux/pkt_sched.h).
 _PARENTS: Final = {"in": 0xFFFFFFF2, "out": 0xFFFFFFF3}
-_PRIORITY: Final = 0x4C53  # behind what people number by hand, before what the kernel numbers (0xC000 and down)
+PRIORITY: Final = 0x4C53  # behind what people number by hand, before what the kernel numbers (0xC000 and down)
 _HANDLE: Final = 1
 _GONE: Final = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EINVAL})
 
@@ -35,11 +35,13 @@ _GONE: Final = frozenset({errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EINVAL}
 class Hooks:
     """The hooks of devices in the calling thread's network namespace; `directory` lies on a bpffs.
 
-    Methods raise OSError and may be called again. One thread at a time for a device.
+    Methods raise OSError and may be called again. One thread at a time for a device. Several may share devices if their
+    directories lie side by side and their `priority`, which orders clsact filters, differs.
     """
 
     directory: Path
     attachment: Attachment
+    priority: int = PRIORITY
 
     def attach(self, index: int, label: str, programs: Mapping[str, tuple[str, int]]) -> None:
         """Runs a program, given as (name, descriptor), at the hook "in" (tc ingress) or "out" (tc egress) of a device.
@@ -62,7 +64,9 @@ class Hooks:
                 if error.errno != errno.EEXIST or not _has_clsact(index):
                     raise
             self._filters_mark(index).mkdir(exist_ok=True)
-            netlink.apply([_filter(index, label, hook, name, fd) for hook, (name, fd) in programs.items()])
+            netlink.apply(
+                [_filter(index, label, hook, self.priority, name, fd) for hook, (name, fd) in programs.items()]
+            )
 
     def detach(self, index: int, label: str) -> None:
         """Takes away what `attach` has put there, and nothing else; a device that is gone is no error."""
@@ -93,11 +97,17 @@ class Hooks:
         if not self._filters_mark(index).exists():
             return
         with rtnl.Rtnl() as netlink:
-            netlink.apply([_filter_delete(index, label, hook) for hook in _PARENTS])
-            if self._qdisc_mark(index).exists():
+            netlink.apply([_filter_delete(index, label, hook, self.priority) for hook in _PARENTS])
+            mark = self._qdisc_mark(index)
+            heirs = [
+                path.parent for path in self.directory.parent.glob(f"*/{index}-filters") if path.parent != mark.parent
+            ]
+            if mark.exists() and heirs:
+                mark.rename(heirs[0] / mark.name)
+            elif mark.exists():
                 if not _has_filters(index):
                     netlink.apply([rtnl.clsact_delete(index, label)])
-                self._qdisc_mark(index).rmdir()
+                mark.rmdir()
         self._filters_mark(index).rmdir()
 
 
@@ -112,7 +122,7 @@ def attach_inside(netns_path: str, ifname: str, name: str, prog_fd: int, classid
         if index is None:
             raise OSError(errno.ENODEV, f"there is no device {ifname} in {netns_path}")
         clsact = _clsact_add(index, ifname, frozenset({errno.EEXIST}))
-        netlink.apply([clsact, _filter(index, ifname, "out", name, prog_fd, classid)])
+        netlink.apply([clsact, _filter(index, ifname, "out", PRIORITY, name, prog_fd, classid)])
 
 
 def _clsact_add(index: int, label: str, tolerated: frozenset[int] = frozenset()) -> rtnl.Request:
@@ -123,12 +133,14 @@ def _clsact_add(index: int, label: str, tolerated: frozenset[int] = frozenset())
     )
 
 
-def _filter_header(index: int, hook: str) -> bytes:
-    info = _PRIORITY << 16 | socket.htons(rtnl.ETH_P_ALL)
+def _filter_header(index: int, hook: str, priority: int) -> bytes:
+    info = priority << 16 | socket.htons(rtnl.ETH_P_ALL)
     return struct.pack("=BxxxiIII", 0, index, _HANDLE, _PARENTS[hook], info)
 
 
-def _filter(index: int, label: str, hook: str, name: str, prog_fd: int, classid: int = 0) -> rtnl.Request:
+def _filter(
+    index: int, label: str, hook: str, priority: int, name: str, prog_fd: int, classid: int = 0
+) -> rtnl.Request:
     """A direct-action program (tc-bpf(8)); one that has the same place is replaced."""
     options = rtnl.nest(
         rtnl.TCA_OPTIONS,
@@ -137,12 +149,12 @@ def _filter(index: int, label: str, hook: str, name: str, prog_fd: int, classid:
         rtnl.u32(rtnl.TCA_BPF_FLAGS, rtnl.TCA_BPF_FLAG_ACT_DIRECT),
         *([rtnl.u32(rtnl.TCA_BPF_CLASSID, classid)] if classid else []),
     )
-    body = _filter_header(index, hook) + rtnl.text(rtnl.TCA_KIND, "bpf") + options
+    body = _filter_header(index, hook, priority) + rtnl.text(rtnl.TCA_KIND, "bpf") + options
     return rtnl.Request(f"attach {name} to {label}", rtnl.RTM_NEWTFILTER, rtnl.NLM_F_CREATE, body)
 
 
-def _filter_delete(index: int, label: str, hook: str) -> rtnl.Request:
-    body = _filter_header(index, hook) + rtnl.text(rtnl.TCA_KIND, "bpf")
+def _filter_delete(index: int, label: str, hook: str, priority: int) -> rtnl.Request:
+    body = _filter_header(index, hook, priority) + rtnl.text(rtnl.TCA_KIND, "bpf")
     return rtnl.Request(f"detach the program from {label}", rtnl.RTM_DELTFILTER, 0, body, _GONE)
 
 
