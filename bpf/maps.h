@@ -37,7 +37,8 @@ LS_MAP("hash", struct ls_station_key, struct ls_endpoint, stations, LS_MAX_ENDPO
 /* Not per CPU, so the limit is the endpoint's on all of them; programs on two CPUs at once may let one more through. */
 LS_MAP("array", __u32, struct ls_limit, limits, LS_MAX_ENDPOINTS, 0);
 
-/* Read once a packet for a peer. An element is not written while a peer refers to it. */
+/* Read once a packet for a peer. The remote address in an element stays as long as a peer refers to it; a program may see
+ * the rest half written when a way changes, and then loses the packet. */
 LS_MAP("array", __u32, struct ls_node, nodes, LS_MAX_NODES, 0);
 
 /* Read when a flow is not remembered. */

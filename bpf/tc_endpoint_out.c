@@ -2,9 +2,9 @@
 /*
  * ls_ep_out: tc ingress of an endpoint's host end, which sees all that the endpoint sends. Drops what is forged or
  * malformed, answers ARP requests and neighbour solicitations for known addresses, sends unicast for an endpoint on the
- * same segment straight into its sandbox, and leaves everything else to the kernel. Reads epoch, ep_by_if, fdb, neigh4
- * and neigh6, writes ep_counters, ep_drops and its own flows. Changes no packet but those that it answers; touches none
- * of a device that is not in ep_by_if.
+ * same segment straight into its sandbox or, in VXLAN, to the host that it is on, and leaves everything else to the
+ * kernel. Reads epoch, ep_by_if, fdb, peers, nodes, neigh4 and neigh6, writes ep_counters, ep_drops and its own flows.
+ * Changes no packet but those that it answers or wraps; touches none of a device that is not in ep_by_if.
  */
 #include "lib/check.h"
 #include "lib/fits.h"
@@ -26,13 +26,15 @@ LS_INLINE struct ls_fdb ls_destination(const struct ls_endpoint *ep, __u32 ifind
 	return found && found->ifindex != ifindex ? *found : nowhere;
 }
 
-/* The endpoint of another host that has `mac`; vni 0 if there is none. */
+/* The endpoint of another host that has `mac`; vni 0 if there is none that the fast path sends to. */
 LS_INLINE struct ls_peer ls_remote(const struct ls_endpoint *ep, const __u8 *mac)
 {
 	struct ls_fdb_key key = { .segment = ep->segment };
 	struct ls_peer nobody = {};
 	const struct ls_peer *found;
 
+	if (!(ep->flags & LS_EP_FAST) || !(ep->flags & LS_EP_OVERLAY))
+		return nobody;
 	__builtin_memcpy(key.mac, mac, ETH_ALEN);
 	found = peers.lookup(&key);
 	return found ? *found : nobody;
@@ -65,7 +67,7 @@ LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u3
 	*to = ls_destination(ep, ifindex, eth->h_dest);
 	if (flow)
 		ls_flow_keep(flow, ifindex, now, eth->h_dest, ep, to);
-	if (flow && !to->ifindex && (ep->flags & LS_EP_OVERLAY))
+	if (flow && !to->ifindex)
 		flow->peer = ls_remote(ep, eth->h_dest);
 	return ls_path(skb, to, flow);
 }

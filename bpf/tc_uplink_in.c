@@ -6,7 +6,7 @@
  * of an unknown VNI, for a group or an unknown endpoint, fragmented, marked on the way as having met congestion (RFC 6040),
  * or not IP. Reads epoch, nodes, node_by_ip, vnis, fdb and peers, writes ep_counters, ep_drops and its own arrivals.
  */
-#include "lib/eth.h"
+#include "lib/check.h"
 #include "lib/flow.h"
 #include "lib/fits.h"
 #include "lib/tunnel.h"
@@ -81,7 +81,7 @@ LS_INLINE int ls_parse(const struct __sk_buff *skb, struct ls_headers *at, struc
 	if ((void *)ip + sizeof(struct ls_tunnel4) > data_end)
 		return 0;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
-		if (*(const __u8 *)ip != 0x45 || ip->protocol != IPPROTO_UDP || (ip->frag_off & bpf_htons(0x3fff)))
+		if (*(const __u8 *)ip != LS_IP4_NO_OPTIONS || ip->protocol != IPPROTO_UDP || (ip->frag_off & bpf_htons(0x3fff)))
 			return 0;
 		key->from[0] = key->at[0] = 0;
 		key->from[1] = ip->saddr;

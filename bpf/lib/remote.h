@@ -5,7 +5,7 @@
 #ifndef LINKSPAN_REMOTE_H
 #define LINKSPAN_REMOTE_H
 
-#include "eth.h"
+#include "check.h"
 #include "flow.h"
 #include "tunnel.h"
 
@@ -15,13 +15,14 @@ static int (*ls_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, i
 
 /* What is read of the packet before it changes. */
 struct ls_inner {
-	__u32 len;     /* with its Ethernet header */
-	__u32 hash;    /* the same for all packets of a flow */
+	__u32 len;  /* with its Ethernet header */
+	__u32 hash; /* the same for all packets of a flow */
 	__be16 proto_be;
-	__u8 class;    /* DSCP and ECN */
+	__u8 class; /* DSCP and ECN */
 };
 
-/* The length of the TCP header of a GSO packet, or of the UDP header; 0 where the program does not see it. */
+/* The length of the headers that each segment of a GSO packet gets, from the network header on; 0 where they are not to be
+ * seen. */
 LS_INLINE __u32 ls_segment_header(const struct __sk_buff *skb, const struct ethhdr *eth)
 {
 	const void *data_end = (void *)(long)skb->data_end;
@@ -33,6 +34,8 @@ LS_INLINE __u32 ls_segment_header(const struct __sk_buff *skb, const struct ethh
 	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
 		proto = *((const __u8 *)ip + 6);
 		offset = sizeof(struct ipv6hdr);
+	} else if (*(const __u8 *)ip != LS_IP4_NO_OPTIONS) {
+		return 0;
 	}
 	if (proto == IPPROTO_UDP)
 		return offset + sizeof(struct udphdr);

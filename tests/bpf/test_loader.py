@@ -131,6 +131,10 @@ def test_bpftool_sees_the_programs_and_maps_that_were_meant(place):
         "fdb": ("hash", abi.MAX_ENDPOINTS),
         "parents": ("hash", abi.MAX_PARENTS),
         "stations": ("hash", abi.MAX_ENDPOINTS),
+        "nodes": ("array", abi.MAX_NODES),
+        "peers": ("hash", abi.MAX_PEERS),
+        "node_by_ip": ("hash", abi.MAX_NODES),
+        "vnis": ("hash", abi.MAX_NODES),
         "neigh4": ("hash", abi.MAX_NEIGHBOURS),
         "neigh6": ("hash", abi.MAX_NEIGHBOURS),
         "limits": ("array", abi.MAX_ENDPOINTS),
@@ -198,6 +202,10 @@ def test_the_shapes_are_those_of_maps_h():
         "fdb": [1, 12, 8, 16384, 0],
         "parents": [1, 4, 12, 1024, 0],
         "stations": [1, 12, 52, 16384, 0],
+        "nodes": [2, 4, 56, 4096, 0],
+        "peers": [1, 12, 8, 65536, 1],
+        "node_by_ip": [1, 16, 4, 4096, 1],
+        "vnis": [1, 4, 4, 4096, 1],
         "neigh4": [1, 8, 8, 65536, 1],
         "neigh6": [1, 20, 8, 65536, 1],
         "limits": [2, 4, 16, 16384, 0],
@@ -210,7 +218,7 @@ def test_the_shapes_are_those_of_maps_h():
 def test_a_pinned_map_that_the_loader_does_not_know_is_an_error(place):
     _, source_dir = mounted(place)
     edit(source_dir / "maps.h", "LS_PRIVATE_MAP(", "LS_MAP(")
-    with pytest.raises(loader.LoaderError, match=r"flows is \[6, 4, 80, 1024, 0\] in the sources, None elsewhere"):
+    with pytest.raises(loader.LoaderError, match=r"flows is \[6, 4, 88, 1024, 0\] in the sources, None elsewhere"):
         load(place)
 
 
