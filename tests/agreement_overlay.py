@@ -161,9 +161,22 @@ def _compare_network(node: Node, store: Stored, network_id: str, links: dict[str
     neighbours = node.ip("neigh", "show", "dev", bridge, "nud", "permanent")
     yield from _differ(
         f"neighbours of {bridge}",
-        ((ip_address(address), each.mac) for each in peers for address in each.addresses),
+        (
+            (ip_address(address), each.mac)
+            for each in store.on(network_id)
+            for address in _answered(each, is_peer=each in peers)
+        ),
         ((ip_address(entry["dst"]), entry["lladdr"]) for entry in neighbours),
     )
+
+
+def _answered(endpoint: RemoteEndpoint, *, is_peer: bool) -> Iterator[str]:
+    """The addresses that a bridge knows as its neighbour's; ARP and ND for peers' link-local ones are answered too."""
+    yield from endpoint.addresses
+    if is_peer and any(ip_address(address).version == 6 for address in endpoint.addresses):
+        octets = bytes.fromhex(endpoint.mac.replace(":", ""))
+        host = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+        yield str(ip_address(b"\xfe\x80" + bytes(6) + host))
 
 
 def _compare_device(node: Node, vni: int, bridge: str, link: Any) -> Iterator[str]:
@@ -205,7 +218,7 @@ def _compare_maps(node: Node, store: Stored, networks: dict[str, Any], built: Co
             peer = (store.vnis[each.network_id], each.mac, store.nodes[each.node])
             options = networks.get(each.network_id, {}).get("Options", {})
             may.add(peer)
-            if options.get("linkspan.direct") == "off" and options.get("linkspan.accel") != "off":
+            if options.get("linkspan.direct", "off") == "off" and options.get("linkspan.accel") != "off":
                 must.add(peer)
     if must - have:
         yield f"map peers: missing {sorted(must - have)}"
