@@ -40,7 +40,7 @@ _PATIENCE_S: Final = 60.0
 
 
 class Node(Protocol):
-    """What a node's record says; `keys` are (number, public key in base64)."""
+    """What a node's record says; `public_keys` are (number, key in base64)."""
 
     @property
     def id(self) -> int: ...
@@ -49,7 +49,7 @@ class Node(Protocol):
     @property
     def address(self) -> IPv4Address | IPv6Address: ...
     @property
-    def keys(self) -> tuple[tuple[int, str], ...]: ...
+    def public_keys(self) -> tuple[tuple[int, str], ...]: ...
 
 
 class Datapath(Protocol):
@@ -158,7 +158,8 @@ class Secrecy:
             found = self._tunnels.look()
             self._give_up(found)
             self._choose_keys({number for other in others for number in other.keys}, others)
-            routes = {other.tunnel: _ifname(number) for other in others if (number := self._way_to(other, found))}
+            ways = {other.tunnel: self._way_to(other, found) for other in others}
+            routes = {tunnel: _ifname(number) for tunnel, number in ways.items() if number is not None}
             self._apply({number: _peers(number, others) for number in self._keys}, routes)
             self._warn(others, routes)
             age_s = self._now() - self._keys[max(self._keys)].made_at
@@ -257,8 +258,8 @@ def _with_keys(nodes: Collection[Node], own_id: int) -> list[_Other]:
     """The other nodes that have keys, without those keys that are none."""
     others = []
     for node in nodes:
-        keys = {number: key for number, key in node.keys if _is_key(key)}
-        if len(keys) < len(node.keys):
+        keys = {number: key for number, key in node.public_keys if _is_key(key)}
+        if len(keys) < len(node.public_keys):
             LOG.warning("node %s has published what is no key: packets to it wait for another", node.name)
         if keys and node.id != own_id:
             others.append(_Other(node.name, node.address, tunnel_address(node.id), keys))

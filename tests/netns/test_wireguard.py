@@ -291,7 +291,7 @@ def test_a_hundred_nodes_are_read_back_as_they_were_written(tmp_path):
         netns.call(a.netns, lambda: a.secrecy.synchronize(others))
         found = a.tunnels.look()
         assert {(p.public_key, p.endpoint, p.address) for p in found.devices["lw-1"].peers} == {
-            (other.keys[0][1], other.address, tunnel_address(other.id)) for other in others
+            (other.public_keys[0][1], other.address, tunnel_address(other.id)) for other in others
         }
         assert len(a.inside("wg show lw-1 peers").split()) == len(a.inside("ip -4 route").splitlines()) == 100
         a.synchronize([])

@@ -47,7 +47,7 @@ class Record:
     id: int
     name: str
     address: IPv4Address | IPv6Address
-    keys: tuple[tuple[int, str], ...]
+    public_keys: tuple[tuple[int, str], ...]
 
 
 class Clock:

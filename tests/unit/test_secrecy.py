@@ -32,7 +32,7 @@ class Record:
     id: int
     name: str
     address: IPv4Address
-    keys: tuple[tuple[int, str], ...] = ()
+    public_keys: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ def test_a_node_that_leaves_is_forgotten(cluster):
 @pytest.mark.parametrize("key", ["", "no key", base64.b64encode(b"short").decode(), "é" * 44])
 def test_what_is_no_key_stops_nothing_else(cluster, key, caplog):
     node = cluster.nodes[0]
-    node.view = [replace(record, keys=((1, key),)) if record.id == 3 else record for record in node.view]
+    node.view = [replace(record, public_keys=((1, key),)) if record.id == 3 else record for record in node.view]
     node.synchronize()
     assert node.kernel.routes.keys() == {tunnel_address(2)}
     assert "node3 has published what is no key" in caplog.text
