@@ -259,7 +259,7 @@ class Membership:
                     return
                 raise Conflict(
                     f"this node is in the cluster {self._settings.spec.cluster} already, as "
-                    f"{self._settings.spec.name}: leave that first"
+                    f"{self._settings.spec.name}: run `linkspan cluster leave` first"
                 )
             self._require_advertised(spec)
             self._end_session()

@@ -35,6 +35,7 @@ class Underlay:
     def __init__(self, mtu: int = 1500) -> None:
         self.mtu = mtu
         self._switch = Host(bpffs=False)
+        self._hosts: dict[str, Host] = {}
         self._cables: dict[str, SlowCable | None] = {}
         self._cuts: set[tuple[str, str]] = set()
         self._loss_percent = 0
@@ -56,6 +57,7 @@ class Underlay:
         host.run("ip", "link", "set", UPLINK, "up")
         for address in addresses:
             host.run("ip", "address", "add", address, "dev", UPLINK, *(["nodad"] if ":" in address else []))
+        self._hosts[name] = host
         self._cables[name] = None
         self._write()
 
@@ -86,11 +88,16 @@ class Underlay:
 
     @contextmanager
     def slow(self, name: str, delay_s: float) -> Iterator[None]:
-        """Every frame to and from the host takes so much longer; none overtakes another."""
+        """Every frame to and from the host takes so much longer; none overtakes another.
+
+        A packet socket cannot say of segments yet to be cut that they are in a tunnel, so the hosts cut them.
+        """
         near, port = f"{name}-near", f"{name}-port"
         self._ip("link", "add", near, "up", "mtu", str(self.mtu), "type", "veth", "peer", "name", port)
         self._ip("link", "set", "dev", name, "nomaster")
         self._ip("link", "set", "dev", port, "mtu", str(self.mtu), "master", BRIDGE, "up")
+        for host in self._hosts.values():
+            host.run("ethtool", "-K", UPLINK, *_CUT_BY_HOST)
         cable = SlowCable(self._switch, name, near, delay_s)
         self._cables[name] = cable
         self._write()
@@ -125,6 +132,9 @@ class Underlay:
             if cable is not None:
                 cable.close()
         self._switch.close()
+
+
+_CUT_BY_HOST: Final = ("tx-udp_tnl-segmentation", "off", "tx-udp_tnl-csum-segmentation", "off")
 
 
 class SlowCable:

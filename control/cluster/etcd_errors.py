@@ -33,6 +33,12 @@ class EtcdRefused(StoreError):
     """etcd answers, and refuses what was asked."""
 
 
+class EtcdFull(EtcdRefused):
+    """etcd is out of space."""
+
+    http_status = 503
+
+
 class Compacted(Exception):
     """etcd does not have the revision that was asked for, or no longer. For callers inside of the client."""
 
@@ -64,10 +70,8 @@ _ALERTS: Final = {
     "WRONG_VERSION_NUMBER": "it speaks no TLS: write http://",
 }
 _PERMANENT: Final = {
-    "database space exceeded": "its database is full (alarm NOSPACE): compact and defragment it, give it a larger "
-    "--quota-backend-bytes, then `etcdctl alarm disarm`",
     "corrupt cluster": "its members differ from each other (alarm CORRUPT): restore it from a snapshot",
-    "permission denied": "this node's user may not do that; a role that writes below /linkspan/ is needed",
+    "permission denied": "permission denied: this node's user needs a role that writes below /linkspan/",
     "user name is empty": "it wants a user: give --cert and --key with the user's name as common name",
     "invalid auth token": "it does not take this node for the user that it says it is",
     "request is too large": "the request is larger than it takes: see its --max-request-bytes",
@@ -89,6 +93,11 @@ def refusal(error: GRPCError) -> EtcdRefused | LeaseLost | Compacted | None:
         return Compacted(said)
     if "requested lease not found" in said:
         return LeaseLost("the node's lease in etcd is over; the node registers again")
+    if "database space exceeded" in said:
+        return EtcdFull(
+            "etcd refuses: it is out of space (alarm NOSPACE): compact and defragment it, give it a larger "
+            "--quota-backend-bytes, then `etcdctl alarm disarm`"
+        )
     for known, meaning in _PERMANENT.items():
         if known in said:
             return EtcdRefused(f"etcd refuses: {meaning}")

@@ -26,7 +26,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A host of the cluster, for as long as its lease lives.
 
     `id` is 1 to 65535, unique among the nodes. `address` is where its VXLAN packets come from and go to, `mtu` (bytes)
-    and `mac` those of the device that has it; the MAC is empty where the device has none. `keys` are those of
+    and `mac` those of the device that has it; the MAC is empty where the device has none. `public_keys` are those of
     WireGuard, (key id, base64). `incarnation` tells a node that returns from another one of the same name.
     """
 
@@ -37,7 +37,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     incarnation: str
     mtu: int = 0
     mac: str = ""
-    keys: tuple[tuple[int, str], ...] = ()
+    public_keys: tuple[tuple[int, str], ...] = ()
 
 
 class GlobalNetwork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -75,7 +75,7 @@ class ClusterSession:
 
     def publish_keys(self, keys: tuple[tuple[int, str], ...]) -> None:
         """Has the other nodes know these public keys of this one."""
-        self._store.update_node(keys=keys)
+        self._store.update_node(public_keys=keys)
 
     def restore(self, own: Mapping[NetworkId, Mapping[str, RemoteEndpoint]]) -> list[Displaced]:
         """Has the cluster know these endpoints of the node and no others; returns those that it has no room for."""

@@ -117,7 +117,7 @@ class ClusterStore:
         *,
         mtu: int = 0,
         mac: str = "",
-        keys: Sequence[tuple[int, str]] = (),
+        public_keys: Sequence[tuple[int, str]] = (),
     ) -> Node:
         """Takes the name, a node id and a lease, and keeps that alive.
 
@@ -136,7 +136,7 @@ class ClusterStore:
                     incarnation=incarnation,
                     mtu=mtu,
                     mac=mac,
-                    keys=tuple(keys),
+                    public_keys=tuple(public_keys),
                 ),
                 lease,
             )
@@ -192,7 +192,7 @@ class ClusterStore:
         return secrets.choice(free) if attempt else free[0]
 
     def update_node(self, **changes: Any) -> Node:
-        """Writes the node's own record with `changes` (`mtu`, `mac`, `keys`); raises LeaseLost."""
+        """Writes the node's own record with `changes` (`mtu`, `mac`, `public_keys`); raises LeaseLost."""
         with self._lock:
             node = msgspec.structs.replace(self._registered(), **changes)
             key = self._keys.node(self._name)

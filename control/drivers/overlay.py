@@ -163,9 +163,9 @@ class OverlayDriver(BridgeDriver):
         needed = int(network.options[MTU]) + self._overhead(network, there)
         if there < needed:
             raise Conflict(
-                f"network {network.name} cannot be joined on this node: its packets take {needed} bytes on the "
-                f"underlay, and the device with {address} has an MTU of {there}: raise that, or make the network with "
-                f"a smaller -o {MTU}="
+                f"network {network.name} cannot be joined on this node: its MTU of {network.options[MTU]} takes one of "
+                f"{needed} on the underlay, and the device with {address} has {there}: raise that, or make the network "
+                f"with a smaller -o {MTU}="
             )
 
     def settle_endpoint(self, network: Network, endpoint: Endpoint, siblings: Sequence[Endpoint]) -> Endpoint:

@@ -221,7 +221,7 @@ def test_etcd_out_of_space_is_refused_by_name_and_can_still_be_read(tmp_path: Pa
     ):
         client.txn([], [api.put("/a", b"kept")])
         until(lambda: member.run("put", "/b", "x" * 100_000, check=False).returncode != 0)
-        with pytest.raises(EtcdRefused, match=r"database is full \(alarm NOSPACE\).*alarm disarm"):
+        with pytest.raises(EtcdRefused, match=r"out of space \(alarm NOSPACE\).*alarm disarm"):
             client.txn([], [api.put("/c", b"")])
         stored = client.get("/a")
         assert stored is not None
