@@ -4,6 +4,7 @@ StoreError
  |- EtcdUnavailable  503  nobody answers, or nobody who could: it may work later, and nothing is to be changed here
  |   `- LeaseLost     503  etcd has ended the lease that a record was to be written under
  `- EtcdRefused      500  etcd answers and refuses: somebody has to do something
+     `- EtcdFull     503  it is out of space
 """
 
 from __future__ import annotations

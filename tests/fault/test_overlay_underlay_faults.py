@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 import pytest
@@ -45,10 +46,13 @@ def test_a_cluster_on_a_bad_underlay_converges(nodes: Cluster, fault: Fault) -> 
         for one, other in zip(boxes[::2], boxes[1::2], strict=True):
             for address in (other.ip4, other.ip6):
                 wait_for(lambda: one.pings(address), f"an answer from {other.name}")  # noqa: B023
-        with tcp_pair(boxes[0], boxes[1], boxes[1].ip4) as (client, server):
+        with tcp_pair(boxes[0], boxes[1], boxes[1].ip4) as (client, server), ThreadPoolExecutor(1) as pool:
+            for end in (client, server):
+                end.settimeout(60)
             blob = bytes(range(256)) * 1024
-            client.sendall(blob)
+            sent = pool.submit(client.sendall, blob)
             assert server.makefile("rb").read(len(blob)) == blob
+            sent.result()
         for node in nodes:
             node.linkspan("rm", "-f", *(box.name for box in boxes if box.host is node))
         wait_for_agreement(nodes)
