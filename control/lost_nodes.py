@@ -54,11 +54,15 @@ class LostNodes:
         self._thread: threading.Thread | None = None
 
     def stop(self) -> None:
-        """Ends the asking. Idempotent."""
-        self._is_stopped = True
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
+        """Ends the asking, and forgets all; what is kept after that is asked for again. Idempotent."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._nodes.clear()
+        if thread is not None:
+            self._is_stopped = True
+            self._wake.set()
+            thread.join()
+            self._is_stopped = False
 
     def keep(self, node: Node, network_id: NetworkId, endpoints: Endpoints) -> None:
         """Takes note of endpoints of a node that is lost as of now."""

@@ -72,6 +72,14 @@ def test_one_missed_answer_is_forgiven(world: World) -> None:
     assert world.endpoints() == {"e1"}
 
 
+def test_after_a_stop_it_can_go_on(world: World) -> None:
+    world.lost.stop()
+    world.lost.keep(B, NET, {"e1": remote("b", 5)})
+    until(lambda: world.forgotten == [{NET}])
+    world.lost.stop()
+    world.lost.stop()
+
+
 def test_endpoints_that_are_known_again_are_forgotten_here(world: World) -> None:
     world.there.add(B.address)
     world.lost.keep(B, NET, {"e1": remote("b", 5), "e2": remote("b", 6)})
