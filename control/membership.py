@@ -292,14 +292,13 @@ class Membership:
         with self._changing:
             if self._settings is None and self._session is None:
                 raise not_joined()
-            endpoints = [each for network in self._global.networks() for each in self._records.on_network(network.id)]
-            if endpoints and not force:
-                raise Forbidden(
-                    f"this node has {len(endpoints)} endpoints on overlay networks: disconnect them, or leave with "
-                    "--force"
-                )
-            for endpoint in endpoints:
-                self._disconnect(endpoint)
+            networks = self._global.networks_here()
+            if networks and not force:
+                names = ", ".join(network.name for network in networks)
+                raise Forbidden(f"this node has endpoints on {names}: disconnect them, or leave with --force")
+            for network in networks:
+                for endpoint in self._records.on_network(network.id):
+                    self._disconnect(endpoint)
             self._leave_cluster(force)
             self._end_session()
             self._global.forget_all()
