@@ -24,6 +24,8 @@ from control.model import Address
 DEFAULT_CLUSTER: Final = "default"
 INGRESS: Final = "ingress"
 """The overlay network that every cluster has."""
+VNI_LIST: Final = "com.docker.network.driver.overlay.vxlanid_list"
+"""Docker's option for the VNIs of an overlay network, and where it shows them."""
 ETCD_PORT: Final = 2379
 """etcd's port for clients, which a URL without a port means."""
 NAME_MAX_CHARS: Final = 253

@@ -10,6 +10,7 @@ import errno
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import datetime
@@ -173,14 +174,21 @@ class Membership:
     def _follow_on(self) -> None:
         """The thread that follows: registers when the node is not, and takes up what has changed."""
         while not self._pending.is_stopped:
-            if not self._is_registered:
-                self._register_again()
-            wait_s = self._encryption.wait_s(_LOOK_AGAIN_S) if self._is_registered else _RETRY_S
-            changed = self._pending.take(wait_s)
-            self._encryption.follow(is_changed=changed is None)
-            if changed is None or changed:
-                self._global.follow(changed)
-                self._has_followed.set()
+            try:
+                self._follow_once()
+            except Exception:
+                LOG.exception("this node could not take up a change of the cluster: trying again")
+                self._pending.add_all()
+                time.sleep(_RETRY_S)
+
+    def _follow_once(self) -> None:
+        if not self._is_registered:
+            self._register_again()
+        changed = self._pending.take(self._encryption.wait_s(_LOOK_AGAIN_S) if self._is_registered else _RETRY_S)
+        self._encryption.follow(is_changed=changed is None)
+        if changed is None or changed:
+            self._global.follow(changed)
+            self._has_followed.set()
 
     def _register_again(self) -> None:
         session, settings = self._session, self._settings
@@ -275,7 +283,20 @@ class Membership:
             self._enter(session)
             if not self._has_followed.wait(_FIRST_READ_S):
                 LOG.warning("the cluster was not read within %.0f s of joining it", _FIRST_READ_S)
+            self._require_one_family(session)
             self._create_ingress()
+
+    def _require_one_family(self, session: ClusterSession) -> None:
+        """A VXLAN device has addresses of one family."""
+        version = session.spec.advertise.version
+        other = next((node for node in session.nodes().values() if node.address.version != version), None)
+        if other is not None:
+            self.leave(force=True)
+            raise InvalidOption(
+                "advertise",
+                f"the cluster's nodes have IPv{other.address.version} addresses, as {other.address} of {other.name}: "
+                "give one of that family",
+            )
 
     def _create_ingress(self) -> None:
         """The first node makes the network that every cluster has; Conflict says that another one was quicker."""

@@ -14,7 +14,7 @@ from control.cluster.etcd_errors import EtcdUnavailable
 from control.cluster.records import GlobalNetwork, Node, RemoteEndpoint
 from control.cluster.store import ClusterStore, Displaced
 from control.cluster.view import NODES, View
-from control.cluster_spec import INGRESS, ClusterSpec
+from control.cluster_spec import INGRESS, VNI_LIST, ClusterSpec
 from control.errors import Conflict, NotFound
 from control.model import Address, EndpointId, EndpointSpec, Network, NetworkId, NetworkSpec, NetworkState, Subnet
 
@@ -171,5 +171,7 @@ class ClusterSession:
 
 
 def _on_host(record: GlobalNetwork) -> Network:
+    """With its VNI among the options too, where Docker shows it."""
     network = record.on_host(segment=0, state=NetworkState.ACTIVE)
-    return msgspec.structs.replace(network, predefined=record.name == INGRESS)
+    options = {**network.options, VNI_LIST: str(record.vni)}
+    return msgspec.structs.replace(network, predefined=record.name == INGRESS, options=options)

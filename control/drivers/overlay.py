@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from control.cluster import secrecy
-from control.cluster_spec import not_joined
+from control.cluster_spec import VNI_LIST, not_joined
 from control.drivers.base import Capabilities, DriverStatus, Join
 from control.drivers.bridge import BRIDGE_MACS, ICC, MASQUERADE, SHARD_CAPACITY, Beside, BridgeDriver, bridge_name
 from control.drivers.options import (
@@ -49,7 +49,6 @@ from datapath.vxlan_peers import PeerTable
 LOG = logging.getLogger(__name__)
 
 VNI: Final = "linkspan.vni"
-VNI_LIST: Final = "com.docker.network.driver.overlay.vxlanid_list"
 DIRECT: Final = "linkspan.direct"
 VNIS: Final = range(1, 1 << 24)
 """RFC 7348, section 5: 24 bits."""
