@@ -77,15 +77,15 @@ class SimulatedNode:
     lost_leases: int = 0
 
     def start(self, own: int) -> None:
-        """Begins to follow, registers, and writes its own records."""
+        """Registers, writes its own records, and begins to follow, as linkspand does."""
         self._own = dict(endpoint(self.number, number) for number in range(own))
         self._etcd = Etcd([self.url]).start()
         self.store = ClusterStore(
             self._etcd, self.cluster, f"n{self.number}", ttl_s=TTL_S, on_lease_lost=self._come_back
         )
         self.view = View(self._etcd, self.cluster)
-        self.view.start()
         self._register()
+        self.view.start()
 
     def _register(self) -> None:
         self.store.register(IPv4Address((10 << 24) + self.number + 1), f"incarnation {self.number}")

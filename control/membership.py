@@ -197,6 +197,7 @@ class Membership:
             now = self._register(session, settings)
             told = self._global.own()
             displaced = session.restore(told)
+            session.follow()
         except (ControlError, OSError) as error:
             if self._trouble != str(error):
                 LOG.warning("this node is not registered in the cluster: %s", error)
@@ -281,6 +282,7 @@ class Membership:
                 raise
             self._is_registered = True
             self._enter(session)
+            session.follow()
             if not self._has_followed.wait(_FIRST_READ_S):
                 LOG.warning("the cluster was not read within %.0f s of joining it", _FIRST_READ_S)
             self._require_one_family(session)

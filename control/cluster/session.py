@@ -56,8 +56,7 @@ class ClusterSession:
         self._etcd.close()
 
     def register(self, identity: str, *, mtu: int, mac: str) -> tuple[str, int]:
-        """Makes this host a node, again if it was one, and follows the cluster from now on; returns the cluster's
-        identity and the node's id.
+        """Makes this host a node, again if it was one; returns the cluster's identity and the node's id.
 
         Raises Conflict where another node has the name, or the cluster is another one than `identity` ("" for any).
         """
@@ -68,10 +67,14 @@ class ClusterSession:
                 "is in, of the same name: give the URLs of the right etcd, or leave with --force and join this one"
             )
         node = self._store.register(self.spec.advertise, self.incarnation, mtu=mtu, mac=mac)
+        return found, node.id
+
+    def follow(self) -> None:
+        """Follows the cluster from now on. After `restore`: what many nodes write while they start is then read at once,
+        and does not come to each of them one by one. Idempotent."""
         if not self._is_following:
             self._is_following = True
             self._view.start()
-        return found, node.id
 
     def publish_keys(self, keys: tuple[tuple[int, str], ...]) -> None:
         """Has the other nodes know these public keys of this one."""
