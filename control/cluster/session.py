@@ -70,8 +70,11 @@ class ClusterSession:
         return found, node.id
 
     def follow(self) -> None:
-        """Follows the cluster from now on. After `restore`: what many nodes write while they start is then read at once,
-        and does not come to each of them one by one. Idempotent."""
+        """Follows the cluster from now on. Idempotent.
+
+        After `restore`: what many nodes write while they start is read at once then, and does not come to each of them
+        one by one.
+        """
         if not self._is_following:
             self._is_following = True
             self._view.start()
