@@ -329,12 +329,14 @@ class GlobalNetworks:
         if session is None or not session.is_read:
             return None
         nodes = {**self.lost.nodes(), **session.nodes()}
+        # A VXLAN device has addresses of one family; nodes of the other are refused when they join.
+        version = self._deps.peering.address.version if self._deps.peering.address is not None else 4
         network = session.network(network_id)
         is_secret = network is not None and is_encrypted(network)
         return [
             _peer(each, tunnel_address(nodes[each.node].id) if is_secret else nodes[each.node].address)
             for each in self._elsewhere(session, network_id).values()
-            if each.node in nodes
+            if each.node in nodes and nodes[each.node].address.version == version
         ]
 
     def names(self, network: Network) -> dict[Address, Sequence[str]]:

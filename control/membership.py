@@ -126,12 +126,12 @@ class Membership:
     def stop(self) -> None:
         """Follows no more; the node's records stay as long as its lease. Idempotent."""
         self._pending.stop()
+        if self._session is not None:
+            self._session.close()
         if self._thread is not None:
             self._thread.join()
         self._global.lost.stop()
         self._global.exit()
-        if self._session is not None:
-            self._session.close()
 
     def _open(self, spec: ClusterSpec, incarnation: str) -> ClusterSession:
         from control.cluster.session import ClusterSession, Told
@@ -177,6 +177,8 @@ class Membership:
             try:
                 self._follow_once()
             except Exception:
+                if self._pending.is_stopped:
+                    return  # in the middle of a call to etcd, whose client was closed
                 LOG.exception("this node could not take up a change of the cluster: trying again")
                 self._pending.add_all()
                 time.sleep(_RETRY_S)
@@ -188,11 +190,14 @@ class Membership:
         self._encryption.follow(is_changed=changed is None)
         if changed is None or changed:
             self._global.follow(changed)
+        if self._session is not None and self._session.is_read and not self._has_followed.is_set():
+            self._create_ingress()
             self._has_followed.set()
 
     def _register_again(self) -> None:
         session, settings = self._session, self._settings
         assert session is not None
+        self._is_registered = True  # a lease that is lost meanwhile says otherwise
         try:
             now = self._register(session, settings)
             told = self._global.own()
@@ -201,13 +206,13 @@ class Membership:
         except (ControlError, OSError) as error:
             if self._trouble != str(error):
                 LOG.warning("this node is not registered in the cluster: %s", error)
-            self._trouble = str(error)
+            self._trouble, self._is_registered = str(error), False
             return
         self._global.withdraw_gone(told)
         for each in displaced:
             LOG.error("endpoint %s is not in the cluster any more: %s", each.endpoint_id[:12], each.why)
         self._displaced = {f"endpoint {each.endpoint_id[:12]}": each.why for each in displaced}
-        self._trouble, self._is_registered = "", True
+        self._trouble = ""
         if now != settings:
             self._keep(now)
         self._encryption.registered()
@@ -274,19 +279,19 @@ class Membership:
             self._end_session()
             session = self._open(spec, secrets.token_hex(8))
             try:
+                self._is_registered = True
                 self._keep(self._register(session, None))
             except ControlError:
+                self._is_registered = False
                 with suppress(ControlError):
                     session.leave()
                 session.close()
                 raise
-            self._is_registered = True
             self._enter(session)
             session.follow()
             if not self._has_followed.wait(_FIRST_READ_S):
                 LOG.warning("the cluster was not read within %.0f s of joining it", _FIRST_READ_S)
             self._require_one_family(session)
-            self._create_ingress()
 
     def _require_one_family(self, session: ClusterSession) -> None:
         """A VXLAN device has addresses of one family."""
