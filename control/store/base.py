@@ -1,7 +1,7 @@
 """What the controller needs of a store. A record is a JSON document under (kind, id); nothing else is known of it.
 
-Kinds in use: network, endpoint, sandbox, pool, lease (of IPAM), dhcp (a server's lease), cluster (this host's membership),
-meta. A batch is the unit that is written whole or not at all.
+Kinds in use: network, endpoint, sandbox, pool, lease (of IPAM), dhcp (a server's lease), cluster (this host's
+membership), meta. A batch is the unit that is written whole or not at all.
 """
 
 from __future__ import annotations
