@@ -109,6 +109,8 @@ class ClusterSession:
         self, network: Network, endpoint_id: EndpointId, spec: EndpointSpec, avoid: Collection[Address]
     ) -> tuple[IPv4Address | None, IPv6Address | None]:
         record = self._view.network(network.id)
+        if not self.is_read:
+            raise EtcdUnavailable(f"network {network.name} cannot be joined before the cluster was read: {self.waits}")
         if record is None:
             raise NotFound(f"network {network.name} is no longer in the cluster")
         known = {*self._view.taken(network.id), *map(int, avoid)} if avoid else self._view.taken(network.id)
@@ -154,6 +156,10 @@ class ClusterSession:
     def endpoints(self, network_id: NetworkId) -> Mapping[EndpointId, RemoteEndpoint]:
         return self._view.endpoints(network_id)
 
+    @property
+    def waits(self) -> str:
+        return f"this node waits for etcd at {', '.join(self.spec.etcd)} ({self._view.why_waiting}): try again"
+
     def forget(self, network_id: NetworkId) -> None:
         """Keeps no more of the network's endpoints in mind than has to be; for one that is not on this node."""
         self._view.forget(network_id)
@@ -164,7 +170,7 @@ class ClusterSession:
     def require_synchronized(self) -> None:
         """Raises EtcdUnavailable unless changes come as they are made."""
         if not self.is_read or self._view.why_waiting:
-            raise EtcdUnavailable(f"what the cluster holds is not known now: {self._view.why_waiting}: try again")
+            raise EtcdUnavailable(f"what the cluster holds is not known now: {self.waits}")
 
     def networks_by_node(self, used: Collection[NetworkId]) -> Counter[str]:
         """On how many networks each node has endpoints; those in `used` stay in mind."""
