@@ -19,6 +19,7 @@
 #define LS_MAX_PARENTS 1024     /* devices that macvlan endpoints are on */
 #define LS_MAX_PEERS 65536      /* endpoints of other hosts */
 #define LS_MAX_NODES 4096       /* other hosts, and overlay networks */
+#define LS_MAX_DIRECT 32768     /* addresses of both families of endpoints on overlay networks */
 
 /* Segments from here on (2^31) are parents: this plus the ifindex. */
 #define LS_PARENT_SEGMENT 2147483648
@@ -35,13 +36,16 @@
 /* parent.flags */
 #define LS_PARENT_HOST 1 /* the host and those stations that have LS_EP_FAST reach each other */
 
+/* peer.flags */
+#define LS_PEER_DIRECT 1 /* its node takes what is for the peer's own addresses without VXLAN */
+
 /* neighbour.flags */
 #define LS_NEIGH_ROUTER 1 /* sets the Router flag in a neighbour advertisement (RFC 4861, 4.4) */
 #define LS_NEIGH_SILENT 2 /* not answered for */
 
-/* Map epoch: array of one __u64. Programs remember what they found in ep_by_if, fdb, parents, stations, peers, vnis and
- * node_by_ip until this value changes, so whoever changes one of these maps then writes a value here that was never there
- * before. */
+/* Map epoch: array of one __u64. Programs remember what they found in ep_by_if, fdb, parents, stations, peers, vnis,
+ * node_by_ip and direct until this value changes, so whoever changes one of these maps then writes a value here that was
+ * never there before. */
 
 /* Map ep_by_if: __u32 ifindex of the endpoint's host end -> endpoint. */
 struct ls_endpoint {
@@ -97,8 +101,11 @@ struct ls_station_key {
 
 /* Map peers: ls_fdb_key -> peer, the endpoints of other hosts that the fast path may send to and take packets from. */
 struct ls_peer {
-	__u32 vni;  /* of the network, > 0 (RFC 7348) */
-	__u32 node; /* index into nodes, < LS_MAX_NODES */
+	__u32 vni;    /* of the network, > 0 (RFC 7348) */
+	__be32 ip4;   /* 0: none */
+	__u16 node;   /* index into nodes, < LS_MAX_NODES */
+	__u16 flags;  /* LS_PEER_* */
+	__u8 ip6[16]; /* all zero: none */
 };
 
 /* Map nodes: array, the other hosts. Addresses of both families stand in 16 bytes, IPv4 as in ::ffff:0:0/96 (RFC 4291,
@@ -109,11 +116,25 @@ struct ls_node {
 	__u8 local[16];
 	__u8 remote[16];
 	__u8 next_hop[16]; /* the remote address itself, or a router's */
+	__u8 mac[6];       /* of the device that has the remote address; all zero: not known */
+	__u8 local_mac[6]; /* of the device that leads there */
 };
 
 /* Map node_by_ip: whose address it is -> __u32 index into nodes. Map vnis: __u32 VNI -> __u32 segment. */
 struct ls_node_key {
 	__u8 remote[16];
+};
+
+/* Map direct: whose an address is, of the endpoints of this host on networks with direct packets: those that peers send
+ * without VXLAN, to the node's MAC. Of such an endpoint's addresses it has all but the link-local one; as in ls_node. */
+struct ls_direct_key {
+	__u8 address[16];
+};
+struct ls_direct {
+	__u64 from_ns; /* CLOCK_MONOTONIC: before, other nodes may not know the endpoint, so it sends in VXLAN */
+	__u32 segment;
+	__u8 mac[6];
+	__u8 pad[6];
 };
 
 /* Map limits: array by slot, how often an endpoint may send what all others get a copy of. */

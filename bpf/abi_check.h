@@ -50,19 +50,33 @@ LS_ASSERT_AT(struct ls_station_key, ifindex, 0);
 LS_ASSERT_AT(struct ls_station_key, mac, 4);
 LS_ASSERT_AT(struct ls_station_key, pad, 10);
 
-LS_ASSERT_SIZE(struct ls_peer, 8);
+LS_ASSERT_SIZE(struct ls_peer, 28);
 LS_ASSERT_AT(struct ls_peer, vni, 0);
-LS_ASSERT_AT(struct ls_peer, node, 4);
+LS_ASSERT_AT(struct ls_peer, ip4, 4);
+LS_ASSERT_AT(struct ls_peer, node, 8);
+LS_ASSERT_AT(struct ls_peer, flags, 10);
+LS_ASSERT_AT(struct ls_peer, ip6, 12);
 
-LS_ASSERT_SIZE(struct ls_node, 56);
+LS_ASSERT_SIZE(struct ls_node, 68);
 LS_ASSERT_AT(struct ls_node, ifindex, 0);
 LS_ASSERT_AT(struct ls_node, mtu, 4);
 LS_ASSERT_AT(struct ls_node, local, 8);
 LS_ASSERT_AT(struct ls_node, remote, 24);
 LS_ASSERT_AT(struct ls_node, next_hop, 40);
+LS_ASSERT_AT(struct ls_node, mac, 56);
+LS_ASSERT_AT(struct ls_node, local_mac, 62);
 
 LS_ASSERT_SIZE(struct ls_node_key, 16);
 LS_ASSERT_AT(struct ls_node_key, remote, 0);
+
+LS_ASSERT_SIZE(struct ls_direct_key, 16);
+LS_ASSERT_AT(struct ls_direct_key, address, 0);
+
+LS_ASSERT_SIZE(struct ls_direct, 24);
+LS_ASSERT_AT(struct ls_direct, from_ns, 0);
+LS_ASSERT_AT(struct ls_direct, segment, 8);
+LS_ASSERT_AT(struct ls_direct, mac, 12);
+LS_ASSERT_AT(struct ls_direct, pad, 18);
 
 LS_ASSERT_SIZE(struct ls_limit, 16);
 LS_ASSERT_AT(struct ls_limit, cost_ns, 0);

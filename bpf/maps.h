@@ -11,7 +11,7 @@
 #include "lib/compiler.h"
 
 /* What is remembered of one pair of sender and destination: see lib/flow.h. */
-#define LS_FLOW_BITS 10 /* 88 KiB a CPU, well inside its second-level cache */
+#define LS_FLOW_BITS 10 /* 112 KiB a CPU, well inside its second-level cache */
 struct ls_flow {
 	__u64 epoch;
 	struct ls_fdb to; /* ifindex 0: the kernel's */
@@ -45,6 +45,9 @@ LS_MAP("array", __u32, struct ls_node, nodes, LS_MAX_NODES, 0);
 LS_MAP("hash", struct ls_fdb_key, struct ls_peer, peers, LS_MAX_PEERS, BPF_F_NO_PREALLOC);
 LS_MAP("hash", struct ls_node_key, __u32, node_by_ip, LS_MAX_NODES, BPF_F_NO_PREALLOC);
 LS_MAP("hash", __u32, __u32, vnis, LS_MAX_NODES, BPF_F_NO_PREALLOC);
+
+/* Read for every packet of an uplink that is not VXLAN, the host's own included, unless the arrival is remembered. */
+LS_MAP("hash", struct ls_direct_key, struct ls_direct, direct, LS_MAX_DIRECT, BPF_F_NO_PREALLOC);
 
 /* Read a few times an hour per pair of endpoints: memory only for what is in use. */
 LS_MAP("hash", struct ls_neigh4_key, struct ls_neighbour, neigh4, LS_MAX_NEIGHBOURS, BPF_F_NO_PREALLOC);

@@ -2,9 +2,10 @@
 /*
  * ls_ep_out: tc ingress of an endpoint's host end, which sees all that the endpoint sends. Drops what is forged or
  * malformed, answers ARP requests and neighbour solicitations for known addresses, sends unicast for an endpoint on the
- * same segment straight into its sandbox or, in VXLAN, to the host that it is on, and leaves everything else to the
- * kernel. Reads epoch, ep_by_if, fdb, peers, nodes, neigh4 and neigh6, writes ep_counters, ep_drops and its own flows.
- * Changes no packet but those that it answers or wraps; touches none of a device that is not in ep_by_if.
+ * same segment straight into its sandbox or, in VXLAN or direct, to the host that it is on, and leaves everything else to
+ * the kernel. Reads epoch, ep_by_if, fdb, peers, nodes, direct, neigh4 and neigh6, writes ep_counters, ep_drops and its
+ * own flows. Changes no packet but those that it answers or sends to other hosts; touches none of a device that is not in
+ * ep_by_if.
  */
 #include "lib/check.h"
 #include "lib/fits.h"
@@ -67,8 +68,10 @@ LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u3
 	*to = ls_destination(ep, ifindex, eth->h_dest);
 	if (flow)
 		ls_flow_keep(flow, ifindex, now, eth->h_dest, ep, to);
-	if (flow && !to->ifindex)
+	if (flow && !to->ifindex) {
 		flow->peer = ls_remote(ep, eth->h_dest);
+		ls_wait_for_direct(flow);
+	}
 	return ls_path(skb, to, flow);
 }
 

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
  * ls_uplink_in: tc ingress of a device that leads to other hosts. Takes a packet that an endpoint of another host has sent
- * in VXLAN (RFC 7348) out of it and straight into the sandbox of the endpoint that it is for; drops one whose sender is no
- * endpoint of the host that it came from. Everything else is the kernel's, unchanged: what is from or for an unknown host,
- * of an unknown VNI, for a group or an unknown endpoint, fragmented, marked on the way as having met congestion (RFC 6040),
- * or not IP. Reads epoch, nodes, node_by_ip, vnis, fdb and peers, writes ep_counters, ep_drops and its own arrivals.
+ * in VXLAN (RFC 7348) out of it and straight into the sandbox of the endpoint that it is for, and one that was sent
+ * without (lib/direct.h) likewise; drops one whose sender is no endpoint of the host that it came from. Everything else is
+ * the kernel's, unchanged: what is from or for an unknown host, of an unknown VNI, for a group or an unknown endpoint,
+ * fragmented or marked as having met congestion (RFC 6040) outside of the VXLAN, or not IP. Reads epoch, nodes, node_by_ip,
+ * vnis, fdb, peers, direct, neigh4 and neigh6, writes ep_counters, ep_drops and its own arrivals.
  */
+#include "lib/arrival.h"
 #include "lib/check.h"
-#include "lib/flow.h"
+#include "lib/direct.h"
 #include "lib/fits.h"
+#include "lib/flow.h"
 #include "lib/tunnel.h"
 #include "lib/verdict.h"
 
@@ -19,14 +22,8 @@
 /* All that is read of a packet: the longest of the outer headers, and of the inner network header. */
 #define LS_HEADERS (ETH_HLEN + sizeof(struct ls_tunnel6) + sizeof(struct ipv6hdr))
 
-/* What tells an arrival from others, in words as they lie in the packet. */
-struct ls_arrival_key {
-	__u64 from[2]; /* of an IPv4 address: 0, and the address */
-	__u64 at[2];
-	__u64 macs; /* the inner destination, and the first third of the source */
-	__u32 macs_rest;
-	__be32 vni_be;
-};
+/* All that is read of one without VXLAN. */
+#define LS_DIRECT_HEADERS (ETH_HLEN + sizeof(struct ipv6hdr))
 
 /* The headers of a packet behind its outer Ethernet header. */
 struct ls_headers {
@@ -37,14 +34,6 @@ struct ls_headers {
 	const void *inner;
 	__u8 class;
 };
-
-/* What the maps said of the last ones, as flow.h does it for what endpoints send. */
-struct ls_arrival {
-	__u64 epoch;
-	struct ls_arrival_key key;
-	struct ls_fdb to; /* ifindex 0: the kernel's */
-};
-LS_PRIVATE_MAP("percpu_array", __u32, struct ls_arrival, arrivals, 1 << LS_FLOW_BITS, 0);
 
 /* Whether the inner packet is one that the fast path can pop. Of GSO packets only TCP is: that they were tunnelled stays in
  * their type, at which TCP does not look, but UDP does (net/ipv4/udp_offload.c). One whose inner length is not its own is
@@ -114,13 +103,6 @@ LS_INLINE int ls_parse(const struct __sk_buff *skb, struct ls_headers *at, struc
 	return 1;
 }
 
-LS_INLINE int ls_is_arrival(const struct ls_arrival *known, const struct ls_arrival_key *key, __u64 now)
-{
-	return !((known->epoch ^ now) | (known->key.from[0] ^ key->from[0]) | (known->key.from[1] ^ key->from[1]) |
-		 (known->key.at[0] ^ key->at[0]) | (known->key.at[1] ^ key->at[1]) | (known->key.macs ^ key->macs) |
-		 (known->key.macs_rest ^ key->macs_rest) | (known->key.vni_be ^ key->vni_be));
-}
-
 /* An address of the key as ls_node has it. */
 LS_INLINE void ls_address(__u8 *address, const __u64 *words, __u32 overhead)
 {
@@ -142,9 +124,7 @@ LS_INLINE int ls_learn(struct ls_arrival *arrival, const struct ls_arrival_key *
 	struct ls_node_key address;
 	const struct ls_fdb *to;
 
-	arrival->epoch = now;
-	arrival->key = *key;
-	arrival->to.ifindex = 0; /* the kernel's */
+	ls_arrival_keep(arrival, key, now);
 	segment = vnis.lookup(&vni);
 	if (!segment)
 		return 0;
@@ -201,10 +181,9 @@ LS_INLINE void ls_pull_headers(struct __sk_buff *skb)
 	const __u8 *ip = (void *)(eth + 1);
 	__u32 len = skb->len < LS_HEADERS ? skb->len : LS_HEADERS;
 
-	if (likely((void *)eth + LS_HEADERS <= data_end) || (void *)ip + sizeof(struct iphdr) > data_end ||
-	    (void *)eth + len <= data_end)
+	if (likely((void *)eth + LS_HEADERS <= data_end) || (void *)eth + len <= data_end)
 		return;
-	if (ip[eth->h_proto == bpf_htons(ETH_P_IP) ? 9 : 6] == IPPROTO_UDP)
+	if ((void *)eth + LS_DIRECT_HEADERS > data_end || ip[eth->h_proto == bpf_htons(ETH_P_IP) ? 9 : 6] == IPPROTO_UDP)
 		bpf_skb_pull_data(skb, len);
 }
 
@@ -215,13 +194,129 @@ LS_INLINE struct ls_arrival *ls_arrival_place(const struct ls_arrival_key *key)
 	return arrivals.lookup(&index);
 }
 
+/* Fills the key for a packet without VXLAN; 0 if it is not IP. */
+LS_INLINE int ls_parse_direct(const struct __sk_buff *skb, struct ls_arrival_key *key)
+{
+	const void *data_end = (void *)(long)skb->data_end;
+	const struct ethhdr *eth = (void *)(long)skb->data;
+	const struct iphdr *ip = (void *)(eth + 1);
+	const struct ipv6hdr *ip6 = (void *)(eth + 1);
+
+	if ((void *)(ip + 1) > data_end)
+		return 0;
+	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
+		ls_map_ip4(key->from, ip->saddr);
+		ls_map_ip4(key->at, ip->daddr);
+	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6) && (void *)(ip6 + 1) <= data_end) {
+		key->from[0] = ls_load64(&ip6->saddr);
+		key->from[1] = ls_load64((void *)&ip6->saddr + 8);
+		key->at[0] = ls_load64(&ip6->daddr);
+		key->at[1] = ls_load64((void *)&ip6->daddr + 8);
+	} else {
+		return 0;
+	}
+	key->macs = ls_load64(eth);
+	key->macs_rest = ls_load32((void *)eth + 8);
+	key->vni_be = LS_NO_VXLAN;
+	return 1;
+}
+
+/* Whose a packet's source address is on a segment. */
+LS_INLINE const struct ls_neighbour *ls_owner(const struct ls_arrival_key *key, __u32 segment, int is_ip4)
+{
+	struct ls_neigh6_key ip6 = { .segment = segment };
+	struct ls_neigh4_key ip4 = { .segment = segment, .ip4 = key->from[1] >> 32 };
+
+	if (is_ip4)
+		return neigh4.lookup(&ip4);
+	__builtin_memcpy(ip6.ip6, key->from, sizeof(ip6.ip6));
+	return neigh6.lookup(&ip6);
+}
+
+/* As ls_learn, for a packet without VXLAN that is for `target`. The MAC of the frame tells which host it came from: an
+ * endpoint's address alone is forged by anyone on the layer 2 segment. */
+LS_INLINE int ls_learn_direct(struct ls_arrival *arrival, const struct ls_arrival_key *key, int is_ip4,
+			      const struct ls_direct *target, __u64 now)
+{
+	struct ls_fdb_key receiver = { .segment = target->segment }, source = { .segment = target->segment };
+	const struct ls_neighbour *owner;
+	const struct ls_node *node = 0;
+	const struct ls_peer *sender;
+	const struct ls_fdb *to;
+	__u32 number;
+
+	ls_arrival_keep(arrival, key, now);
+	__builtin_memcpy(receiver.mac, target->mac, ETH_ALEN);
+	to = fdb.lookup(&receiver);
+	owner = to ? ls_owner(key, target->segment, is_ip4) : 0;
+	if (!owner)
+		return 0;
+	arrival->to.slot = to->slot;
+	__builtin_memcpy(source.mac, owner->mac, ETH_ALEN);
+	sender = peers.lookup(&source);
+	if (sender) {
+		number = sender->node;
+		node = nodes.lookup(&number);
+	}
+	if (!node || !(ls_load32(node->mac) | ls_load16(node->mac + 4)) ||
+	    !ls_mac_copy_equal(node->mac, (void *)&key->macs + ETH_ALEN)) {
+		arrival->epoch = 0; /* never now: looked up again each time */
+		return -LS_DROP_SPOOFED_PEER;
+	}
+	__builtin_memcpy(arrival->macs, receiver.mac, ETH_ALEN);
+	__builtin_memcpy(arrival->macs + ETH_ALEN, source.mac, ETH_ALEN);
+	arrival->to.ifindex = to->ifindex;
+	return 0;
+}
+
+LS_INLINE int ls_count_arrival(const struct __sk_buff *skb, __u32 slot, __u64 packets, int action)
+{
+	struct ls_counters *counters = action == TC_ACT_UNSPEC ? 0 : ep_counters.lookup(&slot);
+
+	if (counters) {
+		counters->in_fast_packets += packets;
+		counters->in_fast_bytes += skb->len;
+	}
+	return action;
+}
+
+/* A packet without VXLAN. What is not from a peer for an endpoint is not remembered either: it is the host's own. */
+LS_INLINE int ls_take_direct(struct __sk_buff *skb, struct ls_arrival_key *key, __u64 now)
+{
+	const struct ls_direct *target;
+	struct ls_arrival *arrival;
+	__u32 index;
+	int dropped;
+
+	if (!ls_parse_direct(skb, key))
+		return TC_ACT_UNSPEC;
+	index = ls_flow_index(key->from[1] >> 32, (void *)&key->at[1] + 2); /* the last four bytes of both */
+	arrival = arrivals.lookup(&index);
+	if (!arrival)
+		return TC_ACT_UNSPEC;
+	if (!ls_is_arrival(arrival, key, now)) {
+		target = direct.lookup((struct ls_direct_key *)key->at);
+		if (!target)
+			return TC_ACT_UNSPEC;
+		dropped = ls_learn_direct(arrival, key, skb->protocol == bpf_htons(ETH_P_IP), target, now);
+		if (dropped) {
+			ls_count_drop(arrival->to.slot, -dropped);
+			return TC_ACT_SHOT;
+		}
+	}
+	if (!arrival->to.ifindex || !ls_fits(skb, arrival->to.ifindex, 0))
+		return TC_ACT_UNSPEC;
+	if (bpf_skb_store_bytes(skb, 0, arrival->macs, sizeof(arrival->macs), 0))
+		return TC_ACT_SHOT; /* out of memory */
+	return ls_count_arrival(skb, arrival->to.slot, ls_wire_packets(skb), bpf_redirect_peer(arrival->to.ifindex, 0));
+}
+
 int ls_uplink_in(struct __sk_buff *skb)
 {
 	struct ls_arrival_key key;
 	struct ls_arrival *arrival;
 	__u64 now = ls_flow_epoch();
 	__u64 packets = ls_wire_packets(skb);
-	struct ls_counters *counters;
 	struct ls_headers at;
 	__be16 proto_be;
 	int dropped, action;
@@ -230,7 +325,7 @@ int ls_uplink_in(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	ls_pull_headers(skb);
 	if (!ls_parse(skb, &at, &key))
-		return TC_ACT_UNSPEC;
+		return ls_take_direct(skb, &key, now);
 	proto_be = at.eth->h_proto;
 	arrival = ls_arrival_place(&key);
 	if (!arrival)
@@ -242,13 +337,10 @@ int ls_uplink_in(struct __sk_buff *skb)
 			return TC_ACT_SHOT;
 		}
 	}
-	if (!arrival->to.ifindex || !ls_fits(skb, arrival->to.ifindex, at.overhead))
+	if (!arrival->to.ifindex)
+		return ls_take_direct(skb, &key, now); /* perhaps a tunnel of the endpoints' own */
+	if (!ls_fits(skb, arrival->to.ifindex, at.overhead))
 		return TC_ACT_UNSPEC;
 	action = ls_pop(skb, &key, at.overhead, proto_be, arrival->to.ifindex);
-	counters = action == TC_ACT_UNSPEC ? 0 : ep_counters.lookup(&arrival->to.slot);
-	if (counters) {
-		counters->in_fast_packets += packets;
-		counters->in_fast_bytes += skb->len;
-	}
-	return action;
+	return ls_count_arrival(skb, arrival->to.slot, packets, action);
 }

@@ -34,6 +34,7 @@ class Lib:
     LS_MAX_PARENTS: int
     LS_MAX_PEERS: int
     LS_MAX_NODES: int
+    LS_MAX_DIRECT: int
     LS_PARENT_SEGMENT: int
     LS_EP_FAST: int
     LS_EP_BRIDGED: int
@@ -41,6 +42,7 @@ class Lib:
     LS_EP_SWITCHED: int
     LS_EP_ENGINE: int
     LS_EP_OVERLAY: int
+    LS_PEER_DIRECT: int
     LS_PARENT_HOST: int
     LS_NEIGH_ROUTER: int
     LS_NEIGH_SILENT: int

@@ -21,6 +21,7 @@ MAX_DROP_KEYS: Final[int] = lib.LS_MAX_DROP_KEYS
 MAX_PARENTS: Final[int] = lib.LS_MAX_PARENTS
 MAX_PEERS: Final[int] = lib.LS_MAX_PEERS
 MAX_NODES: Final[int] = lib.LS_MAX_NODES
+MAX_DIRECT: Final[int] = lib.LS_MAX_DIRECT
 PARENT_SEGMENT: Final[int] = lib.LS_PARENT_SEGMENT
 EP_FAST: Final[int] = lib.LS_EP_FAST
 EP_BRIDGED: Final[int] = lib.LS_EP_BRIDGED
@@ -28,12 +29,13 @@ EP_VEPA: Final[int] = lib.LS_EP_VEPA
 EP_SWITCHED: Final[int] = lib.LS_EP_SWITCHED
 EP_ENGINE: Final[int] = lib.LS_EP_ENGINE
 EP_OVERLAY: Final[int] = lib.LS_EP_OVERLAY
+PEER_DIRECT: Final[int] = lib.LS_PEER_DIRECT
 PARENT_HOST: Final[int] = lib.LS_PARENT_HOST
 NEIGH_ROUTER: Final[int] = lib.LS_NEIGH_ROUTER
 NEIGH_SILENT: Final[int] = lib.LS_NEIGH_SILENT
 
 _DROP_REASONS: Final = sorted(ffi.typeof("enum ls_drop_reason").relements.items(), key=lambda member: member[1])
-_EITHER_FAMILY: Final = ("local", "remote", "next_hop")
+_EITHER_FAMILY: Final = ("local", "remote", "next_hop", "address")
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _SCALARS: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
@@ -99,7 +101,7 @@ class _Record:
 def _to_c(name: str, value: Any) -> Any:
     if name in _EITHER_FAMILY:
         return (_MAPPED if isinstance(value, IPv4Address) else b"") + value.packed
-    width = {"ip4": 4, "ip6": 16, "ip6_ll": 16, "mac": 6}.get(name)
+    width = {"ip4": 4, "ip6": 16, "ip6_ll": 16, "mac": 6, "local_mac": 6}.get(name)
     if width is None:
         return value
     raw = b"\0" * width if value is None else getattr(value, "packed", value)
@@ -191,10 +193,13 @@ class StationKey(_Record, ctype="struct ls_station_key"):
 
 @dataclass(frozen=True)
 class PeerEntry(_Record, ctype="struct ls_peer"):
-    """Value of peers: the network of an endpoint of another host, and that host."""
+    """Value of peers: the network of an endpoint of another host, that host, and the endpoint's own addresses."""
 
     vni: int
     node: int
+    flags: int = 0
+    ip4: IPv4Address | None = None
+    ip6: IPv6Address | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,8 @@ class Node(_Record, ctype="struct ls_node"):
     local: IPv4Address | IPv6Address
     remote: IPv4Address | IPv6Address
     next_hop: IPv4Address | IPv6Address
+    mac: bytes = bytes(6)
+    local_mac: bytes = bytes(6)
 
 
 @dataclass(frozen=True)
@@ -213,6 +220,22 @@ class NodeKey(_Record, ctype="struct ls_node_key"):
     """Key of node_by_ip."""
 
     remote: IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True)
+class DirectKey(_Record, ctype="struct ls_direct_key"):
+    """Key of direct."""
+
+    address: IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True)
+class Direct(_Record, ctype="struct ls_direct"):
+    """Value of direct: the endpoint of this host that has an address, and since when it sends without VXLAN."""
+
+    from_ns: int
+    segment: int
+    mac: bytes
 
 
 @dataclass(frozen=True)
@@ -263,6 +286,8 @@ RECORDS: Final = (
     PeerEntry,
     Node,
     NodeKey,
+    DirectKey,
+    Direct,
     Limit,
     Counters,
     DropKey,

@@ -1,9 +1,10 @@
 """Endpoints of other nodes (peers) on the fast path: what the programs know of them, and the program on the uplinks.
 
 A packet for a peer leaves in VXLAN from the sender's host end, and one from a peer goes from the uplink straight into
-the sandbox (bpf/lib/remote.h, bpf/tc_uplink_in.c). Programs and maps outlive the process; `start` takes up what is
-there. A peer that is not known here is reached by the network's VXLAN device (datapath.vxlan), as are all where
-programs cannot be had: `problem` then says why, and every other method does nothing.
+the sandbox (bpf/lib/remote.h, bpf/tc_uplink_in.c). Where both nodes say so it goes without VXLAN (bpf/lib/direct.h).
+Programs and maps outlive the process; `start` takes up what is there. A peer that is not known here is reached by the
+network's VXLAN device (datapath.vxlan), as are all where programs cannot be had: `problem` then says why, and every
+other method does nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
@@ -25,6 +27,9 @@ from datapath.vxlan import Peer
 LOG = logging.getLogger(__name__)
 
 PROGRAM: Final = "ls_uplink_in"
+HEARD_OF_S: Final = 5.0
+"""How long a new endpoint sends in VXLAN, which is taken from unknown senders too: other nodes hear of it later."""
+NO_MAC: Final = bytes(6)
 
 Address = IPv4Address | IPv6Address
 
@@ -34,7 +39,8 @@ class Way:
     """How packets get to another node; all addresses are of one family.
 
     `local` is this node's address for the cluster, `remote` the other's, `next_hop` a router's or `remote` again.
-    `ifindex` is the device's, and `mtu` the longest IP packet that gets there.
+    `ifindex` is the device's, and `mtu` the longest IP packet that gets there. `mac` is that of the other's device, and
+    `local_mac` this one's if both are on one layer 2 segment; NO_MAC otherwise.
     """
 
     ifindex: int
@@ -42,9 +48,16 @@ class Way:
     local: Address
     remote: Address
     next_hop: Address
+    mac: bytes = NO_MAC
+    local_mac: bytes = NO_MAC
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether packets can be sent there without VXLAN."""
+        return NO_MAC not in (self.mac, self.local_mac)
 
     def record(self) -> abi.Node:
-        return abi.Node(self.ifindex, self.mtu, self.local, self.remote, self.next_hop)
+        return abi.Node(**vars(self))
 
 
 @dataclass
@@ -70,6 +83,8 @@ class FastPeers:
         self._segments: dict[int, _Segment] = {}
         self._nodes: dict[Address, tuple[int, Way]] = {}
         self._users: dict[Address, int] = {}
+        self._direct: dict[int, dict[Address, abi.Direct]] = {}
+        self._listening: dict[int, int] = {}
         self.problem: str | None = "not started"
         self.fallbacks: dict[str, str] = {}
         self.attachment: Attachment = "clsact"
@@ -118,11 +133,39 @@ class FastPeers:
         with self._lock:
             self._delete(segment, mac)
 
-    def close(self, segment: int) -> None:
-        """Makes the programs forget a segment's peers and VNI."""
+    def admit(self, segment: int, uplink: int, owners: Mapping[Address, bytes]) -> None:
+        """Has exactly these addresses of this node's endpoints take direct packets that come by a device.
+
+        `owners` are the endpoints' MACs. They send such packets too, from HEARD_OF_S later on; an address that was
+        there before does not wait again.
+        """
         if self.problem:
             return
         with self._lock:
+            if self._listening.get(segment) != uplink:
+                self._listening[segment] = uplink
+                self._run_on(uplink)
+                self._clear_uplinks()
+            self._admit(segment, owners)
+
+    def refuse(self, segment: int) -> None:
+        """Has no endpoint of the segment take or send direct packets."""
+        if self.problem:
+            return
+        with self._lock:
+            self._refuse(segment)
+
+    def admits(self, segment: int) -> bool:
+        """Whether the segment's endpoints take direct packets: `admit` was called, and the program runs there."""
+        index = self._listening.get(segment)
+        return not (self.problem or index is None or f"uplink {index}" in self.fallbacks)
+
+    def close(self, segment: int) -> None:
+        """Makes the programs forget a segment's peers and VNI, and its endpoints that take direct packets."""
+        if self.problem:
+            return
+        with self._lock:
+            self._refuse(segment)
             self._close(segment)
 
     def differences(self, segment: int, vni: int, peers: Iterable[Peer], ways: Mapping[Address, Way]) -> list[str]:
@@ -141,8 +184,8 @@ class FastPeers:
                 entry = held.get(mac)
                 if entry is None:
                     found.append(f"peer {mac.hex(':')} is missing")
-                elif entry.vni != vni or nodes.get(entry.node) != ways[peer.node].record():
-                    found.append(f"peer {mac.hex(':')} is sent elsewhere than to {peer.node}")
+                elif entry != _entry(peer, vni, entry.node) or nodes.get(entry.node) != ways[peer.node].record():
+                    found.append(f"peer {mac.hex(':')} is sent elsewhere than to {peer.node}, or otherwise")
                 for address in peer.addresses:
                     if maps.neighbour(segment, address) != mac:
                         found.append(f"peer {mac.hex(':')} is not answered for at {address}")
@@ -168,8 +211,17 @@ class FastPeers:
                 continue
             known = self._segments.setdefault(key.segment, _Segment(vnis[key.segment]))
             node = ways[entry.node].remote
-            known.peers[key.mac] = Peer(key.mac, tuple(addresses.get((key.segment, key.mac), ())), node)
+            known.peers[key.mac] = Peer(
+                mac=key.mac,
+                addresses=tuple(addresses.get((key.segment, key.mac), ())),
+                node=node,
+                is_direct=bool(entry.flags & abi.PEER_DIRECT),
+            )
             self._users[node] = self._users.get(node, 0) + 1
+        for address, taker in maps.direct().items():
+            self._direct.setdefault(taker.segment, {})[address] = taker
+        for segment in self._direct.keys() - set(segments):
+            self._refuse(segment)
         for segment in self._segments.keys() - set(segments):
             self._close(segment)
         for segment in vnis.keys() - self._segments.keys():
@@ -220,7 +272,7 @@ class FastPeers:
             known = self._segments[segment] = _Segment(vni)
             maps.vni_put(vni, segment)
         before = known.peers.get(peer.mac)
-        maps.peer_put(abi.FdbKey(segment, peer.mac), abi.PeerEntry(vni, number))
+        maps.peer_put(abi.FdbKey(segment, peer.mac), _entry(peer, vni, number))
         known.peers[peer.mac] = peer
         self._users[peer.node] = self._users.get(peer.node, 0) + 1
         for address in peer.addresses:
@@ -251,6 +303,26 @@ class FastPeers:
         self._open_maps().vni_delete(known.vni)
         self._open_maps().forget()
         del self._segments[segment]
+
+    def _admit(self, segment: int, owners: Mapping[Address, bytes]) -> None:
+        maps, known = self._open_maps(), self._direct.setdefault(segment, {})
+        from_ns = time.monotonic_ns() + int(HEARD_OF_S * 1e9)
+        gone = known.keys() - owners.keys()
+        new = {address: mac for address, mac in owners.items() if address not in known or known[address].mac != mac}
+        for address in gone:
+            maps.direct_delete(address)
+            del known[address]
+        for address, mac in new.items():
+            known[address] = abi.Direct(from_ns, segment, mac)
+            maps.direct_put(address, known[address])
+        if gone or new:
+            maps.forget()
+
+    def _refuse(self, segment: int) -> None:
+        self._admit(segment, {})
+        del self._direct[segment]
+        if self._listening.pop(segment, None) is not None:
+            self._clear_uplinks()
 
     def _put_way(self, way: Way) -> int:
         """The node's index. A way that changes is overwritten under programs that may be reading it; its remote address
@@ -289,7 +361,8 @@ class FastPeers:
             LOG.warning("uplink %s has no eBPF program, the kernel takes in what comes there: %s", _name(index), error)
 
     def _clear_uplinks(self) -> None:
-        for index in self._hooks.attached() - {way.ifindex for _, way in self._nodes.values()}:
+        used = {way.ifindex for _, way in self._nodes.values()} | set(self._listening.values())
+        for index in self._hooks.attached() - used:
             self._hooks.detach(index, _name(index))
 
     def _open_maps(self) -> PeerMaps:
@@ -300,7 +373,18 @@ class FastPeers:
 
 def _is_same(before: Peer | None, peer: Peer) -> bool:
     """Whether both say the same; the maps keep no order of addresses."""
-    return before is not None and before.node == peer.node and set(before.addresses) == set(peer.addresses)
+    return (
+        before is not None
+        and (before.node, before.is_direct) == (peer.node, peer.is_direct)
+        and set(before.addresses) == set(peer.addresses)
+    )
+
+
+def _entry(peer: Peer, vni: int, number: int) -> abi.PeerEntry:
+    """Without the link-local address, which says nothing of the network that a packet is of."""
+    ip4 = next((address for address in peer.addresses if isinstance(address, IPv4Address)), None)
+    ip6 = next((each for each in peer.addresses if isinstance(each, IPv6Address) and not each.is_link_local), None)
+    return abi.PeerEntry(vni, number, abi.PEER_DIRECT if peer.is_direct else 0, ip4, ip6)
 
 
 def _name(index: int) -> str:

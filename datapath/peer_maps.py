@@ -28,6 +28,7 @@ class PeerMaps:
         self._maps = maps
         self._peers, self._nodes = maps.table("peers"), maps.table("nodes")
         self._node_by_ip, self._vnis = maps.table("node_by_ip"), maps.table("vnis")
+        self._direct = maps.table("direct")
 
     def forget(self) -> None:
         self._maps.forget()
@@ -73,6 +74,16 @@ class PeerMaps:
     def vnis(self) -> dict[int, int]:
         """Segments by VNI."""
         return {_U32.unpack(key)[0]: _U32.unpack(value)[0] for key, value in self._vnis.items()}
+
+    def direct_put(self, address: Address, entry: abi.Direct) -> None:
+        write(self._direct, abi.DirectKey(address).pack(), entry.pack())
+
+    def direct_delete(self, address: Address) -> None:
+        self._direct.delete(abi.DirectKey(address).pack())
+
+    def direct(self) -> dict[Address, abi.Direct]:
+        """This node's endpoints that take direct packets, by their addresses."""
+        return {abi.DirectKey.unpack(key).address: abi.Direct.unpack(value) for key, value in self._direct.items()}
 
     def neighbour_put(self, segment: int, address: Address, mac: bytes) -> None:
         self._maps.neighbour_put(segment, address, abi.Neighbour(mac=mac, flags=0))

@@ -28,12 +28,16 @@ MAC_PREFIX: Final = b"\x02\x4e"
 class Peer:
     """An endpoint of another node.
 
-    `addresses` are all that it answers for, its IPv6 link-local one included; `node` is where its packets are sent.
+    `addresses` are all that it answers for, its IPv6 link-local one included; `node` is where its packets are sent, and
+    `node_mac` the MAC of the device with that address, empty when it is not known. `is_direct` says that the node takes
+    its packets without VXLAN too.
     """
 
     mac: bytes
     addresses: tuple[IPv4Address | IPv6Address, ...]
     node: IPv4Address | IPv6Address
+    node_mac: bytes = b""
+    is_direct: bool = False
 
 
 @dataclass(frozen=True, slots=True)

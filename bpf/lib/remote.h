@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * The way of a checked packet to an endpoint of another host: the outer headers in front of it, and out.
+ * The way of a checked packet to an endpoint of another host: the outer headers in front of it, and out; or without them
+ * where that host takes it so.
  */
 #ifndef LINKSPAN_REMOTE_H
 #define LINKSPAN_REMOTE_H
 
 #include "check.h"
+#include "direct.h"
 #include "flow.h"
 #include "tunnel.h"
 
@@ -140,6 +142,8 @@ LS_INLINE int ls_send_remote(struct __sk_buff *skb, struct ls_flow *flow)
 	inner.proto_be = eth->h_proto;
 	if (inner.proto_be != bpf_htons(ETH_P_IP) && inner.proto_be != bpf_htons(ETH_P_IPV6))
 		return 0;
+	if (ls_is_direct(skb, flow) && ls_fits_way(skb, eth, node, 0))
+		return ls_send_direct(skb, node);
 	is_ip4 = ls_is_mapped(node->remote);
 	if (!ls_fits_way(skb, eth, node, is_ip4 ? sizeof(struct ls_tunnel4) : sizeof(struct ls_tunnel6)))
 		return 0;

@@ -58,6 +58,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "peers": Shape(MapType.HASH, abi.FdbKey.SIZE, abi.PeerEntry.SIZE, abi.MAX_PEERS, _NO_PREALLOC),
     "node_by_ip": Shape(MapType.HASH, abi.NodeKey.SIZE, _U32, abi.MAX_NODES, _NO_PREALLOC),
     "vnis": Shape(MapType.HASH, _U32, _U32, abi.MAX_NODES, _NO_PREALLOC),
+    "direct": Shape(MapType.HASH, abi.DirectKey.SIZE, abi.Direct.SIZE, abi.MAX_DIRECT, _NO_PREALLOC),
     "neigh4": Shape(MapType.HASH, abi.Neigh4Key.SIZE, abi.Neighbour.SIZE, abi.MAX_NEIGHBOURS, _NO_PREALLOC),
     "neigh6": Shape(MapType.HASH, abi.Neigh6Key.SIZE, abi.Neighbour.SIZE, abi.MAX_NEIGHBOURS, _NO_PREALLOC),
     "limits": Shape(MapType.ARRAY, _U32, abi.Limit.SIZE, abi.MAX_ENDPOINTS, 0),

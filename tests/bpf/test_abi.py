@@ -43,6 +43,7 @@ STRUCTS = {
     "peers": (abi.FdbKey, abi.PeerEntry),
     "nodes": (None, abi.Node),
     "node_by_ip": (abi.NodeKey, None),
+    "direct": (abi.DirectKey, abi.Direct),
     "neigh4": (abi.Neigh4Key, abi.Neighbour),
     "neigh6": (abi.Neigh6Key, abi.Neighbour),
     "limits": (None, abi.Limit),
@@ -64,6 +65,8 @@ C_NAMES = {
     abi.Limit: "ls_limit",
     abi.Counters: "ls_counters",
     abi.DropKey: "ls_drop_key",
+    abi.DirectKey: "ls_direct_key",
+    abi.Direct: "ls_direct",
 }
 
 

@@ -23,8 +23,9 @@ pytestmark = pytest.mark.root
 MAPS = {
     "abi_version", "epoch", "ep_by_if", "fdb", "parents", "stations", "neigh4", "neigh6", "limits", "ep_counters",
     "ep_drops", "peers", "nodes", "node_by_ip", "vnis",
+    "direct",
 }  # fmt: skip
-REMOTE = {"peers", "nodes", "node_by_ip", "vnis"}
+REMOTE = {"peers", "nodes", "node_by_ip", "vnis", "direct"}
 USED = {
     "ls_ep_out": MAPS - {"abi_version", "parents", "stations", "limits", "node_by_ip", "vnis"},
     "ls_ep_in": {"ep_by_if", "ep_counters"},
@@ -35,7 +36,7 @@ USED = {
     "ls_switch_in": {"epoch", "fdb", "stations", "ep_counters"},
     "ls_switch_to": {"ep_by_if", "ep_counters"},
     "ls_switch_xdp": {"fdb", "ep_counters"},
-    "ls_uplink_in": {"epoch", "fdb", "ep_counters", "ep_drops"} | REMOTE,
+    "ls_uplink_in": {"epoch", "fdb", "neigh4", "neigh6", "ep_counters", "ep_drops"} | REMOTE,
 }
 PRIVATE = {
     "ls_ep_out": ["flows"],
@@ -135,6 +136,7 @@ def test_bpftool_sees_the_programs_and_maps_that_were_meant(place):
         "peers": ("hash", abi.MAX_PEERS),
         "node_by_ip": ("hash", abi.MAX_NODES),
         "vnis": ("hash", abi.MAX_NODES),
+        "direct": ("hash", abi.MAX_DIRECT),
         "neigh4": ("hash", abi.MAX_NEIGHBOURS),
         "neigh6": ("hash", abi.MAX_NEIGHBOURS),
         "limits": ("array", abi.MAX_ENDPOINTS),
@@ -202,10 +204,11 @@ def test_the_shapes_are_those_of_maps_h():
         "fdb": [1, 12, 8, 16384, 0],
         "parents": [1, 4, 12, 1024, 0],
         "stations": [1, 12, 52, 16384, 0],
-        "nodes": [2, 4, 56, 4096, 0],
-        "peers": [1, 12, 8, 65536, 1],
+        "nodes": [2, 4, 68, 4096, 0],
+        "peers": [1, 12, 28, 65536, 1],
         "node_by_ip": [1, 16, 4, 4096, 1],
         "vnis": [1, 4, 4, 4096, 1],
+        "direct": [1, 16, 24, 32768, 1],
         "neigh4": [1, 8, 8, 65536, 1],
         "neigh6": [1, 20, 8, 65536, 1],
         "limits": [2, 4, 16, 16384, 0],
@@ -218,7 +221,7 @@ def test_the_shapes_are_those_of_maps_h():
 def test_a_pinned_map_that_the_loader_does_not_know_is_an_error(place):
     _, source_dir = mounted(place)
     edit(source_dir / "maps.h", "LS_PRIVATE_MAP(", "LS_MAP(")
-    with pytest.raises(loader.LoaderError, match=r"flows is \[6, 4, 88, 1024, 0\] in the sources, None elsewhere"):
+    with pytest.raises(loader.LoaderError, match=r"flows is \[6, 4, 112, 1024, 0\] in the sources, None elsewhere"):
         load(place)
 
 

@@ -79,8 +79,8 @@ def sent_to(inner, **fields):
 
 OTHERS = {
     "an unknown VNI": lambda o: o.wrap(UDP4, vni=VNI + 1),
-    "an unknown node": lambda o: o.wrap(UDP4, Node(0, NODE4.local, "192.0.2.77")),
-    "an address that is not this node's": lambda o: o.wrap(UDP4, Node(0, "192.0.2.3", NODE4.remote)),
+    "an unknown node": lambda o: o.wrap(UDP4, Node(0, NODE4.local, "192.0.2.77", NODE4.mac)),
+    "an address that is not this node's": lambda o: o.wrap(UDP4, Node(0, "192.0.2.3", NODE4.remote, NODE4.mac)),
     "an endpoint that nobody knows": lambda o: o.wrap(sent_to(UDP4, dst=GONE_MAC)),
     "a sender that nobody knows": lambda o: o.wrap(sent_to(UDP4, src=GONE_MAC)),
     "everybody": lambda o: o.wrap(sent_to(UDP4, dst=BROADCAST)),

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -66,9 +66,12 @@ class Endpoint(Stack):
             is_overlay=True,
         )
 
-    def peer(self, node: str) -> Peer:
+    def peer(self, node: str, *, is_direct: bool = False) -> Peer:
         addresses = tuple(ip_address(text) for text in (self.ip4, self.ip6, self.ip6_ll))
-        return Peer(self.mac_bytes, addresses, ip_address(node))
+        return Peer(self.mac_bytes, addresses, ip_address(node), is_direct=is_direct)
+
+    def owned(self) -> dict[IPv4Address | IPv6Address, bytes]:
+        return {ip_address(text): self.mac_bytes for text in (self.ip4, self.ip6)}
 
 
 class Machine:
@@ -145,6 +148,7 @@ class Overlay:
 
     def __init__(self, directory: Path, version: int = 4, underlay_mtu: int = 1500) -> None:
         self.version = version
+        self.direct: set[Machine] = set()
         self._stack = ExitStack()
         mounted = self._stack.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="overlay"))
         # A thread starts in the namespaces of the thread that makes it.
@@ -182,8 +186,9 @@ class Overlay:
     def way(self, machine: Machine) -> Way:
         """From a machine to the other one."""
         there = ip_address(self.address(self.other(machine)))
-        index = machine.stack.link()["ifindex"]
-        return Way(index, machine.stack.link()["mtu"], ip_address(self.address(machine)), there, there)
+        link = machine.stack.link()
+        macs = (bytes.fromhex(each.stack.mac.replace(":", "")) for each in (self.other(machine), machine))
+        return Way(link["ifindex"], link["mtu"], ip_address(self.address(machine)), there, there, *macs)
 
     def accelerate(self, *machines: Machine, **options: Any) -> None:
         """Programs on these machines (both if none is named), which know of all endpoints."""
@@ -197,8 +202,20 @@ class Overlay:
     def synchronize(self, machine: Machine) -> list[str]:
         other = self.other(machine)
         way = self.way(machine)
-        peers = [each.peer(self.address(other)) for each in other.endpoints]
+        peers = [each.peer(self.address(other), is_direct=other in self.direct) for each in other.endpoints]
         return machine.call(machine.peers.synchronize, SEGMENT, VNI, peers, {way.remote: way})
+
+    def make_direct(self, machine: Machine, *, takes: bool = True) -> None:
+        """The machine's endpoints take packets without VXLAN, or do not, and both machines' programs know it."""
+        if takes:
+            uplink = machine.stack.link()["ifindex"]
+            owners = {address: mac for each in machine.endpoints for address, mac in each.owned().items()}
+            machine.call(machine.peers.admit, SEGMENT, uplink, owners)
+            self.direct.add(machine)
+        else:
+            machine.call(machine.peers.refuse, SEGMENT)
+            self.direct.discard(machine)
+        self.synchronize(self.other(machine))
 
     def _machines(self, directory: Path) -> tuple[Machine, Machine]:
         if _libc.unshare(_CLONE_NEWNS) < 0:
