@@ -207,11 +207,11 @@ class GlobalNetworks:
         """The step that makes an endpoint known to all nodes, and withdraws it."""
         return Step(
             f"tell the cluster of {endpoint.id[:12]}",
-            lambda: self._need(network.name).publish(network.id, endpoint.id, self.told(endpoint, sandbox)),
+            lambda: self._need(network.name).publish(network.id, endpoint.id, self.told(network, endpoint, sandbox)),
             lambda: self._withdraw(network, endpoint.id, _addresses(endpoint)),
         )
 
-    def told(self, endpoint: Endpoint, sandbox: Sandbox) -> RemoteEndpoint:
+    def told(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> RemoteEndpoint:
         """What other nodes get to know of an endpoint of this node, which is in a cluster."""
         return RemoteEndpoint(
             node=self._need("").node,
@@ -219,6 +219,7 @@ class GlobalNetworks:
             ipv4=endpoint.ipv4.ip if endpoint.ipv4 else None,
             ipv6=endpoint.ipv6.ip if endpoint.ipv6 else None,
             names=(sandbox.name, *endpoint.aliases),
+            direct=self._deps.driver_of(network).takes_direct(network),
         )
 
     def own(self) -> dict[NetworkId, dict[str, RemoteEndpoint]]:
@@ -228,7 +229,7 @@ class GlobalNetworks:
             for network in self.networks():
                 for endpoint in self._records.on_network(network.id):
                     sandbox = self._records.sandbox(endpoint.sandbox_id)
-                    found.setdefault(network.id, {})[endpoint.id] = self.told(endpoint, sandbox)
+                    found.setdefault(network.id, {})[endpoint.id] = self.told(network, endpoint, sandbox)
         return found
 
     def give_back(self, network: Network, endpoint_id: EndpointId) -> None:
@@ -253,6 +254,23 @@ class GlobalNetworks:
             for endpoint_id, endpoint in endpoints.items():
                 if network is not None and self._records.endpoint(endpoint_id) is None:
                     self._withdraw(network, EndpointId(endpoint_id), endpoint.addresses)
+
+    def tell_again(self) -> None:
+        """Has the cluster know this node's endpoints as they are now, where that has changed since it was told.
+
+        Raises ControlError.
+        """
+        session = self._session
+        if session is None or not session.is_read:
+            return
+        changed: dict[NetworkId, dict[str, RemoteEndpoint]] = {}
+        for network_id, endpoints in self.own().items():
+            known = session.endpoints(network_id)
+            for id_, endpoint in endpoints.items():
+                if known.get(EndpointId(id_), endpoint) != endpoint:
+                    changed.setdefault(network_id, {})[id_] = endpoint
+                    session.publish(network_id, EndpointId(id_), endpoint)
+        self.withdraw_gone(changed)
 
     # -- following -----------------------------------------------------------------------------------------------
 
@@ -328,13 +346,14 @@ class GlobalNetworks:
         session = self._session
         if session is None or not session.is_read:
             return None
-        nodes = {**self.lost.nodes(), **session.nodes()}
+        alive = session.nodes()
+        nodes = {**self.lost.nodes(), **alive}
         # A VXLAN device has addresses of one family; nodes of the other are refused when they join.
         version = self._deps.peering.address.version if self._deps.peering.address is not None else 4
         network = session.network(network_id)
         is_secret = network is not None and is_encrypted(network)
         return [
-            _peer(each, tunnel_address(nodes[each.node].id) if is_secret else nodes[each.node].address)
+            _peer(each, nodes[each.node], is_secret=is_secret, is_alive=each.node in alive)
             for each in self._elsewhere(session, network_id).values()
             if each.node in nodes and nodes[each.node].address.version == version
         ]
@@ -394,9 +413,20 @@ def _addresses(endpoint: Endpoint) -> list[Address]:
     return [interface.ip for interface in (endpoint.ipv4, endpoint.ipv6) if interface is not None]
 
 
-def _peer(endpoint: RemoteEndpoint, node: Address) -> Peer:
-    """An endpoint with IPv6 has a link-local address besides."""
+def _peer(endpoint: RemoteEndpoint, node: Node, *, is_secret: bool, is_alive: bool) -> Peer:
+    """An endpoint with IPv6 has a link-local address besides. A lost node may not know whose packets it gets, and takes
+    VXLAN from anybody."""
     addresses = endpoint.addresses
     if endpoint.ipv6 is not None:
         addresses = (*addresses, addressing.link_local(endpoint.mac))
-    return Peer(mac=bytes.fromhex(endpoint.mac.replace(":", "")), addresses=addresses, node=node)
+    return Peer(
+        mac=_mac(endpoint.mac),
+        addresses=addresses,
+        node=tunnel_address(node.id) if is_secret else node.address,
+        node_mac=_mac(node.mac),
+        is_direct=endpoint.direct and is_alive,
+    )
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))

@@ -193,6 +193,20 @@ class Membership:
         if self._session is not None and self._session.is_read and not self._has_followed.is_set():
             self._create_ingress()
             self._has_followed.set()
+        if changed is None:
+            self._tell_again()
+
+    def _tell_again(self) -> None:
+        """What the other nodes know of this one's device and endpoints may no longer be so."""
+        session = self._session
+        if session is None or not self._is_registered:
+            return
+        try:
+            ifname = self._require_advertised(session.spec)
+            session.publish_device(mtu=devices.mtu(ifname), mac=devices.mac(ifname).hex(":"))
+            self._global.tell_again()
+        except (ControlError, OSError) as error:
+            LOG.warning("the cluster does not know how this node is now: %s", error)
 
     def _register_again(self) -> None:
         session, settings = self._session, self._settings

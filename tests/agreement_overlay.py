@@ -32,6 +32,7 @@ class RemoteEndpoint:
     node: str
     mac: str
     addresses: frozenset[str]
+    is_direct: bool
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def stored(etcd: EtcdMember, prefix: str = PREFIX) -> Stored:
         network_id, _, endpoint_id = key.partition("/")
         body = json.loads(value)
         addresses = frozenset(str(ip_interface(body[field]).ip) for field in ("ipv4", "ipv6") if body.get(field))
-        endpoints.append(RemoteEndpoint(endpoint_id, network_id, body["node"], body["mac"], addresses))
+        is_direct = body.get("direct", False)
+        endpoints.append(RemoteEndpoint(endpoint_id, network_id, body["node"], body["mac"], addresses, is_direct))
     return Stored(
         nodes={name: json.loads(value)["address"] for name, value in records.get("nodes", {}).items()},
         vnis={id_: json.loads(value)["vni"] for id_, value in records.get("networks", {}).items()},
@@ -203,27 +205,41 @@ def _compare_device(node: Node, vni: int, bridge: str, link: Any) -> Iterator[st
 
 
 def _compare_maps(node: Node, store: Stored, networks: dict[str, Any], built: Collection[str]) -> Iterator[str]:
-    """What the programs know of peers, as (VNI, MAC, the peer's node): nothing wrong, and all that they need.
+    """What the programs know of peers, as (VNI, MAC, the peer's node, whether it gets direct packets): nothing wrong,
+    and all that they need; and which of the node's own addresses take such packets.
 
-    They need none of networks without programs, and may do without those of networks that are routed directly.
+    They need none of networks without programs. A peer that takes direct packets may be out of reach for them.
     """
     if node.ask("GET", "/linkspan/status").json["fallbacks"].get("ebpf"):
         return
     peers = _dump(node, "peers")
     hosts = {_u32(key): _address(value[24:40]) for key, value in (_dump(node, "nodes") if peers else ())}
-    have = {(_u32(value[:4]), key[4:10].hex(":"), hosts.get(_u32(value[4:8]))) for key, value in peers}
+    have = {
+        (_u32(value[:4]), key[4:10].hex(":"), hosts.get(_u16(value[8:10])), bool(_u16(value[10:12]) & 1))
+        for key, value in peers
+    }
     may, must = set(), set()
     for each in store.endpoints:
         if each.network_id in built and each.node != node.name and each.node in store.nodes:
             peer = (store.vnis[each.network_id], each.mac, store.nodes[each.node])
             options = networks.get(each.network_id, {}).get("Options", {})
-            may.add(peer)
+            may |= {(*peer, False), (*peer, each.is_direct)}
             if options.get("linkspan.direct", "off") == "off" and options.get("linkspan.accel") != "off":
-                must.add(peer)
+                must.add((*peer, False))
     if must - have:
         yield f"map peers: missing {sorted(must - have)}"
     if have - may:
         yield f"map peers: left over {sorted(have - may)}"
+    yield from _differ(
+        "map direct",
+        (
+            (address, each.mac)
+            for each in store.endpoints
+            if each.node == node.name and each.is_direct
+            for address in each.addresses
+        ),
+        ((_address(key), value[12:18].hex(":")) for key, value in _dump(node, "direct")),
+    )
 
 
 def _dump(node: Node, name: str) -> list[tuple[bytes, bytes]]:
@@ -239,6 +255,10 @@ def _bytes(digits: list[str]) -> bytes:
 
 
 def _u32(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def _u16(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 

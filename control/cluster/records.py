@@ -66,13 +66,15 @@ class GlobalNetwork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class RemoteEndpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """An endpoint as other nodes need it. `names` are the sandbox's name and its aliases."""
+    """An endpoint as other nodes need it. `names` are the sandbox's name and its aliases; `direct` says that its node
+    takes packets for it without VXLAN too."""
 
     node: str
     mac: str
     ipv4: IPv4Address | None = None
     ipv6: IPv6Address | None = None
     names: tuple[str, ...] = ()
+    direct: bool = False
 
     @property
     def addresses(self) -> tuple[Address, ...]:

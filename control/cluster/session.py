@@ -83,6 +83,12 @@ class ClusterSession:
         """Has the other nodes know these public keys of this one."""
         self._store.update_node(public_keys=keys)
 
+    def publish_device(self, *, mtu: int, mac: str) -> None:
+        """Has the other nodes know how the device is now that has this node's address."""
+        known = self.nodes().get(self.node)
+        if known is not None and (known.mtu, known.mac) != (mtu, mac):
+            self._store.update_node(mtu=mtu, mac=mac)
+
     def restore(self, own: Mapping[NetworkId, Mapping[str, RemoteEndpoint]]) -> list[Displaced]:
         """Has the cluster know these endpoints of the node and no others; returns those that it has no room for."""
         return self._store.restore(

@@ -184,6 +184,10 @@ class Driver:
         """Brings what this host knows of a global network's endpoints on other nodes in line with the cluster; harmless
         for a network that has no endpoint here. `anew` also mends what others did to it. Raises OSError."""
 
+    def takes_direct(self, network: Network) -> bool:
+        """Whether endpoints of a global network take packets of other nodes as they are, without encapsulation."""
+        return False
+
     def differences(self, network: Network) -> list[str]:
         """In words, what this host has of a global network's peers other than the cluster wants; raises OSError."""
         return []

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -41,7 +41,7 @@ from control.model import Address, Endpoint, EndpointSpec, Network, NetworkId, N
 from control.plan import Step, execute, undo
 from datapath import accel, devices, links, underlay, vxlan
 from datapath.announce import Announcer
-from datapath.fast_peers import FastPeers, Way
+from datapath.fast_peers import NO_MAC, FastPeers, Way
 from datapath.link_monitor import LinkChange
 from datapath.vxlan import Peer, Vtep
 from datapath.vxlan_peers import PeerTable
@@ -92,9 +92,18 @@ _OPTIONS: Final[Mapping[str, Check]] = {
 class _Built:
     """A network that is on this node, for the endpoints in `users`; `peers` are what its tables were last told."""
 
-    users: set[str] = field(default_factory=set)
+    users: dict[str, Endpoint] = field(default_factory=dict)
     table: PeerTable | None = None
     peers: dict[bytes, Peer] | None = None
+
+    def owners(self) -> dict[Address, bytes]:
+        """The MACs of this node's endpoints by their addresses, without the link-local ones."""
+        return {
+            interface.ip: bytes.fromhex(endpoint.mac.replace(":", ""))
+            for endpoint in self.users.values()
+            for interface in (endpoint.ipv4, endpoint.ipv6)
+            if interface is not None
+        }
 
 
 class OverlayDriver(BridgeDriver):
@@ -137,6 +146,8 @@ class OverlayDriver(BridgeDriver):
             raise InvalidArgument(
                 f"the driver overlay takes no IPAM driver {spec.ipam_driver}: the cluster gives out the addresses"
             )
+        if is_encrypted(spec) and spec.options.get(DIRECT) == "on":
+            raise InvalidArgument(f"options {ENCRYPTED} and {DIRECT}=on exclude each other: leave one out")
         self._need_address(spec.name)
 
     def wanted_vni(self, spec: NetworkSpec) -> int:
@@ -243,17 +254,18 @@ class OverlayDriver(BridgeDriver):
         network, id_ = join.network, join.endpoint.id
         build = Step(
             f"have network {network.name} on this node",
-            partial(self._use, network, id_),
+            partial(self._use, network, join.endpoint),
             partial(self._release, network, id_),
         )
         return [build, *super().endpoint_steps(join)]
 
-    def _use(self, network: Network, endpoint_id: str) -> None:
+    def _use(self, network: Network, endpoint: Endpoint) -> None:
         with self._locks.held(network.id):
             built = self._built.setdefault(network.id, _Built())
             if not built.users:
                 execute(self._steps_here(network))
-            built.users.add(endpoint_id)
+            built.users[endpoint.id] = endpoint
+            self._admit(network, built)
 
     def _release(self, network: Network, endpoint_id: str) -> None:
         """Before `start` nobody knows who else uses the network: what nobody does is removed there."""
@@ -263,8 +275,10 @@ class OverlayDriver(BridgeDriver):
             built = self._built.get(network.id)
             if built is None:
                 return
-            built.users.discard(endpoint_id)
-            if not built.users:
+            built.users.pop(endpoint_id, None)
+            if built.users:
+                self._admit(network, built)
+            else:
                 undo(self._steps_here(network))
                 del self._built[network.id]
 
@@ -288,6 +302,7 @@ class OverlayDriver(BridgeDriver):
         self._follow(network, built)
 
     def _follow(self, network: Network, built: _Built) -> None:
+        self._admit(network, built)
         found = self._peering.peers(network.id)
         if found is None:
             return
@@ -304,20 +319,22 @@ class OverlayDriver(BridgeDriver):
             )
         built.peers = peers
         if self._is_fast(network):
-            self._fast.synchronize(network.segment, network.vni, peers.values(), self._ways_to(peers.values()))
+            self._fast.synchronize(network.segment, network.vni, *self._with_ways(peers.values()))
 
     def _is_fast(self, network: Network) -> bool:
         """Whether the programs carry packets to other nodes; those of encrypted networks are the tunnels' alone."""
         return self._is_accelerated(network) and not is_encrypted(network)
 
-    def _ways_to(self, peers: Collection[Peer]) -> dict[Address, Way]:
-        """How packets get to the peers' nodes, without those that none leads to."""
-        found = {}
-        for node in {peer.node for peer in peers}:
+    def _with_ways(self, peers: Collection[Peer]) -> tuple[list[Peer], dict[Address, Way]]:
+        """The peers as this node can reach them, and how packets get to their nodes, without those that none leads
+        to."""
+        ways = {}
+        for node, mac in {peer.node: peer.node_mac for peer in peers}.items():
             way = self._way(node)
             if way is not None:
-                found[node] = way
-        return found
+                ways[node] = replace(way, mac=mac or NO_MAC)
+        is_direct = {node for node, way in ways.items() if way.is_direct}
+        return [replace(peer, is_direct=peer.is_direct and peer.node in is_direct) for peer in peers], ways
 
     def _way(self, node: Address) -> Way | None:
         now = time.monotonic()
@@ -331,10 +348,58 @@ class OverlayDriver(BridgeDriver):
             if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL):
                 raise
             return None
-        way = Way(route.ifindex, route.mtu, route.source, node, route.gateway or node)
+        way = Way(
+            ifindex=route.ifindex,
+            mtu=route.mtu,
+            local=route.source,
+            remote=node,
+            next_hop=route.gateway or node,
+            local_mac=route.mac if route.is_on_link and route.ifindex == self._uplink() else NO_MAC,
+        )
         with self._ways_lock:
             self._ways[node] = now, way
         return way
+
+    # -- direct packets ------------------------------------------------------------------------------------------
+
+    def takes_direct(self, network: Network) -> bool:
+        return self._fast.admits(network.segment)
+
+    def _admit(self, network: Network, built: _Built) -> None:
+        """Has the programs take, and send, direct packets for this node's endpoints, where the network has such."""
+        if not self._is_fast(network):
+            return
+        uplink = self._uplink() if network.options.get(DIRECT, "off") != "off" else None
+        if uplink is None:
+            self._fast.refuse(network.segment)
+        else:
+            self._fast.admit(network.segment, uplink, built.owners())
+
+    def _uplink(self) -> int | None:
+        """The ifindex of the device with the address that other nodes know; None if it has no MAC."""
+        ifname = devices.holder(self._peering.address) if self._peering.address is not None else None
+        return devices.need_ifindex(ifname) if ifname is not None and devices.mac(ifname) else None
+
+    def _direct_facts(self, network: Network) -> str:
+        """In words, which nodes get direct packets, and what is in the way of the others."""
+        if is_encrypted(network) or not self._is_accelerated(network):
+            return f"no: the network is {'encrypted' if is_encrypted(network) else f'without programs ({ACCEL})'}"
+        if not self._fast.admits(network.segment):
+            why = self._fast.problem or f"no program runs on an Ethernet device with {self._peering.address}"
+            return f"no: {why}"
+        peers, ways = self._with_ways(self._peering.peers(network.id) or ())
+        facts = {}
+        for peer in peers:
+            way = ways.get(peer.node)
+            if peer.is_direct:
+                facts[peer.node] = f"{peer.node}: yes"
+            elif way is None or not way.local_mac.strip(b"\0"):
+                facts[peer.node] = f"{peer.node}: no, it is not on the layer 2 segment of {self._peering.address}"
+            else:
+                facts[peer.node] = f"{peer.node}: no, it does not take them"
+        return ", ".join(facts[node] for node in sorted(facts, key=str)) or "no other node has endpoints"
+
+    # -- looking whether all is right ----------------------------------------------------------------------------
 
     def differences(self, network: Network) -> list[str]:
         with self._locks.held(network.id):
@@ -346,7 +411,7 @@ class OverlayDriver(BridgeDriver):
             if not problems:
                 problems += [str(each) for each in PeerTable(vtep, self._announcer).differences(found)]
             if self._is_fast(network):
-                problems += self._fast.differences(network.segment, network.vni, found, self._ways_to(found))
+                problems += self._fast.differences(network.segment, network.vni, *self._with_ways(found))
             return problems
 
     def concerned(
@@ -366,7 +431,7 @@ class OverlayDriver(BridgeDriver):
     def start(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
         """Takes up what is on this node, and deletes devices of networks that have no endpoint here."""
         for endpoint in endpoints:
-            self._built.setdefault(endpoint.network_id, _Built()).users.add(endpoint.id)
+            self._built.setdefault(endpoint.network_id, _Built()).users[endpoint.id] = endpoint
         here = [network for network in networks if network.id in self._built]
         present = {link.ifname: link for link in links.dump()}
         self._bridges.keep(
@@ -380,6 +445,8 @@ class OverlayDriver(BridgeDriver):
         known = {name for network in here for name in (bridge_name(network), self._vtep_name(network))}
         devices.delete_links([name for name, link in present.items() if _is_ours(name, link) and name not in known])
         self._fast.start({network.segment for network in here if self._is_fast(network)})
+        for network in here:
+            self._admit(network, self._built[network.id])
         self._is_started = True
 
     def _vtep_name(self, network: Network) -> str:
@@ -403,6 +470,8 @@ class OverlayDriver(BridgeDriver):
             facts["linkspan.tunnels"] = "WireGuard"
         elif self._is_accelerated(network) and self._fast.problem:
             facts["linkspan.path"] = f"kernel VXLAN to other nodes: {self._fast.problem}"
+        if network.options.get(DIRECT, "off") != "off":
+            facts[DIRECT] = self._direct_facts(network)
         return facts
 
     def status(self) -> DriverStatus:

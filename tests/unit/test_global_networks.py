@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 import pytest
 
 from control.cluster.etcd_errors import EtcdUnavailable
@@ -33,7 +34,7 @@ NET = global_network("net")
 
 
 class FakeOverlay(FakeDriver):
-    """`told` are the networks of which peers were said to have changed."""
+    """`told` are the networks of which peers were said to have changed; `is_direct` whether it takes direct packets."""
 
     name: ClassVar[str] = "overlay"
     capabilities: ClassVar[Capabilities] = Capabilities(scope="global")
@@ -41,6 +42,10 @@ class FakeOverlay(FakeDriver):
     def __init__(self) -> None:
         super().__init__()
         self.told: list[str] = []
+        self.is_direct = False
+
+    def takes_direct(self, network: Network) -> bool:
+        return self.is_direct
 
     def network_steps(self, network: Network) -> Sequence[object]:  # type: ignore[override]
         return ()
@@ -175,6 +180,38 @@ def test_a_join_takes_an_address_and_tells_the_cluster_a_leave_takes_both_back(w
     world.controller.remove_sandbox("web", force=True)
     assert world.session.taken == {}
     assert world.session.known == {NET.id: {}}
+
+
+def test_the_cluster_is_told_again_when_direct_packets_are_taken_no_longer(world: World) -> None:
+    world.have_network()
+    world.driver.is_direct = True
+    world.box()
+    (endpoint,) = world.controller.network_endpoints(NET.id)
+    told = world.session.known[NET.id]
+    assert told[endpoint.id].direct
+    world.driver.is_direct = False
+    assert world.globals.unknown(NET) == [f"endpoint {endpoint.id[:12]} is another in the cluster"]
+    world.globals.tell_again()
+    assert not told[endpoint.id].direct
+    assert world.globals.unknown(NET) == []
+    world.session.failure = EtcdUnavailable("nobody is asked when nothing has changed")
+    world.globals.tell_again()
+
+
+def test_peers_take_direct_packets_as_long_as_their_node_is_alive(world: World) -> None:
+    network = world.have_network()
+    world.session.members["b"] = msgspec.structs.replace(node("b", 2), mac="02:00:00:00:00:0b")
+    world.session.known[NET.id] = {EndpointId("e1"): msgspec.structs.replace(remote("b", 9), direct=True)}
+    world.box()
+    world.globals.follow(None)
+    (peer,) = world.globals.peers(network.id) or ()
+    assert (peer.node_mac.hex(":"), peer.is_direct) == ("02:00:00:00:00:0b", True)
+    world.there.add(IPv4Address("10.0.0.2"))
+    del world.session.members["b"]
+    world.session.known[NET.id] = {id_: each for id_, each in world.session.known[NET.id].items() if each.node == "a"}
+    world.globals.follow(None)
+    (peer,) = world.globals.peers(network.id) or ()
+    assert (peer.node_mac.hex(":"), peer.is_direct) == ("02:00:00:00:00:0b", False)
 
 
 def test_a_join_that_fails_gives_its_address_back(world: World) -> None:
