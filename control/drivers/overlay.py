@@ -393,7 +393,7 @@ class OverlayDriver(BridgeDriver):
             way = ways.get(peer.node)
             if peer.is_direct:
                 facts[peer.node] = f"{peer.node}: yes"
-            elif way is None or not way.local_mac.strip(b"\0"):
+            elif way is None or way.local_mac == NO_MAC:
                 facts[peer.node] = f"{peer.node}: no, it is not on the layer 2 segment of {self._peering.address}"
             else:
                 facts[peer.node] = f"{peer.node}: no, it does not take them"
