@@ -350,7 +350,7 @@ class GlobalNetworks:
         nodes = {**self.lost.nodes(), **alive}
         # A VXLAN device has addresses of one family; nodes of the other are refused when they join.
         version = self._deps.peering.address.version if self._deps.peering.address is not None else 4
-        network = session.network(network_id)
+        network = self._records.network_by_id(network_id)
         is_secret = network is not None and is_encrypted(network)
         return [
             _peer(each, nodes[each.node], is_secret=is_secret, is_alive=each.node in alive)

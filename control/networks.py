@@ -125,8 +125,8 @@ class Networks:
         check_name("network", spec.name)
         if self._deps.driver(spec.driver).capabilities.scope == GLOBAL:
             raise NotImplementedByDriver(
-                f"networks of driver {spec.driver} are the cluster's, and no container engine can own one: make it "
-                "with `linkspan network create`, and run what is to be on it with `linkspan run`"
+                f"the driver {spec.driver} is not available to a container engine, because its networks are the "
+                "cluster's: use `linkspan network create`, and `linkspan run` for what is to be on the network"
             )
         return self._make(spec, network_id, take_pools=lambda: (_untaken(spec.pools), ()), owner=owner)
 

@@ -105,7 +105,8 @@ class FastPeers:
                 self._take_up(segments)
         except (OSError, loader.LoaderError) as error:
             self.problem = self.fallbacks["ebpf"] = str(error)
-            LOG.warning("peers on overlay networks are reached by the kernel's own path: %s", error)
+            if segments:  # else nobody misses them
+                LOG.warning("peers on overlay networks are reached by the kernel's own path: %s", error)
             self._retire()
 
     def synchronize(self, segment: int, vni: int, peers: Iterable[Peer], ways: Mapping[Address, Way]) -> list[str]:

@@ -16,7 +16,7 @@ from control.cluster.records import AddressHolder, GlobalNetwork, Keys
 from control.errors import Exhausted, Forbidden, InvalidArgument, NotFound
 from control.ipam.defaults import span
 from control.ipam.subnets import reserved_addresses
-from control.model import Address, EndpointId, NetworkId, PoolConfig, from_json
+from control.model import Address, EndpointId, Network, NetworkId, PoolConfig, from_json
 
 _GUESSES: Final = 3
 """So many addresses that others have are run into before all of the network's are read."""
@@ -55,7 +55,7 @@ class Addresses:
 
     def take(
         self,
-        network: GlobalNetwork,
+        network: GlobalNetwork | Network,
         endpoint_id: EndpointId,
         version: int,
         *,
@@ -96,7 +96,7 @@ class Addresses:
 
     def _take_any(
         self,
-        network: GlobalNetwork,
+        network: GlobalNetwork | Network,
         endpoint_id: EndpointId,
         pools: list[_Pool],
         known: Collection[int],
@@ -144,7 +144,7 @@ class Addresses:
         return {int(_parsed(kv.key[len(prefix) :].decode())) for kv in self._etcd.prefix(prefix, keys_only=True)}
 
     def _create(
-        self, network: GlobalNetwork, endpoint_id: EndpointId, address: Address, lease: int
+        self, network: GlobalNetwork | Network, endpoint_id: EndpointId, address: Address, lease: int
     ) -> AddressHolder | None:
         """Takes the address; returns who has it when that is another endpoint."""
         key, network_key = self._keys.address(network.id, address), self._keys.network(network.id)
@@ -168,7 +168,7 @@ class Addresses:
                 if self._etcd.txn([is_same], [api.put(key, mine, lease)]).succeeded:
                     return None
 
-    def _check(self, network: GlobalNetwork, pools: list[_Pool], wanted: Address) -> None:
+    def _check(self, network: GlobalNetwork | Network, pools: list[_Pool], wanted: Address) -> None:
         pool = next((pool for pool in pools if wanted in pool.config.subnet), None)
         if pool is None:
             subnets = ", ".join(str(pool.config.subnet) for pool in pools)

@@ -15,7 +15,7 @@ from control.cluster.records import GlobalNetwork, Node, RemoteEndpoint
 from control.cluster.store import ClusterStore, Displaced
 from control.cluster.view import NODES, View
 from control.cluster_spec import INGRESS, VNI_LIST, ClusterSpec
-from control.errors import Conflict, NotFound
+from control.errors import Conflict
 from control.model import Address, EndpointId, EndpointSpec, Network, NetworkId, NetworkSpec, NetworkState, Subnet
 
 
@@ -114,17 +114,15 @@ class ClusterSession:
     def take(
         self, network: Network, endpoint_id: EndpointId, spec: EndpointSpec, avoid: Collection[Address]
     ) -> tuple[IPv4Address | None, IPv6Address | None]:
-        record = self._view.network(network.id)
+        """Raises NotFound when the network is no longer in the cluster, whatever the view says of it: that may lag."""
         if not self.is_read:
             raise EtcdUnavailable(f"network {network.name} cannot be joined before the cluster was read: {self.waits}")
-        if record is None:
-            raise NotFound(f"network {network.name} is no longer in the cluster")
         known = {*self._view.taken(network.id), *map(int, avoid)} if avoid else self._view.taken(network.id)
         given: list[Address] = []
         try:
             for version, wanted in ((4, spec.ipv4), (6, spec.ipv6)):
                 if any(pool.subnet.version == version for pool in network.pools):
-                    given.append(self._store.take_address(record, endpoint_id, version, wanted=wanted, known=known))
+                    given.append(self._store.take_address(network, endpoint_id, version, wanted=wanted, known=known))
         except Exception:
             self.withdraw(network.id, endpoint_id, given)
             raise

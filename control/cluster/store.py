@@ -32,7 +32,7 @@ from control.cluster.records import (
     check_name,
 )
 from control.errors import Conflict, Exhausted, NotFound
-from control.model import Address, EndpointId, NetworkId, NetworkSpec, Subnet, from_json, to_json, utcnow
+from control.model import Address, EndpointId, Network, NetworkId, NetworkSpec, Subnet, from_json, to_json, utcnow
 
 LOG = logging.getLogger(__name__)
 
@@ -298,7 +298,7 @@ class ClusterStore:
 
     def take_address(
         self,
-        network: GlobalNetwork,
+        network: GlobalNetwork | Network,
         endpoint_id: EndpointId,
         version: int,
         *,

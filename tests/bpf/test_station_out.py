@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -35,9 +36,11 @@ def test_what_everybody_gets_passes_up_to_the_limit(parent, mac):
 
 def test_the_limit_is_one_for_all_that_everybody_gets_and_what_is_dropped_counts_for_nothing(parent):
     parent.maps.limit_put(0, len(FOR_ALL))
+    begin = time.monotonic()
     assert [parent.run("ls_station_out", to(mac)).retval for mac in FOR_ALL] == [UNSPEC] * 3
-    for _ in range(50):
-        assert parent.run("ls_station_out", to(FOR_ALL[0])).retval == SHOT
+    verdicts = [parent.run("ls_station_out", to(FOR_ALL[0])).retval for _ in range(50)]
+    let_through = len(FOR_ALL) * (time.monotonic() - begin)  # a share of a second brings its share of the limit
+    assert verdicts.count(SHOT) == 50 - verdicts.count(UNSPEC) >= 50 - let_through
     until(lambda: parent.run("ls_station_out", to(FOR_ALL[0])).retval == UNSPEC, within_s=2)
 
 
