@@ -102,9 +102,9 @@ struct ls_station_key {
 /* Map peers: ls_fdb_key -> peer, the endpoints of other hosts that the fast path may send to and take packets from. */
 struct ls_peer {
 	__u32 vni;    /* of the network, > 0 (RFC 7348) */
-	__be32 ip4;   /* 0: none */
 	__u16 node;   /* index into nodes, < LS_MAX_NODES */
 	__u16 flags;  /* LS_PEER_* */
+	__be32 ip4;   /* 0: none */
 	__u8 ip6[16]; /* all zero: none */
 };
 

@@ -52,9 +52,9 @@ LS_ASSERT_AT(struct ls_station_key, pad, 10);
 
 LS_ASSERT_SIZE(struct ls_peer, 28);
 LS_ASSERT_AT(struct ls_peer, vni, 0);
-LS_ASSERT_AT(struct ls_peer, ip4, 4);
-LS_ASSERT_AT(struct ls_peer, node, 8);
-LS_ASSERT_AT(struct ls_peer, flags, 10);
+LS_ASSERT_AT(struct ls_peer, node, 4);
+LS_ASSERT_AT(struct ls_peer, flags, 6);
+LS_ASSERT_AT(struct ls_peer, ip4, 8);
 LS_ASSERT_AT(struct ls_peer, ip6, 12);
 
 LS_ASSERT_SIZE(struct ls_node, 68);

@@ -215,7 +215,7 @@ def _compare_maps(node: Node, store: Stored, networks: dict[str, Any], built: Co
     peers = _dump(node, "peers")
     hosts = {_u32(key): _address(value[24:40]) for key, value in (_dump(node, "nodes") if peers else ())}
     have = {
-        (_u32(value[:4]), key[4:10].hex(":"), hosts.get(_u16(value[8:10])), bool(_u16(value[10:12]) & 1))
+        (_u32(value[:4]), key[4:10].hex(":"), hosts.get(_u16(value[4:6])), bool(_u16(value[6:8]) & 1))
         for key, value in peers
     }
     may, must = set(), set()
