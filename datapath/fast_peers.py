@@ -119,21 +119,6 @@ class FastPeers:
         with self._lock:
             return self._synchronize(segment, vni, {peer.mac: peer for peer in peers if peer.node in ways}, ways)
 
-    def put(self, segment: int, vni: int, peer: Peer, way: Way) -> None:
-        """Makes the programs know one peer more, or know it otherwise; costs the same however many there are."""
-        if self.problem:
-            return
-        with self._lock:
-            self._put(segment, vni, peer, way)
-            self._open_maps().forget()
-
-    def delete(self, segment: int, mac: bytes) -> None:
-        """Leaves one peer to the kernel; costs the same however many there are."""
-        if self.problem:
-            return
-        with self._lock:
-            self._delete(segment, mac)
-
     def admit(self, segment: int, uplink: int, owners: Mapping[Address, bytes]) -> None:
         """Has exactly these addresses of this node's endpoints take direct packets that come by a device.
 

@@ -80,7 +80,7 @@ class Addresses:
         return self._take_any(network, endpoint_id, pools, known, lease, node_id)
 
     def give_back(self, network_id: NetworkId, endpoint_id: EndpointId, address: Address) -> None:
-        """See ClusterStore.give_address."""
+        """Takes the address from the endpoint, if it has it."""
         key = self._keys.address(network_id, address)
         self._etcd.txn([api.has_value(key, self.holder(endpoint_id))], [api.delete(key)])
 

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from control.cluster_spec import INGRESS, VNI_LIST
 from control.errors import InvalidArgument
 from control.model import Address, EndpointId, Network, NetworkId, NetworkState, PoolConfig, Subnet
 
@@ -59,10 +60,12 @@ class GlobalNetwork(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     labels: dict[str, str] = {}
     config_from: str = ""
 
-    def on_host(self, segment: int, state: NetworkState) -> Network:
-        """The network as this host's own record."""
+    def on_host(self) -> Network:
+        """The network as a host has it, but for `segment`; its VNI is among the options too, where Docker shows it."""
         fields = {name: getattr(self, name) for name in self.__struct_fields__}
-        return Network(**fields, scope="global", segment=segment, state=state)
+        fields["options"] = {**self.options, VNI_LIST: str(self.vni)}
+        is_predefined = self.name == INGRESS
+        return Network(**fields, scope="global", segment=0, state=NetworkState.ACTIVE, predefined=is_predefined)
 
 
 class RemoteEndpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

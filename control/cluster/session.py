@@ -7,16 +7,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-import msgspec
-
 from control.cluster.etcd import Etcd
 from control.cluster.etcd_errors import EtcdUnavailable
-from control.cluster.records import GlobalNetwork, Node, RemoteEndpoint
+from control.cluster.records import Node, RemoteEndpoint
 from control.cluster.store import ClusterStore, Displaced
 from control.cluster.view import NODES, View
-from control.cluster_spec import INGRESS, VNI_LIST, ClusterSpec
+from control.cluster_spec import ClusterSpec
 from control.errors import Conflict
-from control.model import Address, EndpointId, EndpointSpec, Network, NetworkId, NetworkSpec, NetworkState, Subnet
+from control.model import Address, EndpointId, EndpointSpec, Network, NetworkId, NetworkSpec, Subnet
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class ClusterSession:
     # -- networks and endpoints ------------------------------------------------------------------------------------
 
     def create(self, spec: NetworkSpec, network_id: NetworkId, *, vni: int, avoid: Collection[Subnet]) -> Network:
-        return _on_host(self._store.create_network(spec, network_id, vni=vni, avoid=tuple(avoid)))
+        return self._store.create_network(spec, network_id, vni=vni, avoid=tuple(avoid)).on_host()
 
     def remove(self, network: Network) -> None:
         self._store.remove_network(network.id)
@@ -155,7 +153,7 @@ class ClusterSession:
 
     def network(self, network_id: NetworkId) -> Network | None:
         found = self._view.network(network_id)
-        return None if found is None else _on_host(found)
+        return None if found is None else found.on_host()
 
     def endpoints(self, network_id: NetworkId) -> Mapping[EndpointId, RemoteEndpoint]:
         return self._view.endpoints(network_id)
@@ -184,10 +182,3 @@ class ClusterSession:
             if network_id not in used:
                 self._view.forget(network_id)
         return counted
-
-
-def _on_host(record: GlobalNetwork) -> Network:
-    """With its VNI among the options too, where Docker shows it."""
-    network = record.on_host(segment=0, state=NetworkState.ACTIVE)
-    options = {**network.options, VNI_LIST: str(record.vni)}
-    return msgspec.structs.replace(network, predefined=record.name == INGRESS, options=options)

@@ -20,7 +20,7 @@ from control.cluster.addresses import Addresses
 from control.cluster.etcd import Background, Etcd
 from control.cluster.etcd_errors import LeaseLost
 from control.cluster.etcd_messages import KeyValue
-from control.cluster.global_networks import GlobalNetworks
+from control.cluster.networks import ClusterNetworks
 from control.cluster.records import (
     MAX_NODE_ID,
     AddressHolder,
@@ -84,7 +84,7 @@ class ClusterStore:
         self._renewing: Background | None = None
         self._node: Node | None = None
         self._settings: Settings | None = None
-        self._networks = GlobalNetworks(etcd, self._keys)
+        self._networks = ClusterNetworks(etcd, self._keys)
         self._addresses = Addresses(etcd, self._keys, node)
 
     # -- the cluster ---------------------------------------------------------------------------------------------
@@ -314,10 +314,6 @@ class ClusterStore:
         return self._addresses.take(
             network, endpoint_id, version, lease=lease, node_id=self._registered().id, wanted=wanted, known=known
         )
-
-    def give_address(self, network_id: NetworkId, endpoint_id: EndpointId, address: Address) -> None:
-        """Harmless for an address that the endpoint does not have."""
-        self._addresses.give_back(network_id, endpoint_id, address)
 
     def put_endpoint(self, network_id: NetworkId, endpoint_id: EndpointId, record: RemoteEndpoint) -> None:
         """Writes or replaces the record; raises NotFound when the network is gone, LeaseLost."""

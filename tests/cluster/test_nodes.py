@@ -150,6 +150,6 @@ def test_what_was_done_before_the_answer_was_lost_is_found(make_store: MakeStore
     for _ in range(2):
         assert store.take_address(network, mine, 4, wanted=IPv4Address("10.7.0.9")) == IPv4Address("10.7.0.9")
     for _ in range(2):
-        store.give_address(network.id, mine, IPv4Address("10.7.0.9"))
+        store.remove_endpoint(network.id, mine, [IPv4Address("10.7.0.9")])
     for _ in range(2):
         store.remove_network(wanted)

@@ -28,8 +28,9 @@ def test_network_is_settled_and_known_to_all(store: ClusterStore, member: EtcdMe
     assert 4096 <= network.vni < 1 << 24
     assert json.loads(member.get(f"{root}names/net") or "") == network.id
     assert json.loads(member.get(f"{root}vnis/{network.vni}") or "") == network.id
-    here = network.on_host(7, NetworkState.ACTIVE)
-    assert (here.scope, here.segment, here.name, here.pools) == ("global", 7, "net", network.pools)
+    here = network.on_host()
+    assert (here.scope, here.name, here.pools, here.state) == ("global", "net", network.pools, NetworkState.ACTIVE)
+    assert here.options["com.docker.network.driver.overlay.vxlanid_list"] == str(network.vni)
     store.remove_network(network.id)
     assert made(store, "net").pools[0].subnet == v4.subnet
 
@@ -78,7 +79,7 @@ def test_network_in_use_is_not_removed(make_store: MakeStore) -> None:
         one.remove_network(network.id)
     record = RemoteEndpoint(node="n2", mac="02:42:00:00:00:01")
     two.put_endpoint(network.id, mine, record)
-    two.give_address(network.id, mine, address)
+    two.remove_endpoint(network.id, mine, [address])
     with pytest.raises(Forbidden, match="on n2"):
         one.remove_network(network.id)
     two.remove_endpoint(network.id, mine)
@@ -115,7 +116,7 @@ def test_address_given_back_is_not_the_next_to_be_taken(store: ClusterStore) -> 
     first = endpoint_id()
     address = store.take_address(network, first, 4)
     assert address == IPv4Address("10.7.0.2")
-    store.give_address(network.id, first, address)
+    store.remove_endpoint(network.id, first, [address])
     assert [store.take_address(network, endpoint_id(), 4) for _ in range(2)] == [address + 1, address + 2]
 
 
@@ -157,8 +158,8 @@ def test_only_its_holder_gives_an_address_back(make_store: MakeStore, member: Et
     network = made(one, "net", NET)
     mine = endpoint_id()
     address = one.take_address(network, mine, 4)
-    two.give_address(network.id, mine, address)
-    one.give_address(network.id, endpoint_id(), address)
+    two.remove_endpoint(network.id, mine, [address])
+    one.remove_endpoint(network.id, endpoint_id(), [address])
     assert member.keys(f"{root}addresses/") == [f"{root}addresses/{network.id}/{address}"]
-    one.give_address(network.id, mine, address)
+    one.remove_endpoint(network.id, mine, [address])
     assert member.keys(f"{root}addresses/") == []

@@ -36,7 +36,7 @@ _PAUSE_S: Final = 0.02
 _HOLDERS_NAMED: Final = 100
 
 
-class GlobalNetworks:
+class ClusterNetworks:
     """Thread-safe. Another node may win at any moment; then it is tried again with what that node wrote."""
 
     def __init__(self, etcd: Etcd, keys: Keys) -> None:
