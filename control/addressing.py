@@ -259,8 +259,7 @@ def check_link_locals(
 
 
 def _addresses(endpoint: Endpoint) -> list[Address]:
-    given = [each.ip for each in (endpoint.ipv4, endpoint.ipv6) if each is not None]
-    return [*given, *_own_link_local(endpoint), *endpoint.link_local_ips]
+    return [*endpoint.addresses, *_own_link_local(endpoint), *endpoint.link_local_ips]
 
 
 def _own_link_local(endpoint: Endpoint) -> list[Address]:

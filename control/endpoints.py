@@ -111,9 +111,8 @@ class Endpoints:
         taken: dict[Address, AddressInUse] = {}
         while True:
             network, endpoint = self._reserve_or_lease(network_ref, sandbox, spec)
-            given = [each.ip for each in (endpoint.ipv4, endpoint.ipv6) if each is not None]
             # A range of which all else is in use gives out the same again.
-            known = next((taken[address] for address in given if address in taken), None)
+            known = next((taken[address] for address in endpoint.addresses if address in taken), None)
             if known is not None:
                 self._forget(network, endpoint)
                 raise known

@@ -21,6 +21,7 @@ from control.cluster.records import Node, RemoteEndpoint
 from control.cluster.secrecy import tunnel_address
 from control.cluster_spec import not_joined
 from control.deps import Deps
+from control.drivers.inside import mac_bytes
 from control.drivers.options import is_encrypted
 from control.errors import Conflict, ControlError, DatapathFailed
 from control.events import Event, EventBus
@@ -61,7 +62,8 @@ class Session(Protocol):
     def take(
         self, network: Network, endpoint_id: EndpointId, spec: EndpointSpec, avoid: Collection[Address]
     ) -> tuple[IPv4Address | None, IPv6Address | None]:
-        """Addresses that nobody else on the network has, those of `spec` or others than in `avoid`."""
+        """Addresses that nobody else on the network has, those of `spec` or others than in `avoid`, which are of
+        endpoints that the cluster does not know any more."""
 
     def publish(self, network_id: NetworkId, endpoint_id: EndpointId, endpoint: RemoteEndpoint) -> None:
         """Makes the endpoint known to all nodes."""
@@ -100,7 +102,7 @@ class GlobalNetworks:
         self._session: Session | None = None
         self._following = threading.Lock()
         self._taken: dict[str, list[Address]] = {}
-        self._known: dict[NetworkId, dict[str, RemoteEndpoint]] = {}
+        self._known: dict[NetworkId, Mapping[EndpointId, RemoteEndpoint]] = {}
         self._seen: dict[str, Node] = {}
         self._refused: dict[NetworkId, str] = {}
         self.lost = LostNodes(deps.answers, lambda networks: self.follow(networks))
@@ -192,13 +194,15 @@ class GlobalNetworks:
         """
         session = self._need(network.name)
         addressing.given_addresses(network, spec)  # those that were asked for can be
-        others = self._elsewhere(session, network.id)
+        known = session.endpoints(network.id)
+        lost = self.lost.endpoints(network.id, known).values()
         if spec.mac is not None:
             mac = addressing.check_mac(spec.mac, network, ())
-            holder = next((each.node for each in others.values() if each.mac == mac), None)
+            others = (*(each for each in known.values() if each.node != session.node), *lost)
+            holder = next((each.node for each in others if each.mac == mac), None)
             if holder is not None:
                 raise Conflict(f"MAC address {mac} is in use on network {network.name} by node {holder}")
-        avoid = {address for each in others.values() for address in each.addresses}
+        avoid = {address for each in lost for address in each.addresses}
         ipv4, ipv6 = session.take(network, endpoint_id, spec, avoid)
         self._taken[endpoint_id] = [address for address in (ipv4, ipv6) if address is not None]
         return msgspec.structs.replace(spec, ipv4=ipv4, ipv6=ipv6)
@@ -208,7 +212,7 @@ class GlobalNetworks:
         return Step(
             f"tell the cluster of {endpoint.id[:12]}",
             lambda: self._need(network.name).publish(network.id, endpoint.id, self.told(network, endpoint, sandbox)),
-            lambda: self._withdraw(network, endpoint.id, _addresses(endpoint)),
+            lambda: self._withdraw(network, endpoint.id, endpoint.addresses),
         )
 
     def told(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> RemoteEndpoint:
@@ -324,14 +328,14 @@ class GlobalNetworks:
 
     def _keep_lost(self, session: Session, network: Network) -> None:
         """Those that have vanished together with their node's lease are kept as long as the node answers."""
-        now, nodes = dict(session.endpoints(network.id)), session.nodes()
+        now, nodes = session.endpoints(network.id), session.nodes()
         vanished: dict[str, dict[str, RemoteEndpoint]] = {}
         for id_, endpoint in self._known.get(network.id, {}).items():
             if id_ not in now and endpoint.node not in nodes and endpoint.node in self._seen:
                 vanished.setdefault(endpoint.node, {})[id_] = endpoint
         for node, endpoints in vanished.items():
             self.lost.keep(self._seen[node], network.id, endpoints)
-        self._known[network.id] = {str(id_): endpoint for id_, endpoint in now.items()}
+        self._known[network.id] = now
 
     def _elsewhere(self, session: Session, network_id: NetworkId) -> dict[str, RemoteEndpoint]:
         """The network's endpoints on other nodes, lost ones included."""
@@ -409,10 +413,6 @@ class GlobalNetworks:
         return found
 
 
-def _addresses(endpoint: Endpoint) -> list[Address]:
-    return [interface.ip for interface in (endpoint.ipv4, endpoint.ipv6) if interface is not None]
-
-
 def _peer(endpoint: RemoteEndpoint, node: Node, *, is_secret: bool, is_alive: bool) -> Peer:
     """An endpoint with IPv6 has a link-local address besides. A lost node may not know whose packets it gets, and takes
     VXLAN from anybody."""
@@ -420,13 +420,9 @@ def _peer(endpoint: RemoteEndpoint, node: Node, *, is_secret: bool, is_alive: bo
     if endpoint.ipv6 is not None:
         addresses = (*addresses, addressing.link_local(endpoint.mac))
     return Peer(
-        mac=_mac(endpoint.mac),
+        mac=mac_bytes(endpoint.mac),
         addresses=addresses,
         node=tunnel_address(node.id) if is_secret else node.address,
-        node_mac=_mac(node.mac),
+        node_mac=mac_bytes(node.mac),
         is_direct=endpoint.direct and is_alive,
     )
-
-
-def _mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))

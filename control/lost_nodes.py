@@ -85,6 +85,8 @@ class LostNodes:
         """The network's endpoints on lost nodes, without those that are `known`, which are forgotten here, and without
         those whose addresses have been given to a known one."""
         with self._lock:
+            if not self._nodes:
+                return {}
             taken = {address for each in known.values() for address in each.addresses}
             found: dict[str, RemoteEndpoint] = {}
             for lost in self._nodes.values():

@@ -191,6 +191,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a container engine owns the endpoint."""
         return not self.sandbox_id
 
+    @property
+    def addresses(self) -> list[IPv4Address | IPv6Address]:
+        """Those that it has of its network's subnets."""
+        return [interface.ip for interface in (self.ipv4, self.ipv6) if interface is not None]
+
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     """One network stack: a network namespace with its interfaces, routes, hosts and resolver files.

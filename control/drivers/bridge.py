@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address, ip_interface
+from ipaddress import ip_interface
 from typing import ClassVar, Final
 
 import msgspec
@@ -295,7 +295,7 @@ class BridgeDriver(Driver):
             rtnl.link_no_auto_address(index, host),
             rtnl.link_up(index, host),
         ]
-        requests += [rtnl.neighbour_add(bridge_index, bridge, address, mac) for address in _addresses(endpoint)]
+        requests += [rtnl.neighbour_add(bridge_index, bridge, address, mac) for address in endpoint.addresses]
         if endpoint.shard:
             trunk, _ = _trunk_names(network, endpoint.shard)
             requests.append(rtnl.fdb_add(devices.need_ifindex(trunk), trunk, mac))
@@ -308,7 +308,7 @@ class BridgeDriver(Driver):
         bridge_index, trunk_index = devices.ifindex(bridge), devices.ifindex(trunk) if endpoint.shard else None
         requests = []
         if bridge_index is not None:
-            requests += [rtnl.neighbour_delete(bridge_index, bridge, address) for address in _addresses(endpoint)]
+            requests += [rtnl.neighbour_delete(bridge_index, bridge, address) for address in endpoint.addresses]
         if trunk_index is not None:
             requests.append(rtnl.fdb_delete(trunk_index, trunk, mac_bytes(endpoint.mac)))
         with rtnl.Rtnl() as netlink:
@@ -464,10 +464,6 @@ def _publications(endpoint: Endpoint) -> list[nft.Publication]:
             count=port.count,
         )
         for port in endpoint.ports
-        for address in _addresses(endpoint)
+        for address in endpoint.addresses
         if (host_ip := published_at(port)) is None or host_ip.version == address.version
     ]
-
-
-def _addresses(endpoint: Endpoint) -> list[IPv4Address | IPv6Address]:
-    return [interface.ip for interface in (endpoint.ipv4, endpoint.ipv6) if interface is not None]

@@ -23,6 +23,7 @@ from control.cluster import secrecy
 from control.cluster_spec import VNI_LIST, not_joined
 from control.drivers.base import Capabilities, DriverStatus, Join
 from control.drivers.bridge import BRIDGE_MACS, ICC, MASQUERADE, SHARD_CAPACITY, Beside, BridgeDriver, bridge_name
+from control.drivers.inside import mac_bytes
 from control.drivers.options import (
     ACCEL,
     ENCRYPTED,
@@ -98,12 +99,7 @@ class _Built:
 
     def owners(self) -> dict[Address, bytes]:
         """The MACs of this node's endpoints by their addresses, without the link-local ones."""
-        return {
-            interface.ip: bytes.fromhex(endpoint.mac.replace(":", ""))
-            for endpoint in self.users.values()
-            for interface in (endpoint.ipv4, endpoint.ipv6)
-            if interface is not None
-        }
+        return {address: mac_bytes(each.mac) for each in self.users.values() for address in each.addresses}
 
 
 class OverlayDriver(BridgeDriver):
