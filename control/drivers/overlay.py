@@ -20,6 +20,7 @@ from typing import Final
 import msgspec
 
 from control.cluster import secrecy
+from control.cluster.records import MAX_VNI, MIN_VNI
 from control.cluster_spec import VNI_LIST, not_joined
 from control.drivers.base import Capabilities, DriverStatus, Join
 from control.drivers.bridge import BRIDGE_MACS, ICC, MASQUERADE, SHARD_CAPACITY, Beside, BridgeDriver, bridge_name
@@ -51,17 +52,15 @@ LOG = logging.getLogger(__name__)
 
 VNI: Final = "linkspan.vni"
 DIRECT: Final = "linkspan.direct"
-VNIS: Final = range(1, 1 << 24)
-"""RFC 7348, section 5: 24 bits."""
 _DIRECT: Final = ("auto", "on", "off")
 _WAY_FRESH_S: Final = 10.0
 _OUR_DEVICE: Final = re.compile(r"l[ox]-[0-9a-f]{12}")
 
 
 def _check_vni(option: str, value: str) -> None:
-    if not (value.isascii() and value.isdecimal()) or int(value) not in VNIS:
+    if not (value.isascii() and value.isdecimal()) or not MIN_VNI <= int(value) <= MAX_VNI:
         raise InvalidArgument(
-            f"invalid value {value!r} for option {option}: use one number from {VNIS[0]} to {VNIS[-1]}"
+            f"invalid value {value!r} for option {option}: use one number from {MIN_VNI} to {MAX_VNI}"
         )
 
 
@@ -131,6 +130,7 @@ class OverlayDriver(BridgeDriver):
         self._built: dict[NetworkId, _Built] = {}
         self._is_started = False
         self._ways: dict[Address, tuple[float, Way]] = {}
+        self._own: tuple[float, Address, int | None] | None = None
         self._ways_lock = threading.Lock()
 
     # -- checking ------------------------------------------------------------------------------------------------
@@ -373,8 +373,17 @@ class OverlayDriver(BridgeDriver):
 
     def _uplink(self) -> int | None:
         """The ifindex of the device with the address that other nodes know; None if it has no MAC."""
-        ifname = devices.holder(self._peering.address) if self._peering.address is not None else None
-        return devices.need_ifindex(ifname) if ifname is not None and devices.mac(ifname) else None
+        now, address = time.monotonic(), self._peering.address
+        if address is None:
+            return None
+        with self._ways_lock:
+            if self._own is not None and self._own[1] == address and now - self._own[0] < _WAY_FRESH_S:
+                return self._own[2]
+        ifname = devices.holder(address)
+        index = devices.need_ifindex(ifname) if ifname is not None and devices.mac(ifname) else None
+        with self._ways_lock:
+            self._own = now, address, index
+        return index
 
     def _direct_facts(self, network: Network) -> str:
         """In words, which nodes get direct packets, and what is in the way of the others."""
@@ -416,9 +425,12 @@ class OverlayDriver(BridgeDriver):
         """No network is on a device of the host; the ways to other nodes are."""
         with self._ways_lock:
             ifindexes = {way.ifindex for _, way in self._ways.values()}
+            if self._own is not None and self._own[2] is not None:
+                ifindexes.add(self._own[2])
             if changes is not None and not any(change.ifindex in ifindexes for change in changes):
                 return []
             self._ways.clear()
+            self._own = None
         self._peering.wake()
         return []
 
