@@ -9,19 +9,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Final
 
 from control.cluster.records import Node
 from control.cluster.secrecy import Secrecy, require_available, tunnel_address
 from control.errors import ControlError, DatapathFailed
 from control.model import Address, NetworkId
-from datapath.wireguard import Tunnels
 
 LOG = logging.getLogger(__name__)
 
-_KEYS_FILE: Final = "wireguard-keys.json"
-_TUNNELS: Final = "tunnels/wireguard"
 _RETRY_S: Final = 1.0
 
 Keys = tuple[tuple[int, str], ...]
@@ -31,22 +27,22 @@ class Encryption:
     """Implements `control.drivers.peering.Encrypting`. Thread-safe.
 
     `node_id` is this node's, 0 as long as it has none; `underlay` gives the MTU in bytes of the device with its
-    address, and that address's IP version; `nodes` are those of the cluster; `publish` writes this node's public keys,
-    and raises ControlError.
+    address, and that address's IP version; `nodes` are those of the cluster, None as long as nobody can tell, and what
+    there is of tunnels then stays; `publish` writes this node's public keys, and raises ControlError.
     """
 
     def __init__(
         self,
-        run_dir: Path,
-        state_dir: Path,
+        secrecy: Secrecy,
+        tunnels: str,
         *,
         underlay: Callable[[], tuple[int, int]],
-        nodes: Callable[[], Collection[Node]],
+        nodes: Callable[[], Collection[Node] | None],
         publish: Callable[[Keys], None],
     ) -> None:
         self.node_id = 0
-        self.tunnels = str(run_dir / _TUNNELS)
-        self._secrecy = Secrecy(Tunnels(run_dir / _TUNNELS), state_dir / _KEYS_FILE)
+        self.tunnels = tunnels
+        self._secrecy = secrecy
         self._underlay, self._nodes, self._publish = underlay, nodes, publish
         self._lock = threading.RLock()
         self._users: set[NetworkId] = set()
@@ -68,6 +64,13 @@ class Encryption:
                 self._synchronize()
             except OSError as error:
                 raise DatapathFailed(f"network {network_name} cannot be encrypted: {error}") from error
+
+    def resume(self, network_id: NetworkId) -> None:
+        """Takes up the tunnels of a network that has been there before linkspand was. Never raises: what fails now is
+        tried again."""
+        with self._lock:
+            self._users.add(network_id)
+        self.follow(is_changed=True)
 
     def release(self, network_id: NetworkId) -> None:
         """Ends tunnels and keys with the last network; raises OSError."""
@@ -109,7 +112,11 @@ class Encryption:
         self.follow(is_changed=True)
 
     def _synchronize(self) -> None:
-        self._due = time.monotonic() + self._secrecy.synchronize(self._nodes())
+        nodes = self._nodes()
+        if nodes is None:
+            self._due = time.monotonic() + _RETRY_S
+            return
+        self._due = time.monotonic() + self._secrecy.synchronize(nodes)
         self._tell(self._secrecy.public_keys)
 
     def _tell(self, keys: Keys) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from control.cluster.records import Node
+from control.cluster.secrecy import Secrecy
 from control.cluster_spec import INGRESS, ClusterInfo, ClusterSpec, Difference, InvalidOption, NodeInfo, not_joined
 from control.deps import Deps
 from control.encryption import Encryption
@@ -28,6 +29,7 @@ from control.model import Endpoint, NetworkId, NetworkSpec, from_json, to_json, 
 from control.records import Records
 from control.store.base import Delete, Put
 from datapath import devices
+from datapath.wireguard import Tunnels
 
 if TYPE_CHECKING:  # etcd's client is for those who are in a cluster: it costs memory
     from control.cluster.session import ClusterSession
@@ -36,6 +38,8 @@ LOG = logging.getLogger(__name__)
 
 KIND: Final = "cluster"
 _ID: Final = "membership"
+_TUNNELS: Final = "tunnels/wireguard"
+_KEYS_FILE: Final = "wireguard-keys.json"
 _FIRST_READ_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 15.0
 """How often the ways to other nodes are looked up again: routes change without a word to anybody."""
@@ -75,9 +79,10 @@ class Membership:
         self._has_followed = threading.Event()
         self._pending = _Pending()
         self._thread: threading.Thread | None = None
+        tunnels = deps.run_dir / _TUNNELS
         self._encryption = Encryption(
-            deps.run_dir,
-            deps.state_dir,
+            Secrecy(Tunnels(tunnels), deps.state_dir / _KEYS_FILE),
+            str(tunnels),
             underlay=self._underlay,
             nodes=self._known_nodes,
             publish=self._publish_keys,
@@ -254,9 +259,9 @@ class Membership:
             raise OSError(errno.EADDRNOTAVAIL, f"address {address}, which this node is known by, is gone")
         return devices.mtu(ifname), address.version
 
-    def _known_nodes(self) -> Collection[Node]:
+    def _known_nodes(self) -> Collection[Node] | None:
         session = self._session
-        return session.nodes().values() if session is not None else ()
+        return session.nodes().values() if session is not None and session.is_read else None
 
     def _publish_keys(self, keys: tuple[tuple[int, str], ...]) -> None:
         if self._session is not None and self._is_registered:
@@ -295,7 +300,7 @@ class Membership:
             try:
                 self._is_registered = True
                 self._keep(self._register(session, None))
-            except ControlError:
+            except Exception:
                 self._is_registered = False
                 with suppress(ControlError):
                     session.leave()
@@ -388,16 +393,8 @@ class Membership:
         ready, lost = session.nodes(), self._global.lost.nodes()
         counts = session.networks_by_node({network.id for network in self._global.networks_here()})
         return [
-            NodeInfo(
-                name=node.name,
-                address=node.address,
-                state="ready" if node.name in ready else "lost",
-                since=node.since,
-                is_self=node.name == session.node,
-                id=node.id,
-                networks=counts[node.name],
-            )
-            for _, node in sorted({**lost, **ready}.items())
+            _info(node, session, is_ready=name in ready, networks=counts[name])
+            for name, node in sorted({**lost, **ready}.items())
         ]
 
     def peers(self, network_id: str) -> list[NodeInfo]:
@@ -406,7 +403,7 @@ class Membership:
             return []
         on_it = self._global.nodes_on(NetworkId(network_id))
         return [
-            NodeInfo(node.name, node.address, "ready", node.since, node.name == session.node, node.id, networks=1)
+            _info(node, session, is_ready=True, networks=1)
             for name, node in sorted(session.nodes().items())
             if name in on_it
         ]
@@ -436,6 +433,18 @@ class Membership:
             self._need_session().restore(self._global.own())
             self._global.mend()
         return found
+
+
+def _info(node: Node, session: ClusterSession, *, is_ready: bool, networks: int) -> NodeInfo:
+    return NodeInfo(
+        name=node.name,
+        address=node.address,
+        state="ready" if is_ready else "lost",
+        since=node.since,
+        is_self=node.name == session.node,
+        id=node.id,
+        networks=networks,
+    )
 
 
 class _Pending:

@@ -455,6 +455,8 @@ class OverlayDriver(BridgeDriver):
         self._fast.start({network.segment for network in here if self._is_fast(network)})
         for network in here:
             self._admit(network, self._built[network.id])
+            if is_encrypted(network) and self._peering.encrypting is not None:
+                self._peering.encrypting.resume(network.id)
         self._is_started = True
 
     def _vtep_name(self, network: Network) -> str:
