@@ -299,3 +299,19 @@ def port(number: int, host_port: int = 0, host_port_end: int | None = None, host
 def publish(*bindings: Any, endpoint_id: str = EP, network_id: str = NET) -> dict[str, Any]:
     """ProgramExternalConnectivity."""
     return ids(endpoint_id, network_id, Options={PORT_MAP: list(bindings)})
+
+
+def joined(plugin: PluginServer, *bindings: Any) -> None:
+    """Has the network NET with the joined endpoint EP, which publishes `bindings`."""
+    plugin.call("NetworkDriver.CreateNetwork", network())
+    plugin.call("NetworkDriver.CreateEndpoint", endpoint())
+    plugin.call("NetworkDriver.Join", join())
+    if bindings:
+        plugin.call("NetworkDriver.ProgramExternalConnectivity", publish(*bindings))
+
+
+def refused(plugin: PluginServer, method: str, body: Any, says: str) -> None:
+    """Expects a refusal that says so and changes nothing."""
+    before = plugin.host.state()
+    assert says in plugin.refusal(method, body)
+    assert plugin.host.state() == before

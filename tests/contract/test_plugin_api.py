@@ -16,11 +16,6 @@ from tests.plugin_server import EP, NET, Host, endpoint, ident, ids, join, netwo
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
-
-
-@pytest.fixture
 def api(host: Host, tmp_path: Path) -> Iterator[ApiServer]:
     """The Engine API, where Docker has a network with one endpoint that joined and one that did not."""
     with ApiServer(host.controller, tmp_path / "api.sock") as running:

@@ -5,9 +5,7 @@ Expectations are libnetwork's docs/ipam.md, ipams/remote/remote.go and ipamapi/c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from ipaddress import IPv4Network, ip_network
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,17 +17,6 @@ REQUEST_POOL, RELEASE_POOL = "IpamDriver.RequestPool", "IpamDriver.ReleasePool"
 REQUEST, RELEASE = "IpamDriver.RequestAddress", "IpamDriver.ReleaseAddress"
 POOL = "docker/10.9.0.0/16"
 MAC = "02:42:0a:09:00:02"
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
-
-
-@pytest.fixture
-def plugin(host: Host) -> Iterator[PluginServer]:
-    with PluginServer(host) as running:
-        yield running
 
 
 def ask(pool: str = "10.9.0.0/16", sub_pool: str = "", v6: bool = False, **more: Any) -> dict[str, Any]:

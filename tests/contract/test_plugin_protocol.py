@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,11 +61,6 @@ WITHOUT_BODY = {
 
 
 LIMITS = ApiSection(body_timeout_seconds=0.3, max_body_bytes=1 << 16)
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
 
 
 @pytest.fixture
