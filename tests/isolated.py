@@ -6,7 +6,8 @@ import ctypes
 import functools
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Thread
 from typing import Any, Final
 
@@ -15,6 +16,20 @@ import pytest
 _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWNET: Final = 0x40000000
 _libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def held_namespace(setup: str) -> Iterator[str]:
+    """The path of a network namespace that the shell commands `setup` have prepared; it ends with the block."""
+    with subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", f"{setup}; echo; exec sleep infinity"], stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        try:
+            yield f"/proc/{holder.pid}/ns/net"
+        finally:
+            holder.kill()
 
 
 def isolated(test: Callable[..., None]) -> Callable[..., None]:

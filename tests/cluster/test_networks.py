@@ -78,8 +78,8 @@ def test_network_in_use_is_not_removed(make_store: MakeStore) -> None:
     with pytest.raises(Forbidden, match="has active endpoints on n2; disconnect"):
         one.remove_network(network.id)
     record = RemoteEndpoint(node="n2", mac="02:42:00:00:00:01")
-    two.put_endpoint(network.id, mine, record)
     two.remove_endpoint(network.id, mine, [address])
+    two.put_endpoint(network.id, mine, record)
     with pytest.raises(Forbidden, match="on n2"):
         one.remove_network(network.id)
     two.remove_endpoint(network.id, mine)

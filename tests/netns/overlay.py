@@ -24,13 +24,16 @@ from datapath import abi, loader
 from datapath.accel import Accelerator, Port
 from datapath.fast_peers import FastPeers, Way
 from datapath.vxlan import Peer
+from tests.isolated import held_namespace
 from tests.netns.uplinks import Node as Stack
+from tests.traffic import tcp_pair
 
 T = TypeVar("T")
 
 VNI: Final = 4711
 SEGMENT: Final = 7
 UNDERLAY: Final = "up0"
+OFFLOADS: Final = "tx {0} rx {0} tso {0} gso {0} gro {0} sg {0}"
 OVERHEAD: Final = {4: 50, 6: 70}
 _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWNET: Final = 0x40000000
@@ -122,19 +125,7 @@ class Machine:
         return made
 
     def namespace(self) -> str:
-        holder = subprocess.Popen(
-            ["unshare", "--net", "sh", "-c", f"{_QUIET}; echo; exec sleep infinity"], stdout=subprocess.PIPE
-        )
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        holder.stdout.close()
-
-        def end() -> None:
-            holder.kill()
-            holder.wait()
-
-        self._stack.callback(end)
-        return f"/proc/{holder.pid}/ns/net"
+        return self._stack.enter_context(held_namespace(_QUIET))
 
     def _move_in(self) -> int:
         if _libc.unshare(_CLONE_NEWNET) < 0:
@@ -259,3 +250,34 @@ class Overlay:
                 counts |= {(each.name, name): value for name, value in values.items()}
                 counts |= {(each.name, reason): packets for reason, packets in drops.get(each.slot, {}).items()}
         return counts
+
+
+def carried(grown: dict[tuple[str, str], int], endpoint: Endpoint) -> dict[str, int]:
+    """Packets by direction and path."""
+    return {name: n for (who, name), n in grown.items() if who == endpoint.name and name.endswith("_packets")}
+
+
+def addresses(endpoint: Endpoint) -> tuple[str, str]:
+    return endpoint.ip4, endpoint.ip6
+
+
+def carry(client: Endpoint, server: Endpoint, address: str, data: bytes) -> None:
+    """One connection takes the data there and back, and they arrive as they were."""
+    with tcp_pair(client, server, address) as ends:  # type: ignore[arg-type]
+        for sender, receiver in (ends, ends[::-1]):
+            thread = threading.Thread(target=sender.sendall, args=(data,))
+            thread.start()
+            got = bytearray()
+            while len(got) < len(data):
+                got += receiver.recv(1 << 20)
+            thread.join()
+            assert got == data
+
+
+def took_the_fast_path(overlay: Overlay, grown: dict[tuple[str, str], int]) -> None:
+    """Expects that the programs carried the packets at both ends, but for a few."""
+    for endpoint in (overlay.a, overlay.b):
+        packets = carried(grown, endpoint)
+        assert packets["out_fast_packets"] > 20
+        assert packets["in_fast_packets"] > 20
+        assert sum(n for name, n in packets.items() if "slow" in name) <= 4, packets

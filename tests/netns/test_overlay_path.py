@@ -7,17 +7,24 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Thread
 from typing import Any
 
 import pytest
 
-from tests.netns.overlay import SEGMENT, VNI, Endpoint, Machine, Overlay
-from tests.traffic import tcp_pair, udp_echo
+from tests.netns.overlay import (
+    OFFLOADS,
+    SEGMENT,
+    VNI,
+    Machine,
+    Overlay,
+    addresses,
+    carried,
+    carry,
+    took_the_fast_path,
+)
+from tests.traffic import udp_echo
 
 pytestmark = pytest.mark.root
-
-OFFLOADS = "tx {0} rx {0} tso {0} gso {0} gro {0} sg {0}"
 
 
 @pytest.fixture(scope="module", params=[4, 6], ids=["over IPv4", "over IPv6"])
@@ -41,28 +48,6 @@ def slow(overlay: Overlay, *machines: Machine) -> Iterator[None]:
             overlay.synchronize(machine)
 
 
-def carried(grown: dict[tuple[str, str], int], endpoint: Endpoint) -> dict[str, int]:
-    """Packets by direction and path."""
-    return {name: n for (who, name), n in grown.items() if who == endpoint.name and name.endswith("_packets")}
-
-
-def addresses(endpoint: Endpoint) -> tuple[str, str]:
-    return endpoint.ip4, endpoint.ip6
-
-
-def carry(client: Endpoint, server: Endpoint, address: str, data: bytes) -> None:
-    """One connection takes the data there and back, and they arrive as they were."""
-    with tcp_pair(client, server, address) as ends:  # type: ignore[arg-type]
-        for sender, receiver in (ends, ends[::-1]):
-            thread = Thread(target=sender.sendall, args=(data,))
-            thread.start()
-            got = bytearray()
-            while len(got) < len(data):
-                got += receiver.recv(1 << 20)
-            thread.join()
-            assert got == data
-
-
 @pytest.mark.parametrize("inside", [0, 1], ids=["IPv4 inside", "IPv6 inside"])
 def test_the_fast_path_carries_all_but_what_finds_neighbours(overlay: Overlay, inside: int) -> None:
     target = addresses(overlay.b)[inside]
@@ -70,11 +55,7 @@ def test_the_fast_path_carries_all_but_what_finds_neighbours(overlay: Overlay, i
     with overlay.growth() as grown:
         assert overlay.a.run("ping", "-n", "-c20", "-i0.01", "-s1200", target).returncode == 0
         carry(overlay.a, overlay.b, target, os.urandom(8_000_000))
-    for endpoint in (overlay.a, overlay.b):
-        packets = carried(grown, endpoint)
-        assert packets["out_fast_packets"] > 20
-        assert packets["in_fast_packets"] > 20
-        assert sum(n for name, n in packets.items() if "slow" in name) <= 4, packets
+    took_the_fast_path(overlay, grown)
 
 
 @pytest.mark.parametrize("who", ["one", "two", "both"])
@@ -166,7 +147,8 @@ def test_differences_are_found_in_the_maps_themselves_and_mended(overlay: Overla
     wanted: tuple[Any, ...] = (SEGMENT, VNI, [overlay.b.peer(overlay.address(overlay.two))], {way.remote: way})
     assert machine.call(machine.peers.differences, *wanted) == []
     assert machine.call(machine.peers.synchronize, *wanted) == []
-    machine.call(machine.peers.put, SEGMENT, VNI, overlay.a.peer(overlay.address(overlay.two)), way)
+    both = [endpoint.peer(overlay.address(overlay.two)) for endpoint in (overlay.a, overlay.b)]
+    machine.call(machine.peers.synchronize, SEGMENT, VNI, both, {way.remote: way})
     assert machine.call(machine.peers.differences, *wanted) == [f"peer {overlay.a.mac} should not be there"]
     machine.call(machine.peers.synchronize, *wanted)
     assert machine.call(machine.peers.differences, *wanted) == []

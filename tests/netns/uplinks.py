@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 from datapath import abi
 from datapath.programs import Programs
 from datapath.uplink import Station, Uplinks
+from tests.isolated import held_namespace
 from tests.traffic import Wire, socket_in
 
 T = TypeVar("T")
@@ -157,21 +158,8 @@ class World:
 
     def _namespace(self) -> str:
         """A namespace of its own; as on a quiet machine, nothing is sent there by itself but what a test makes."""
-        holder = subprocess.Popen(
-            ["unshare", "--net", "sh", "-c", "sysctl -qw net.ipv6.conf.default.accept_dad=0"
-             " net.ipv6.conf.default.router_solicitations=0; echo; exec sleep infinity"],
-            stdout=subprocess.PIPE,
-        )  # fmt: skip
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        holder.stdout.close()
-
-        def end() -> None:
-            holder.kill()
-            holder.wait()
-
-        self._stack.callback(end)
-        return f"/proc/{holder.pid}/ns/net"
+        quiet = "sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv6.conf.default.router_solicitations=0"
+        return self._stack.enter_context(held_namespace(quiet))
 
     def _move_in(self) -> int:
         libc = ctypes.CDLL(None, use_errno=True)
