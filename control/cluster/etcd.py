@@ -32,6 +32,7 @@ PAGE: Final = 4_000
 """Keys in one answer: about a megabyte of the records that there are."""
 _CALLBACK_THREADS: Final = 4
 _RETRY_S: Final = 0.5
+_ASK_AGAIN_S: Final = 0.2
 
 
 class TxnResult(Protocol):
@@ -118,10 +119,12 @@ class Etcd:
             return
         self._is_closed = True
         if self._thread.is_alive():
-            self._wait(self._end())
+            self._run(self._end())
+            # Those that run may have asked something just before; the loop is there until they have an answer.
+            self._callbacks.shutdown(wait=True, cancel_futures=True)
+            self._run(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-        self._callbacks.shutdown(wait=True, cancel_futures=True)
         self._loop.close()
 
     def __enter__(self) -> Self:
@@ -210,6 +213,12 @@ class Etcd:
             raise EtcdUnavailable("etcd was compacted while it was read: try again") from error
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._is_closed:
+            work.close()
+            raise EtcdUnavailable("this node has hung up on etcd")
+        return self._run(work)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> Background:
@@ -219,9 +228,10 @@ class Etcd:
         return Members(self.urls, self._tls)
 
     async def _end(self) -> None:
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        """Cancels until all have ended: a task may lose one that comes while it ends what it waited for."""
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait({asyncio.gather(*others, return_exceptions=True)}, timeout=_ASK_AGAIN_S)
         if hasattr(self, "_members"):
             await self._members.close()

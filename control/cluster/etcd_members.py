@@ -47,9 +47,20 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
     """Awaits in a task of its own; raises TimeoutError.
 
     grpclib ends calls on a connection that goes by cancelling their task, and leaves the task's count of cancellations
-    as it is. asyncio.timeout of Python 3.11 takes what is counted there for another's wish, and ends the task.
+    as it is. asyncio.timeout of Python 3.11 takes what is counted there for another's wish, and ends the task; its
+    asyncio.wait_for forgets that it was cancelled when the work is done at that moment (cpython issue 86296).
     """
-    return await asyncio.wait_for(asyncio.ensure_future(work), seconds)
+    task = asyncio.ensure_future(work)
+    try:
+        is_done = (await asyncio.wait({task}, timeout=seconds))[0]
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if not is_done:
+        task.cancel()
+        await asyncio.wait({task})
+        raise TimeoutError
+    return task.result()
 
 
 class Member:
