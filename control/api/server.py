@@ -27,6 +27,7 @@ from control.api.cluster import ClusterHandlers
 from control.api.handlers import Context, Route, error_response
 from control.api.networks import NetworkHandlers
 from control.api.sandboxes import SandboxHandlers
+from control.api.stats import StatsHandlers
 from control.api.system import SystemHandlers
 from control.api.versions import NEWEST, Version, negotiate
 from control.config import ApiSection
@@ -64,6 +65,7 @@ def build_app(context: Context) -> web.Application:
         *NetworkHandlers(context).routes(),
         *SandboxHandlers(context).routes(),
         *ClusterHandlers(context).routes(),
+        *StatsHandlers(context).routes(),
         Route("*", "/{elsewhere:(?s:.*)}", _elsewhere),  # last: the first that fits is taken
     ]
     for prefix in ("/v{version:[0-9.]+}", ""):

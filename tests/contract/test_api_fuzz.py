@@ -34,6 +34,7 @@ from control.api.schema import (
     SandboxCreate,
     SandboxStarted,
 )
+from control.api.stats import StatsHandlers
 from control.api.system import SystemHandlers
 from control.events import Event
 from tests.api_server import ApiServer, Reply
@@ -209,6 +210,7 @@ OPERATIONS: Final[dict[tuple[str, str], tuple[type[msgspec.Struct] | None, st.Se
     ("POST", "/linkspan/cluster/leave"): (None, query(force=flags)),
     ("GET", "/linkspan/cluster/check"): (None, nothing),
     ("POST", "/linkspan/cluster/mend"): (None, nothing),
+    ("GET", "/linkspan/stats"): (None, nothing),
 }
 VERSIONS: Final = st.sampled_from(["", "", "/v1.24", "/v1.32", "/v1.41", "/v1.56"] * 3 + ["/v1.57", "/v9.", "/v0"])
 FUZZ: Final = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -296,7 +298,8 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
 def test_every_route_is_fuzzed(fuzzed: Fuzzed) -> None:
     context = fuzzed.server.context
     assert context is not None
-    handlers = [kind(context) for kind in (SystemHandlers, NetworkHandlers, SandboxHandlers, ClusterHandlers)]
+    kinds = (SystemHandlers, NetworkHandlers, SandboxHandlers, ClusterHandlers, StatsHandlers)
+    handlers = [kind(context) for kind in kinds]
     routes = [(route.method, route.path) for each in handlers for route in each.routes()]
     assert sorted(routes) == sorted(OPERATIONS)
 
