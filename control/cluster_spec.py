@@ -55,6 +55,15 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
+class ClusterTimes:
+    """How long a node's records outlive it in etcd (`lease_s`, whole seconds), and after how long its keys for
+    encrypted networks are followed by new ones. Each node has its own."""
+
+    lease_s: int = 10
+    key_lifetime_s: float = 86_400.0
+
+
+@dataclass(frozen=True)
 class NodeInfo:
     """A node as this one knows it; `networks` is the number of overlay networks that it has endpoints on."""
 

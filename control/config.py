@@ -11,11 +11,11 @@ import ipaddress
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
-from control.cluster_spec import DEFAULT_CLUSTER, ClusterSpec, InvalidOption, parse_spec
+from control.cluster_spec import DEFAULT_CLUSTER, ClusterSpec, ClusterTimes, InvalidOption, parse_spec
 
 DEFAULT_PATH = Path("/etc/linkspan/linkspan.toml")
 UNIX_PATH_MAX_BYTES = 107
@@ -91,8 +91,8 @@ class IpamSection(_Section, frozen=True, kw_only=True):
 
 
 class ClusterSection(_Section, frozen=True, kw_only=True):
-    """What `linkspan cluster join` is given by its flags; without any key the host joins by that command or not at
-    all."""
+    """What `linkspan cluster join` is given by its flags; without any of those keys the host joins by that command or
+    not at all. The last two hold either way."""
 
     etcd: tuple[str, ...] = ()
     name: str = ""
@@ -101,6 +101,12 @@ class ClusterSection(_Section, frozen=True, kw_only=True):
     cacert: str = ""
     cert: str = ""
     key: str = ""
+    lease_seconds: int = 10
+    key_lifetime_hours: float = 24.0
+
+
+_JOINING: Final = ("etcd", "name", "advertise", "cluster", "cacert", "cert", "key")
+_NOT_JOINING: Final = {key: getattr(ClusterSection(), key) for key in _JOINING}
 
 
 class Config(_Section, frozen=True, kw_only=True):
@@ -203,6 +209,9 @@ def _check(config: Config, where: str) -> None:
     ):
         if not getattr(config.api, key) >= low:  # so that nan is refused
             raise ConfigError(f"{where}: api.{key.replace('_', '-')} must be at least {low}")
+    for key, least, most in (("lease_seconds", 2, 3600), ("key_lifetime_hours", 0.1, 24 * 366)):
+        if not least <= getattr(config.cluster, key) <= most:
+            raise ConfigError(f"{where}: cluster.{key.replace('_', '-')} must be in {least}..{most}")
     listen_address(config.metrics.listen, where)
     for pool in config.ipam.default_pools:
         _check_pool(pool, where)
@@ -217,8 +226,13 @@ def cluster_of(config: Config) -> ClusterSpec | None:
 
     Certificates are not looked at: without them a host keeps its own networks.
     """
-    section = config.cluster
-    return None if section == ClusterSection() else parse_spec(**msgspec.structs.asdict(section))
+    given = {key: getattr(config.cluster, key) for key in _JOINING}
+    return None if given == _NOT_JOINING else parse_spec(**given)
+
+
+def cluster_times_of(config: Config) -> ClusterTimes:
+    """What holds for this node in whichever cluster it is."""
+    return ClusterTimes(config.cluster.lease_seconds, config.cluster.key_lifetime_hours * 3600)
 
 
 def _check_pool(pool: DefaultPool, where: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from control.config import Config, cluster_of
+from control.config import Config, cluster_of, cluster_times_of
 from control.controller import NetworkController
 from control.deps import Deps
 from control.drivers import bridge, host, macvlan, none, overlay
@@ -56,6 +56,7 @@ def make_deps(config: Config) -> Deps:
         predefined_options={"bridge": {bridge.NAME: bridge.DEFAULT_BRIDGE}},
         peering=peering,
         cluster=cluster_of(config),
+        cluster_times=cluster_times_of(config),
         run_dir=config.run_dir,
         state_dir=config.state_dir,
     )

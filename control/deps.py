@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from control.cluster_spec import ClusterSpec
+from control.cluster_spec import ClusterSpec, ClusterTimes
 from control.drivers.base import Driver
 from control.drivers.peering import Peering
 from control.errors import ControlError, DatapathFailed, NotFound
@@ -45,6 +45,7 @@ class Deps:
     predefined_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     peering: Peering = field(default_factory=Peering)
     cluster: ClusterSpec | None = None
+    cluster_times: ClusterTimes = field(default_factory=ClusterTimes)
     run_dir: Path = Path("/run/linkspan")
     state_dir: Path = Path("/var/lib/linkspan")
 

@@ -81,7 +81,7 @@ class Membership:
         self._thread: threading.Thread | None = None
         tunnels = deps.run_dir / _TUNNELS
         self._encryption = Encryption(
-            Secrecy(Tunnels(tunnels), deps.state_dir / _KEYS_FILE),
+            Secrecy(Tunnels(tunnels), deps.state_dir / _KEYS_FILE, lifetime_s=deps.cluster_times.key_lifetime_s),
             str(tunnels),
             underlay=self._underlay,
             nodes=self._known_nodes,
@@ -142,7 +142,7 @@ class Membership:
         from control.cluster.session import ClusterSession, Told
 
         told = Told(self._changed, self._state_changed, self._lease_lost)
-        session = ClusterSession(spec, incarnation, told)
+        session = ClusterSession(spec, incarnation, told, lease_s=self._deps.cluster_times.lease_s)
         session.open()
         return session
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.certificates import Certificate
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 START_S: Final = 30
 # Below the ports that the kernel gives to clients (ip_local_port_range), so none of these is in its way.
@@ -97,7 +97,7 @@ class EtcdMember:
         if self.is_running:
             self._process.send_signal(number)
             self._process.send_signal(signal.SIGCONT)
-        self._process.wait(START_S)
+        self._process.wait(START_S * PATIENCE)
         self._process = None
 
     def freeze(self) -> None:
@@ -116,7 +116,7 @@ class EtcdMember:
             command += ["--cacert", str(self.tls.cacert), "--cert", str(self.tls.cert), "--key", str(self.tls.key)]
         environment = {**os.environ, "ETCDCTL_API": "3"}
         return subprocess.run(
-            [*command, *args], env=environment, capture_output=True, text=True, check=check, timeout=START_S
+            [*command, *args], env=environment, capture_output=True, text=True, check=check, timeout=START_S * PATIENCE
         )
 
     def keys(self, prefix: str = "/") -> list[str]:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.api_server import Reply, ask
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-DEADLINE_S = 60.0
+DEADLINE_S = 60.0 * PATIENCE
 
 
 def wait_for(claim: Callable[[], Any], what: str | Callable[[], str], deadline_s: float = DEADLINE_S) -> Any:
@@ -81,7 +82,7 @@ class Host:
     def run(self, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Runs a command on the host and returns its output; its errors are in the exception."""
         done = subprocess.run(
-            self.enter(*command), capture_output=True, text=True, timeout=options.pop("timeout", 60), **options
+            self.enter(*command), capture_output=True, text=True, timeout=options.pop("timeout", DEADLINE_S), **options
         )
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")

@@ -22,6 +22,7 @@ from tests.hosts import Host, wait_for
 from tests.leaks import leaks
 from tests.traffic import Place, Station
 from tests.underlay import UPLINK, Underlay
+from tests.waiting import PATIENCE
 
 ETCD: Final = "etcd"
 """The name by which etcd's host is plugged into the underlay."""
@@ -70,7 +71,11 @@ class Node(Host):
         self._plug()
 
     def start(self, *args: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
-        """Starts linkspand, with the node's clock."""
+        """Starts linkspand with the node's clock; where all takes longer, with longer leases unless `args` say a file."""
+        if PATIENCE > 1:
+            config = self.dir / "patient.toml"
+            config.write_text(f"[cluster]\nlease-seconds = {10 * PATIENCE:.0f}\n")
+            args = ("--config", str(config), *args)
         return super().start(*args, env={**self._environment, **(env or {})}, **options)
 
     @property

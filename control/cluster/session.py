@@ -33,13 +33,13 @@ class ClusterSession:
     `open` connects to nobody yet, so that a node can wait for its etcd.
     """
 
-    def __init__(self, spec: ClusterSpec, incarnation: str, told: Told) -> None:
+    def __init__(self, spec: ClusterSpec, incarnation: str, told: Told, *, lease_s: int) -> None:
         self.node = spec.name
         self.spec = spec
         self.incarnation = incarnation
         self._told = told
         self._etcd = Etcd(spec.etcd, cacert=spec.cacert, cert=spec.cert, key=spec.key)
-        self._store = ClusterStore(self._etcd, spec.cluster, spec.name, on_lease_lost=told.lease_lost)
+        self._store = ClusterStore(self._etcd, spec.cluster, spec.name, ttl_s=lease_s, on_lease_lost=told.lease_lost)
         self._view = View(self._etcd, spec.cluster, self._changed, told.state)
         self._is_following = False
 

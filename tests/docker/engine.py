@@ -33,7 +33,7 @@ _DATA: Final = "/run/docker-data"
 _PID_FILE: Final = Path("/run/docker.pid")
 _CONTAINERD_PID_FILE: Final = Path("/run/docker/containerd/containerd.pid")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
-_DEADLINE_S: Final = 30.0
+_DEADLINE_S: Final = 120.0
 
 
 class Machine(Protocol):

@@ -24,7 +24,9 @@ def nodes() -> Iterator[Cluster]:
 def config(nodes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "linkspan.toml"
     urls = ", ".join(f'"{url}"' for url in nodes.urls)
-    path.write_text(f'[cluster]\netcd = [{urls}]\nname = "n1"\nadvertise = "{nodes[0].advertise}"\n')
+    path.write_text(
+        f'[cluster]\netcd = [{urls}]\nname = "n1"\nadvertise = "{nodes[0].advertise}"\nlease-seconds = 30\n'
+    )
     return path
 
 
@@ -34,6 +36,9 @@ def test_it_joins_when_it_starts(nodes: Cluster, config: Path) -> None:
     node.start("--config", str(config))
     wait_for(lambda: node.cluster_state() == "synchronized", "the node to be in the cluster")
     assert node.nodes() == {"n1": "ready"}
+    (etcd,) = nodes.etcd
+    (lease,) = etcd.run("lease", "list").stdout.split("\n")[1:-1]
+    assert "granted with TTL(30s)" in etcd.run("lease", "timetolive", lease).stdout
     wait_for(lambda: "ingress" in [each["Name"] for each in node.api("GET", "/networks")], "the cluster's ingress")
 
 

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from control import config as module
-from control.cluster_spec import ClusterSpec
-from control.config import Config, ConfigError, DefaultPool, cluster_of, listen_address, load
+from control.cluster_spec import ClusterSpec, ClusterTimes
+from control.config import Config, ConfigError, DefaultPool, cluster_of, cluster_times_of, listen_address, load
 from control.daemon import main
 
 CLUSTER = "[cluster]\nname = 'a'\nadvertise = '10.0.0.1'\n"
@@ -105,6 +105,13 @@ def test_without_keys_there_is_no_cluster_to_be_in(tmp_path: Path) -> None:
     assert cluster_of(load(written(tmp_path, '[cluster]\netcd = []\ncluster = "default"\n'))) is None
 
 
+def test_how_long_leases_and_keys_last_is_no_reason_to_join(tmp_path: Path) -> None:
+    config = load(written(tmp_path, "[cluster]\nlease-seconds = 30\nkey-lifetime-hours = 0.5\n"))
+    assert cluster_of(config) is None
+    assert cluster_times_of(config) == ClusterTimes(lease_s=30, key_lifetime_s=1800.0)
+    assert cluster_times_of(load(EXAMPLE)) == ClusterTimes()
+
+
 def test_a_cluster_needs_three_keys(tmp_path: Path) -> None:
     text = '[cluster]\netcd = ["http://10.0.0.7"]\nname = "a"\nadvertise = "10.0.0.1"\n'
     spec = cluster_of(load(written(tmp_path, text)))
@@ -154,6 +161,10 @@ def test_flags_lie_over_the_file(tmp_path: Path) -> None:
         (f"{CLUSTER}etcd = ['http://a']\ncacert = '/ca'", "cluster.cacert: certificates are for URLs with https"),
         (f"{CLUSTER}etcd = ['https://a']\ncert = '/c'", "cluster.key: cert is of no use without it"),
         (f"{CLUSTER}etcd = ['https://a']\ncacert = 'ca'", 'cluster.cacert: "ca" is no absolute path'),
+        ("[cluster]\nlease-seconds = 1", "cluster.lease-seconds must be in 2..3600"),
+        ("[cluster]\nlease-seconds = 2.5", "`$.cluster.lease-seconds`"),
+        ("[cluster]\nkey-lifetime-hours = 0", "cluster.key-lifetime-hours must be in 0.1..8784"),
+        ("[cluster]\nkey-lifetime-hours = nan", "cluster.key-lifetime-hours must be in 0.1..8784"),
         ("[cluster]\nca-cert = '/c'", 'there is no key "cluster.ca-cert"; the nearest one is "cluster.cacert"'),
     ],
 )
