@@ -27,6 +27,7 @@ from control.membership import Membership
 from control.mending import Mender
 from control.model import (
     Endpoint,
+    EndpointId,
     EndpointSpec,
     Network,
     NetworkId,
@@ -49,6 +50,7 @@ from control.sandboxes import (
     kill_processes,
     process_start,
 )
+from datapath.latency import Histogram, Kind
 from datapath.link_monitor import LinkChange
 
 LOG = logging.getLogger(__name__)
@@ -185,6 +187,15 @@ class NetworkController:
                 if endpoint.id in counters
                 and (name := names.get(endpoint.sandbox_id) or endpoint.sandbox_key.rpartition("/")[2])
             ]
+        return found
+
+    def endpoint_latencies(self) -> dict[EndpointId, dict[Kind, Histogram]]:
+        """The latencies of all endpoints that have samples."""
+        found: dict[EndpointId, dict[Kind, Histogram]] = {}
+        for network in self._records.networks():
+            endpoints = self._records.on_network(network.id)
+            latencies = self._deps.driver_of(network).latencies(endpoints)
+            found |= {endpoint.id: latencies[endpoint.id] for endpoint in endpoints if endpoint.id in latencies}
         return found
 
     def driver_names(self) -> list[str]:

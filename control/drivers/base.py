@@ -17,6 +17,7 @@ from typing import ClassVar
 from control.errors import InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, EndpointSpec, Network, NetworkSpec, Sandbox
 from control.plan import Step
+from datapath.latency import Histogram, Kind
 from datapath.link_monitor import LinkChange
 
 
@@ -218,6 +219,13 @@ class Driver:
 
     def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
         """Counters by endpoint id; endpoints whose packets the driver does not see are left out."""
+        return {}
+
+    def latencies(self, endpoints: Sequence[Endpoint]) -> dict[str, dict[Kind, Histogram]]:
+        """Latencies by endpoint id, only what has samples; empty where nothing is measured.
+
+        Forwarding is the receiver's, a round trip that of the endpoint whose address the socket has.
+        """
         return {}
 
     def status(self) -> DriverStatus:
