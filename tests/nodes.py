@@ -71,7 +71,7 @@ class Node(Host):
         self._plug()
 
     def start(self, *args: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
-        """Starts linkspand with the node's clock; where all takes longer, with longer leases unless `args` say a file."""
+        """Starts linkspand with the node's clock; where all takes longer, so do leases, unless `args` say a file."""
         if PATIENCE > 1:
             config = self.dir / "patient.toml"
             config.write_text(f"[cluster]\nlease-seconds = {10 * PATIENCE:.0f}\n")
