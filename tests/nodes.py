@@ -189,12 +189,13 @@ def cluster(
     joined: bool = True,
     mtus: Mapping[int, int] | None = None,
     clocks: Mapping[int, int] | None = None,
+    kind: type[Node] = Node,
 ) -> Iterator[Cluster]:
     """So many nodes n1, n2, ... with a linkspand on each, joined into one cluster unless told otherwise.
 
     `version` is that of the addresses that nodes advertise and etcd listens on. `mtus` gives single nodes, by number,
-    another uplink; `clocks` a wall clock that is wrong by so many seconds. Nothing may be left on a node at the end of
-    a block that does not raise.
+    another uplink; `clocks` a wall clock that is wrong by so many seconds; `kind` is what all nodes are. Nothing may be
+    left on a node at the end of a block that does not raise.
     """
     with ExitStack() as stack:
         underlay = Underlay()
@@ -202,7 +203,7 @@ def cluster(
         machine, etcd = stack.enter_context(etcd_host(underlay, version, members))
         nodes = []
         for number in range(1, count + 1):
-            node = Node(number, underlay, version, (mtus or {}).get(number), (clocks or {}).get(number, 0))
+            node = kind(number, underlay, version, (mtus or {}).get(number), (clocks or {}).get(number, 0))
             stack.callback(node.close)
             nodes.append(node)
         with ThreadPoolExecutor(count) as pool:  # each compiles its programs
