@@ -19,6 +19,7 @@ from control.controller import NetworkController
 from control.drivers.base import EndpointCounters
 from control.errors import Forbidden
 from control.model import Endpoint, Network, SandboxId
+from datapath.latency import SCHEMA, Histogram
 
 _TALLIES: Final = tuple(each.name for each in fields(EndpointCounters) if each.name != "drops")
 
@@ -39,22 +40,26 @@ class StatsHandlers:
 def document(controller: NetworkController) -> dict[str, Any]:
     """Returns the document, ready for JSON; blocks for as long as the counters take to be read.
 
-    `at` is the wall clock in seconds when the counters had been read. Configuration-only networks, which no packet can
-    be on, are left out; `nodes` of a network are those with endpoints on it, where it is a cluster's. `counters` are
-    null for an endpoint whose packets the driver does not see. Docs: docs/views.md.
+    `at` is the wall clock in seconds when the counters had been read; `monotonic` another one that is never set, for
+    differences. Configuration-only networks, which no packet can be on, are left out; `nodes` of a network are those
+    with endpoints on it, where it is a cluster's. `counters` are null for an endpoint whose packets the driver does not
+    see. Docs: docs/views.md.
     """
     counted = {endpoint.id: counters for _, endpoint, _, counters in controller.endpoint_counters()}
-    now = time.time()
+    moment = {"at": time.time(), "monotonic": time.monotonic()}
+    latencies = controller.endpoint_latencies()
     names = {sandbox.id: sandbox.name for sandbox in controller.sandboxes()}
     return {
-        "at": now,
+        **moment,
         "host": platform.node(),
+        "latency_schema": SCHEMA,
         "networks": [
             {
                 **_network(network),
                 "nodes": [node.name for node in controller.cluster.peers(network.id)] if network.is_global else [],
                 "endpoints": [
                     _endpoint(endpoint, names, counted.get(endpoint.id))
+                    | {"latency": {kind: _latency(found) for kind, found in latencies.get(endpoint.id, {}).items()}}
                     for endpoint in controller.network_endpoints(network.id)
                 ],
             }
@@ -78,6 +83,16 @@ def _nodes(controller: NetworkController) -> list[dict[str, Any]]:
 
 def _network(network: Network) -> dict[str, str]:
     return {"id": network.id, "name": network.name, "driver": network.driver, "scope": network.scope}
+
+
+def _latency(found: Histogram) -> dict[str, Any]:
+    return {
+        "count": found.count,
+        "seconds": found.total_seconds,
+        "p50": found.quantile(0.5),
+        "p99": found.quantile(0.99),
+        "buckets": found.buckets,
+    }
 
 
 def _endpoint(endpoint: Endpoint, names: Mapping[SandboxId, str], counted: EndpointCounters | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from control.drivers.base import EndpointCounters
+from datapath.latency import Histogram, Kind
 from tests.api_server import ApiServer
 from tests.fake_cluster import SPEC, FakeCluster, node
 from tests.fakes import FakeDriver, fake_controller
@@ -49,6 +50,7 @@ def test_a_host_without_endpoints_has_its_predefined_networks(server: ApiServer,
     before = time.time()
     found = stats(server)
     assert before <= found["at"] <= time.time()
+    assert stats(server)["monotonic"] > found["monotonic"]
     assert [(each["name"], each["driver"], each["endpoints"]) for each in found["networks"]] == [
         ("bridge", "bridge", []),
         ("host", "host", []),
@@ -83,6 +85,7 @@ def test_an_endpoint_has_its_addresses_counters_and_drops(server: ApiServer, dri
             "mac": "02:00:00:00:00:05",
             "counters": TALLIES,
             "drops": {"spoofed_mac": 9},
+            "latency": {},
         }
     ]
     (other,) = bridge["endpoints"]
@@ -95,6 +98,22 @@ def test_an_endpoint_that_nobody_counts_has_no_counters(server: ApiServer, monke
     monkeypatch.setattr(FakeDriver, "counters", lambda self, endpoints: {})
     (endpoint,) = stats(server)["networks"][0]["endpoints"]
     assert (endpoint["name"], endpoint["counters"], endpoint["drops"]) == ("web", None, {})
+
+
+def test_an_endpoint_has_its_latencies(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets of a quarter octave: half of the samples took up to 2**-20 s, all of them up to 2**-16 s."""
+    server.ask("POST", "/linkspan/sandboxes", {"Name": "web"})
+    timed = {Kind.FAST: Histogram({-80: 50, -64: 50}, 0.001), Kind.TCP_RTT: Histogram({-40: 1}, 0.0009)}
+    monkeypatch.setattr(
+        FakeDriver, "latencies", lambda self, endpoints: {e.id: timed for e in endpoints}, raising=False
+    )
+    found = stats(server)
+    latency = found["networks"][0]["endpoints"][0]["latency"]
+    assert (found["latency_schema"], latency.keys()) == (2, {"fast", "tcp_rtt"})
+    fast = latency["fast"]
+    assert (fast["count"], fast["seconds"], fast["buckets"]) == (100, 0.001, {"-80": 50, "-64": 50})
+    assert fast["p50"] == pytest.approx(2**-20)
+    assert 2**-16.25 < fast["p99"] < 2**-16
 
 
 def test_an_endpoint_that_left_and_a_configuration_are_not_there(server: ApiServer) -> None:
