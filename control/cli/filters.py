@@ -1,5 +1,5 @@
-"""Selects sandboxes for `ps --filter` and nodes for `cluster ls --filter`: values of one name are alternatives, names
-and labels must all fit."""
+"""Selects sandboxes for `ps --filter`, nodes for `cluster ls --filter`, networks and endpoints for `top --filter`:
+values of one name are alternatives, names and labels must all fit."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ NODES: Final[Tests] = {
     "id": lambda node, value: str(node["ID"]) == value,
     "name": lambda node, value: value in node["Name"],
     "state": lambda node, value: node["State"] == value,
+}
+TRAFFIC: Final[Tests] = {
+    "driver": lambda row, value: row["driver"] == value,
+    "id": lambda row, value: row["id"].startswith(value),
+    "name": lambda row, value: value in row["name"],
+    "network": lambda row, value: row["network"] == value,
 }
 
 

@@ -69,6 +69,7 @@ cli = Group(
         "ps": "control.cli.sandbox:ps",
         "rm": "control.cli.sandbox:rm",
         "run": "control.cli.sandbox:run",
+        "top": "control.cli.top:top",
         "version": "control.cli.version:version",
     },
 )

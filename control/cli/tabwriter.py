@@ -18,7 +18,7 @@ def aligned(text: str) -> str:
     widths: list[list[int]] = [[] for _ in lines]
     _measure(lines, widths, 0, len(lines), 0)
     return "\n".join(
-        "".join(cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths[row], strict=False))
+        "".join(cell + " " * (width - display_width(cell)) for cell, width in zip(cells, widths[row], strict=False))
         + cells[-1]
         for row, cells in enumerate(lines)
     )
@@ -34,7 +34,7 @@ def _measure(lines: list[list[str]], widths: list[list[int]], begin: int, end: i
         last = row
         while last < end and len(lines[last]) - 1 > column:
             last += 1
-        needed = max(_width(lines[i][column]) for i in range(row, last))
+        needed = max(display_width(lines[i][column]) for i in range(row, last))
         width = max(needed + _PADDING, _MIN_WIDTH)
         for i in range(row, last):
             widths[i].append(width)
@@ -42,7 +42,7 @@ def _measure(lines: list[list[str]], widths: list[list[int]], begin: int, end: i
         row = last
 
 
-def _width(cell: str) -> int:
+def display_width(cell: str) -> int:
     """The columns of a terminal that the text takes: East Asian wide characters take two, combining ones none."""
     if cell.isascii():
         return len(cell)

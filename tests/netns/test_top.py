@@ -1,0 +1,167 @@
+"""`linkspan top` on a terminal, before real traffic: what it shows is what the sandboxes' own devices counted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from tests.hosts import Host
+from tests.netns.lab import Lab
+from tests.terminal import Terminal
+
+FORGED = "02:00:00:00:00:66"
+MARGIN = 0.3
+"""Of the rates: the screen's second is not the same as the test's."""
+PREFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
+
+
+@pytest.fixture(scope="module")
+def lab(machine: Host) -> Lab:
+    made = Lab(machine, "blue")
+    assert made.a.pings(made.b.ip4)
+    return made
+
+
+@contextmanager
+def flow(lab: Lab) -> Iterator[None]:
+    """8 Mbit/s of UDP payload from a to b, until the block ends."""
+    server = subprocess.Popen(lab.b.command("iperf3", "-s", "-1", "--forceflush"), stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    while "listening" not in server.stdout.readline():
+        assert server.poll() is None
+    client = subprocess.Popen(
+        lab.a.command("iperf3", "-c", lab.b.ip4, "-u", "-b", "8M", "-t", "120"), stdout=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        for process in (client, server):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        server.stdout.close()
+
+
+def sent_bits_per_second(lab: Lab) -> float:
+    """What the device of a counted in about a second."""
+    before, begin = lab.a.link()["stats64"]["tx"]["bytes"], time.monotonic()
+    time.sleep(1)
+    return float((lab.a.link()["stats64"]["tx"]["bytes"] - before) * 8 / (time.monotonic() - begin))
+
+
+def cells(lines: list[str], name: str) -> list[str]:
+    """What follows a name in its row: out and in b/s, out and in p/s, fast, p50, p99, rtt, drops."""
+    return next((line.split()[1:] for line in lines if line.split()[:1] == [name]), [])
+
+
+def value(cell: str) -> float:
+    return float(cell.rstrip("kMG")) * PREFIXES.get(cell[-1], 1)
+
+
+def sends(name: str, expected: float, lines: list[str]) -> bool:
+    found = cells(lines, name)
+    return bool(found) and found[0] != "-" and abs(value(found[0]) / expected - 1) < MARGIN
+
+
+def test_rates_on_the_screen_are_those_of_the_devices(lab: Lab) -> None:
+    with flow(lab), Terminal(lab.host.cli("top")) as terminal:
+        terminal.wait(lambda lines: cells(lines, "blue-a")[:1] not in ([], ["-"], ["0"]), "traffic to show")
+        expected = sent_bits_per_second(lab)
+        assert 6e6 < expected < 12e6
+        lines = terminal.wait(partial(sends, "blue-a", expected), f"blue-a at {expected:.0f} b/s")
+        out, inward, out_packets, _, fast, *_ = cells(lines, "blue-a")
+        assert value(inward) < value(out) / 10
+        assert int(fast.rstrip("%")) >= 99
+        assert 0.7 < value(out) / 8 / value(out_packets) / 1490 < 1.3, "iperf3's packets fill the MTU"
+        assert cells(lines, "blue-b")[0] == "0"
+        assert value(cells(lines, "blue-b")[1]) == pytest.approx(value(out), rel=0.02)
+        assert lines[0].startswith("linkspan top  ")
+        terminal.type("q")
+        assert terminal.exit_status() == 0
+
+
+def test_drops_show_with_their_reason(lab: Lab) -> None:
+    frame = lab.frame(b"forged")
+    frame.src = FORGED
+    with Terminal(lab.host.cli("top", "--filter", "name=blue-a", "--sort", "drops")) as terminal, lab.a.wire() as wire:
+        terminal.wait(lambda lines: cells(lines, "blue-a"), "the endpoint")
+        terminal.type("\t\t")
+        terminal.wait(lambda lines: "blue-a" in lines[4] and not cells(lines, "blue"), "endpoints alone")
+
+        def drops(lines: list[str]) -> bool:
+            wire.send(*[frame] * 10)
+            return cells(lines, "blue-a")[-1] not in ("0", "-") and "dropped: spoofed_mac" in lines[-2]
+
+        terminal.wait(drops, "drops")
+
+
+def test_a_terminal_that_changes_its_size_is_filled(lab: Lab) -> None:
+    with Terminal(lab.host.cli("top")) as terminal:
+        terminal.wait(lambda lines: cells(lines, "blue") and lines[-1].startswith("q quit"), "a whole screen")
+        terminal.resize(150, 40)
+        terminal.wait(lambda lines: "LAST MINUTE" in lines[2] and lines[39].startswith("q quit"), "a larger one")
+        terminal.resize(40, 10)
+        terminal.wait(
+            lambda lines: (
+                lines[9].startswith("q quit")
+                and cells(lines, "blue")
+                and lines[2].split()[2:] == ["OUT", "b/s", "IN", "b/s"]
+            ),
+            "a small one, with the columns that it has room for",
+        )
+
+
+def test_a_linkspand_that_goes_and_comes_back(lab: Lab) -> None:
+    with flow(lab), Terminal(lab.host.cli("top", "--interval", "0.5")) as terminal:
+        terminal.wait(lambda lines: cells(lines, "blue-a")[:1] not in ([], ["-"], ["0"]), "traffic to show")
+        lab.host.stop(signal.SIGKILL)
+        lines = terminal.wait(lambda lines: "Cannot connect to linkspand" in lines[1], "the screen to say so")
+        assert cells(lines, "blue-a"), "what was known stays"
+        lab.host.start()
+        expected = sent_bits_per_second(lab)
+        terminal.wait(
+            lambda lines: "networks," in lines[1] and sends("blue-a", expected, lines), f"blue-a at {expected:.0f} b/s"
+        )
+
+
+def test_an_endpoint_that_leaves_goes_from_the_screen(lab: Lab) -> None:
+    lab.join("d")
+    with Terminal(lab.host.cli("top")) as terminal:
+        terminal.wait(lambda lines: cells(lines, "blue-d"), "the endpoint")
+        lab.host.api("DELETE", "/linkspan/sandboxes/blue-d?force=1")
+        terminal.wait(lambda lines: cells(lines, "blue-a") and not cells(lines, "blue-d"), "it to go")
+
+
+def test_json_has_the_rates_in_full(lab: Lab) -> None:
+    with flow(lab):
+        asked = lab.host.popen(*lab.host.cli("top", "--json", "--interval=2", "-f", "network=blue"), stdout=-1)
+        expected = sent_bits_per_second(lab)
+        output, _ = asked.communicate(timeout=60)
+    found = json.loads(output)
+    assert 2 <= found["seconds"] < 20
+    (blue,) = found["networks"]
+    a = next(each for each in blue["endpoints"] if each["sandbox"] == "blue-a")
+    assert a["rates"]["out_bits_per_second"] == pytest.approx(expected, rel=MARGIN)
+    assert a["rates"]["fast_share"] > 0.98
+    assert a["addresses"] == [lab.a.ip4, lab.a.mac]
+    assert blue["rates"]["in_bits_per_second"] == pytest.approx(blue["rates"]["out_bits_per_second"], rel=0.02)
+
+
+def test_without_a_terminal_it_says_what_to_do(lab: Lab) -> None:
+    done = lab.host.linkspan("top", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "linkspan: top needs a terminal: use linkspan top --json\n"
+    for flags, status, text in (
+        (["--sort=size"], 125, 'there is no order "size": use rate, out'),
+        (["--filter=nmae=x"], 1, "invalid filter 'nmae'"),
+        (["--interval=0"], 125, 'invalid argument "0" for "-i, --interval" flag: not in 0.1 to 3600 seconds'),
+    ):
+        done = lab.host.linkspan("top", *flags, check=False)
+        assert done.returncode == status
+        assert text in done.stderr
