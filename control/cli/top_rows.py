@@ -43,7 +43,7 @@ def check(filters: Filters) -> None:
 
 
 def select(rows: Sequence[Row], filters: Filters) -> list[Row]:
-    """The networks that the filters let through, with all their endpoints, and of others those that they let through."""
+    """The networks that the filters let through with all their endpoints; others with those that they let through."""
     if not filters:
         return list(rows)
     found = []
