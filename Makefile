@@ -7,7 +7,7 @@ KERNEL ?= 6.12
 KERNEL_TESTS ?= tests/bpf
 KERNEL_MATRIX ?= ../shared/kernel-matrix
 
-.PHONY: help setup demo demo-docker demo-overlay test lint unit kernel bench docs clean
+.PHONY: help setup demo demo-docker demo-overlay test lint unit kernel bench bench-gate docs clean
 
 help: ## list the targets
 	$(Q)grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,9 +30,10 @@ lint: setup ## ruff, mypy --strict, the direction of imports
 	$(Q)$(PY) -m mypy
 	$(Q).venv/bin/lint-imports --no-cache
 
-test: lint ## all tests, root's included; what .ci/run calls
+test: lint ## all tests, root's included, then bench-gate; what .ci/run calls
 	$(Q)$(PY) -m pytest -n $(WORKERS) --dist loadfile tests
 	$(Q)$(PY) -m pytest -q --benchmark-disable bench
+	$(Q)$(PY) -m bench.gate
 
 unit: setup ## the tests that need no root
 	$(Q)$(PY) -m pytest -q tests/unit tests/contract
@@ -43,6 +44,9 @@ kernel: setup ## tests in a guest of another kernel: KERNEL=6.1, KERNEL_TESTS="t
 
 bench: setup ## the measured bars, as tables and in out/bench.json: SUITES="latency join" make bench
 	$(Q)$(PY) -m bench $(SUITES)
+
+bench-gate: setup ## what a change may cost, as hard limits; part of `make test`
+	$(Q)$(PY) -m bench.gate $(GATES)
 
 clean: ## remove what was built
 	$(Q)rm -rf .venv build dist *.egg-info out datapath/_native.* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -200,12 +200,12 @@ class World:
             *("--bpffs-dir", str(self.bpffs / "linkspan"), "--plugin-socket", str(self.plugin_socket)),
         ]
 
-    def start(self, deadline_s: float = DEADLINE_S) -> float:
+    def start(self, deadline_s: float = DEADLINE_S, *, program: Sequence[str] = (str(BIN / "linkspand"),)) -> float:
         """Starts linkspand and returns the seconds from there to its first answer."""
         begin = time.monotonic()
         with self.log_path.open("a") as log:
             self._daemon = subprocess.Popen(
-                self.enter(str(BIN / "linkspand"), *self.daemon_args()),
+                self.enter(*program, *self.daemon_args()),
                 stdout=log,
                 stderr=log,
                 text=True,
