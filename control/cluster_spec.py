@@ -10,7 +10,7 @@ import os
 import re
 import ssl
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv6Address, ip_address
@@ -105,6 +105,16 @@ class Difference:
     mend: str
 
 
+@dataclass(frozen=True)
+class ClusterHealth:
+    """How a node of a cluster is: whether changes come as they are made, and if not for how long they have not, in
+    seconds; how many nodes there are by state, this one included."""
+
+    is_connected: bool
+    lag_s: float
+    nodes: Mapping[str, int]
+
+
 class Cluster(Protocol):
     """This host's membership in a cluster. All methods block and may be called from any thread."""
 
@@ -136,6 +146,9 @@ class Cluster(Protocol):
 
     def info(self) -> ClusterInfo:
         """Asks nobody: what this node knows at the moment."""
+
+    def health(self) -> ClusterHealth | None:
+        """Asks nobody; None while this host is in no cluster."""
 
     def nodes(self) -> list[NodeInfo]:
         """All nodes, this one included; raises Forbidden when this host is in no cluster."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from control.cluster_spec import Cluster
+from control.counted import Counted, Counts
 from control.deps import Deps
 from control.drivers.base import EndpointCounters, ParentState
 from control.endpoints import Endpoints
@@ -40,6 +41,7 @@ from control.model import (
     utcnow,
 )
 from control.networks import Networks, check_name
+from control.observing import Observers
 from control.reconcile import Reconciler
 from control.records import Records
 from control.remote import RemoteNetworks
@@ -66,15 +68,18 @@ class NetworkController:
         self._records = Records(deps.store)
         self._bus = EventBus()
         self._leases = Leases(deps, self._records, clock)
-        self.global_networks = GlobalNetworks(deps, self._records, self._bus)
-        self._endpoints = Endpoints(deps, self._records, self._leases, self.global_networks, self._bus)
-        self._networks = Networks(deps, self._records, self._leases, self.global_networks, self._bus)
+        self._counted = Counted(deps.store, deps.slots, deps.drivers, self._records)
+        self.global_networks = GlobalNetworks(deps, self._records, self._counted, self._bus)
+        parts = deps, self._records, self._counted, self._leases, self.global_networks, self._bus
+        self._endpoints = Endpoints(*parts)
+        self._networks = Networks(*parts)
         self.cluster = Membership(deps, self._records, self.global_networks, self._force_off)
         self.remote = RemoteNetworks(deps, self._records, self._bus, self._networks, self._endpoints)
         self.remote_ipam = RemoteIpam(deps, self._records)
         self._reconciler = Reconciler(
             deps,
             self._records,
+            self._counted,
             self._endpoints,
             self.remote,
             self.remote_ipam,
@@ -101,17 +106,19 @@ class NetworkController:
         Packets keep flowing meanwhile. Raises StoreError; objects that cannot be repaired are in `status` instead.
         """
         begin = time.monotonic()
-        self._records.load()
-        self._leases.load()
-        self.cluster.load()
-        self._deps.ipam.load(self._deps.store)
-        self.remote_ipam.start()
-        self._deps.files.start(sandbox.id for sandbox in self._records.sandboxes())
-        self._reconciler.run()
-        self._networks.create_predefined()
-        self._endpoints.start()
-        self._keeper.start()
-        self.cluster.start()
+        with self._deps.observers.operation("start"):
+            self._records.load()
+            self._counted.load()
+            self._leases.load()
+            self.cluster.load()
+            self._deps.ipam.load(self._deps.store)
+            self.remote_ipam.start()
+            self._deps.files.start(sandbox.id for sandbox in self._records.sandboxes())
+            self._reconciler.run()
+            self._networks.create_predefined()
+            self._endpoints.start()
+            self._keeper.start()
+            self.cluster.start()
         LOG.info("started in %.3f s: %s", time.monotonic() - begin, self.counts())
 
     def stop(self) -> None:
@@ -171,23 +178,20 @@ class NetworkController:
         """For every lease of a DHCP server its network, and whether it is "kept" or "lost"."""
         return self._leases.states()
 
+    def counted(self) -> Counts:
+        """What is counted of endpoints, and by network also of those that have gone. May take some milliseconds."""
+        return self._counted.read()
+
     def endpoint_counters(self) -> list[tuple[Network, Endpoint, str, EndpointCounters]]:
         """The counters of every endpoint whose driver counts, with the name of its sandbox.
 
         Of a container engine's sandbox only the last part of its key is known.
         """
-        names = {sandbox.id: sandbox.name for sandbox in self._records.sandboxes()}
-        found = []
-        for network in self._records.networks():
-            endpoints = self._records.on_network(network.id)
-            counters = self._deps.driver_of(network).counters(endpoints)
-            found += [
-                (network, endpoint, name, counters[endpoint.id])
-                for endpoint in endpoints
-                if endpoint.id in counters
-                and (name := names.get(endpoint.sandbox_id) or endpoint.sandbox_key.rpartition("/")[2])
-            ]
-        return found
+        return self._counted.read().endpoints
+
+    def map_fill(self) -> Mapping[str, tuple[int, int]]:
+        """(entries, most entries) of the programs' maps that can be full, by name."""
+        return self._deps.map_fill()
 
     def endpoint_latencies(self) -> dict[EndpointId, dict[Kind, Histogram]]:
         """The latencies of all endpoints that have samples."""
@@ -254,7 +258,9 @@ class NetworkController:
             try:
                 driver.restore_firewall(own, [endpoint for endpoint in endpoints if endpoint.network_id in ids])
             except OSError as error:
+                self._deps.observers.difference("firewall", False)
                 raise DatapathFailed(f"the firewall of {name} networks is not whole: {error}") from error
+        self._deps.observers.difference("firewall", True)
 
     def links_changed(self, changes: Collection[LinkChange] | None) -> None:
         """Has the networks follow the host's devices after these changes, None for any.
@@ -267,9 +273,10 @@ class NetworkController:
         """Calls `listener` with every Event, in whatever thread; returns what ends the subscription."""
         return self._bus.subscribe(listener)
 
-    def observe_joins(self, observe: Callable[[float], None]) -> None:
-        """Has `observe` called with the duration of every join, in seconds."""
-        self._endpoints.joined = observe
+    @property
+    def observers(self) -> Observers:
+        """Who is told of what is done: to be set by who wants to know."""
+        return self._deps.observers
 
     # -- networks ------------------------------------------------------------------------------------------------
 
@@ -330,6 +337,10 @@ class NetworkController:
 
         Raises as `connect` does, and Conflict.
         """
+        with self._deps.observers.operation("sandbox_create", f"sandbox {spec.name}"):
+            return self._create_sandbox(spec)
+
+    def _create_sandbox(self, spec: SandboxSpec) -> Sandbox:
         sandbox_id = SandboxId(secrets.token_hex(32))
         name = spec.name or f"sandbox-{sandbox_id[:8]}"
         check_name("sandbox", name)
@@ -398,7 +409,8 @@ class NetworkController:
 
     def remove_sandbox(self, ref: str, force: bool = False) -> None:
         """Removes a sandbox; one whose process runs only with `force`, which kills it. Raises NotFound, Conflict."""
-        with self._exclusive(self._records.sandbox(ref)) as sandbox:
+        operation = self._deps.observers.operation("sandbox_remove", f"sandbox {ref}")
+        with operation, self._exclusive(self._records.sandbox(ref)) as sandbox:
             if sandbox.state is SandboxState.RUNNING and is_running(sandbox) and not force:
                 raise Conflict(
                     f"cannot remove sandbox {sandbox.name}: it is running; end its process first, or force removal"

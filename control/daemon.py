@@ -33,7 +33,6 @@ from control.api.server import (
     bind_tcp,
     bind_unix,
     build_app,
-    build_metrics_app,
     remove_stale_socket,
     serve,
 )
@@ -44,6 +43,7 @@ from control.errors import ControlError
 from control.firewall_watch import FirewallWatcher
 from control.link_watch import LinkWatcher
 from control.metrics import Metrics, release
+from control.metrics.server import build_metrics_app
 from control.notify import notify
 from control.plugin.ipam import IpamDriver
 from control.plugin.network import NetworkDriver
@@ -125,10 +125,10 @@ async def run(config: Config) -> bool:
         workers = Workers(config.api.workers)
         stack.callback(workers.close)
         controller = await workers.change(build_controller, config)
-        links = _monitor_links(stack)
-        await _start_controller(controller, workers, stack)
         metrics = Metrics()
         metrics.watch(controller)
+        links = _monitor_links(stack)
+        await _start_controller(controller, workers, stack)
         watcher = ProcessWatcher(controller, workers)
         stack.push_async_callback(watcher.close)
         await watcher.start()

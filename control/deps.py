@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from control.cluster_spec import ClusterSpec, ClusterTimes
+from control.counted import Slots
 from control.drivers.base import Driver
 from control.drivers.peering import Peering
 from control.errors import ControlError, DatapathFailed, NotFound
 from control.ipam.base import Ipam
 from control.model import Address, Network, Subnet
-from control.plan import IDLE, Observer, Step, execute, reapply, undo
+from control.observing import Observers
+from control.plan import IDLE, Observer, Step, Timer, execute, reapply, undo
 from control.ports import PortHolder
 from control.sandboxes import SandboxFiles
 from control.store.base import Store
@@ -28,9 +30,10 @@ class Deps:
     """What a controller works with.
 
     `dhcp` asks the servers of existing networks; `answers` tells whether another node is there, `routed_networks` where
-    the host has routes to; `observe` sees every step before it is taken. `peering` is what the drivers know of the
-    cluster, `cluster` the one that the configuration names. What is neither a record nor a sandbox's is in `run_dir`
-    as long as the host is up, and in `state_dir` for good.
+    the host has routes to; `observe` sees every step before it is taken, `observers` hear of it afterwards. `slots` are
+    what the programs count in; `map_fill` returns (entries, most entries) of their maps by name. `peering` is what the
+    drivers know of the cluster, `cluster` the one that the configuration names. What is neither a record nor a
+    sandbox's is in `run_dir` as long as the host is up, and in `state_dir` for good.
     """
 
     store: Store
@@ -42,6 +45,9 @@ class Deps:
     answers: Callable[[Address], bool] = ping.answers
     routed_networks: Callable[[], Sequence[Subnet]] = tuple
     observe: Observer = IDLE
+    observers: Observers = field(default_factory=Observers)
+    slots: Slots = field(default_factory=Slots)
+    map_fill: Callable[[], Mapping[str, tuple[int, int]]] = dict
     predefined_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     peering: Peering = field(default_factory=Peering)
     cluster: ClusterSpec | None = None
@@ -70,9 +76,11 @@ class Deps:
         """As `apply`, for what works already: a failing step leaves it as it is."""
         self._apply(reapply, steps, failure)
 
-    def _apply(self, how: Callable[[Sequence[Step], Observer], None], steps: Sequence[Step], failure: str) -> None:
+    def _apply(
+        self, how: Callable[[Sequence[Step], Observer, Timer], None], steps: Sequence[Step], failure: str
+    ) -> None:
         try:
-            how(steps, self.observe)
+            how(steps, self.observe, self.observers.step)
         except ControlError:
             raise
         except Exception as error:
@@ -82,7 +90,7 @@ class Deps:
     def undo(self, steps: Sequence[Step], failure: str) -> None:
         """Reverts all steps; what could not be reverted is raised as one DatapathFailed, introduced by `failure`."""
         try:
-            undo(steps, self.observe)
+            undo(steps, self.observe, self.observers.step)
         except ExceptionGroup as group:
             LOG.exception("%s", failure)
             raise DatapathFailed(f"{failure} ({'; '.join(str(error) for error in group.exceptions)})") from group

@@ -6,13 +6,14 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
 import msgspec
 
 from control import addressing
+from control.counted import Counted
 from control.deps import Deps
 from control.drivers.base import Driver, Join
 from control.errors import AddressInUse, Conflict, ControlError, DatapathFailed, Forbidden, NotFound
@@ -42,16 +43,19 @@ ADDRESSES_TRIED: Final = 16
 
 
 class Endpoints:
-    """The lifecycle of endpoints. Callers see to it that a sandbox is changed by one thread at a time.
-
-    `joined` is called with the duration of every join, in seconds.
-    """
+    """The lifecycle of endpoints. Callers see to it that a sandbox is changed by one thread at a time."""
 
     def __init__(
-        self, deps: Deps, records: Records, leases: Leases, global_networks: GlobalNetworks, bus: EventBus
+        self,
+        deps: Deps,
+        records: Records,
+        counted: Counted,
+        leases: Leases,
+        global_networks: GlobalNetworks,
+        bus: EventBus,
     ) -> None:
-        self.joined: Callable[[float], None] = lambda _: None
         self._deps = deps
+        self._counted = counted
         self._records = records
         self._leases = leases
         self._global = global_networks
@@ -97,11 +101,12 @@ class Endpoints:
         An address that somebody turns out to have already is replaced by the next one, unless `spec` asks for it.
         """
         begin = time.monotonic()
-        network, endpoint = self._join_with_free_addresses(network_ref, sandbox, spec)
-        self._names.add(endpoint, sandbox)
-        self.write_hosts(sandbox.id)
-        self._hosts.mark(e.sandbox_id for e in self._records.on_network(network.id) if e.id != endpoint.id)
-        self.joined(time.monotonic() - begin)
+        with self._deps.observers.operation("join", f"sandbox {sandbox.name} to network {network_ref}"):
+            network, endpoint = self._join_with_free_addresses(network_ref, sandbox, spec)
+            self._names.add(endpoint, sandbox)
+            self.write_hosts(sandbox.id)
+            self._hosts.mark(e.sandbox_id for e in self._records.on_network(network.id) if e.id != endpoint.id)
+        self._deps.observers.joined(time.monotonic() - begin)
         self._emit("connect", network, sandbox)
         return endpoint
 
@@ -199,7 +204,7 @@ class Endpoints:
                 if network.is_global
                 else addressing.request_addresses(self._deps.ipam, network, spec, owner=f"sandbox {sandbox.name}")
             )
-            slot = self._records.slots.take()
+            slot = self.take_slot()
             try:
                 endpoint = Endpoint(
                     id=endpoint_id,
@@ -234,6 +239,16 @@ class Endpoints:
             if lease is not None:
                 self._leases.remember(endpoint.id, lease)
         return network, endpoint
+
+    def take_slot(self) -> int:
+        """A slot for a new endpoint, which counts from zero; the records are locked."""
+        slot = self._records.slots.take()
+        try:
+            self._counted.begin(slot)
+        except OSError as error:
+            self._records.slots.give_back(slot)
+            raise DatapathFailed(f"an endpoint's counters could not be set to zero: {error}") from error
+        return slot
 
     def _check_link_locals(self, network: Network, endpoint: Endpoint, on_link: Sequence[Endpoint]) -> None:
         found = addressing.check_link_locals(network, endpoint, on_link)
@@ -289,10 +304,11 @@ class Endpoints:
 
     def leave(self, network: Network, sandbox: Sandbox, endpoint: Endpoint, *, force: bool = False) -> None:
         """With `force` what fails on the way is logged, and the endpoint is gone all the same."""
-        if endpoint.state is EndpointState.JOINED:
-            endpoint = advance(endpoint, EndpointState.LEAVING)
-            self._records.commit(put=[endpoint])
-        self.discard(network, sandbox, endpoint, force=force)
+        with self._deps.observers.operation("leave", f"sandbox {sandbox.name} from network {network.name}"):
+            if endpoint.state is EndpointState.JOINED:
+                endpoint = advance(endpoint, EndpointState.LEAVING)
+                self._records.commit(put=[endpoint])
+            self.discard(network, sandbox, endpoint, force=force)
         self._emit("disconnect", network, sandbox)
 
     def move(self, endpoint_id: EndpointId, sandbox: Sandbox, lease: Lease) -> None:
@@ -356,6 +372,7 @@ class Endpoints:
         if network is not None and (sandbox is not None or endpoint.is_remote):
             join = self.join_of(endpoint)
             steps = self._steps(join)
+            self._counted.ending(self._deps.driver_of(network), endpoint)
             try:
                 self._deps.undo(
                     steps,
@@ -378,9 +395,11 @@ class Endpoints:
         if network is not None and network.is_global:
             self._global.give_back(network, endpoint.id)
         with self._records.lock:
-            changes = returned + addressing.release_addresses(self._deps.ipam, network, endpoint.ipv4, endpoint.ipv6)
+            noted, remember = self._counted.ended(endpoint)
+            released = addressing.release_addresses(self._deps.ipam, network, endpoint.ipv4, endpoint.ipv6)
             try:
-                self._records.commit(drop=[endpoint], changes=changes)
+                self._records.commit(drop=[endpoint], changes=[*returned, *released, *noted])
+                remember()
             except ControlError:
                 if network is not None and not endpoint.is_remote:
                     spec = EndpointSpec(

@@ -20,6 +20,7 @@ from control import addressing
 from control.cluster.records import Node, RemoteEndpoint
 from control.cluster.secrecy import tunnel_address
 from control.cluster_spec import not_joined
+from control.counted import Counted
 from control.deps import Deps
 from control.drivers.inside import mac_bytes
 from control.drivers.options import is_encrypted
@@ -94,10 +95,11 @@ class Session(Protocol):
 class GlobalNetworks:
     """Thread-safe. `names_changed` is called with a network whose endpoints on other nodes may have changed."""
 
-    def __init__(self, deps: Deps, records: Records, bus: EventBus) -> None:
+    def __init__(self, deps: Deps, records: Records, counted: Counted, bus: EventBus) -> None:
         self.names_changed: Callable[[Network], None] = lambda _: None
         self._deps = deps
         self._records = records
+        self._counted = counted
         self._bus = bus
         self._session: Session | None = None
         self._following = threading.Lock()
@@ -174,7 +176,9 @@ class GlobalNetworks:
         return network
 
     def _drop(self, network: Network) -> None:
-        self._records.commit(drop=[network])
+        noted, forget = self._counted.network_ended(network.id)
+        self._records.commit(drop=[network], changes=noted)
+        forget()
         self._refused.pop(network.id, None)
         self._emit("destroy", network)
 
@@ -213,6 +217,7 @@ class GlobalNetworks:
             f"tell the cluster of {endpoint.id[:12]}",
             lambda: self._need(network.name).publish(network.id, endpoint.id, self.told(network, endpoint, sandbox)),
             lambda: self._withdraw(network, endpoint.id, endpoint.addresses),
+            kind="cluster",
         )
 
     def told(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> RemoteEndpoint:

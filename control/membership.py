@@ -20,7 +20,16 @@ import msgspec
 
 from control.cluster.records import Node
 from control.cluster.secrecy import Secrecy
-from control.cluster_spec import INGRESS, ClusterInfo, ClusterSpec, Difference, InvalidOption, NodeInfo, not_joined
+from control.cluster_spec import (
+    INGRESS,
+    ClusterHealth,
+    ClusterInfo,
+    ClusterSpec,
+    Difference,
+    InvalidOption,
+    NodeInfo,
+    not_joined,
+)
 from control.deps import Deps
 from control.encryption import Encryption
 from control.errors import Conflict, ControlError, DatapathFailed, Forbidden, StoreError
@@ -75,6 +84,7 @@ class Membership:
         self._session: ClusterSession | None = None
         self._is_registered = False
         self._trouble = ""
+        self._behind_since: float | None = None
         self._displaced: dict[str, str] = {}
         self._has_followed = threading.Event()
         self._pending = _Pending()
@@ -141,13 +151,14 @@ class Membership:
     def _open(self, spec: ClusterSpec, incarnation: str) -> ClusterSession:
         from control.cluster.session import ClusterSession, Told
 
-        told = Told(self._changed, self._state_changed, self._lease_lost)
+        told = Told(self._changed, self._state_changed, self._lease_lost, self._asked)
         session = ClusterSession(spec, incarnation, told, lease_s=self._deps.cluster_times.lease_s)
         session.open()
         return session
 
     def _enter(self, session: ClusterSession) -> None:
         """Follows the cluster in a thread of its own from now on."""
+        self._behind_since = time.monotonic()
         self._session = session
         self._global.enter(session)
         self._has_followed.clear()
@@ -165,7 +176,14 @@ class Membership:
         else:
             self._pending.add(networks)
 
+    def _asked(self, operation: str, seconds: float) -> None:
+        self._deps.observers.stored("etcd", operation, seconds)
+
     def _state_changed(self, why: str) -> None:
+        if not why:
+            self._behind_since = None
+        elif self._behind_since is None:
+            self._behind_since = time.monotonic()
         if why:
             LOG.warning("waiting for etcd: %s; networks go on as they are", why)
         else:
@@ -382,6 +400,17 @@ class Membership:
             state=f"waiting for etcd: {why}" if why else "synchronized",
             revision=session.revision,
             since=settings.since if settings is not None else None,
+        )
+
+    def health(self) -> ClusterHealth | None:
+        session, since = self._session, self._behind_since
+        if session is None:
+            return None
+        ready = session.nodes()
+        return ClusterHealth(
+            is_connected=since is None,
+            lag_s=0.0 if since is None else time.monotonic() - since,
+            nodes={"ready": len(ready), "lost": len(self._global.lost.nodes().keys() - ready.keys())},
         )
 
     def problems(self) -> dict[str, str]:

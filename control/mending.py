@@ -119,6 +119,8 @@ class Mender:
                     how = self._deps.apply if now.id in again else self._deps.reapply
                     join = self._endpoints.join_of(self._endpoints.with_mac_of_now(now))
                     how(driver.endpoint_steps(join), f"{what} could not be applied again")
+                    if now.id in again:
+                        self._deps.observers.difference("endpoint", True)
 
     @contextmanager
     def _held(self, endpoint: Endpoint) -> Iterator[tuple[Sandbox, Endpoint | None]]:
@@ -137,6 +139,7 @@ class Mender:
         except (ControlError, OSError) as error:
             self._failed.add(network.id)
             self._failures[what] = str(error)
+            self._deps.observers.difference(what.partition(" ")[0], False)
             LOG.error("%s: %s", what, error)
         else:
             self._failures.pop(what, None)

@@ -8,7 +8,6 @@ transition that is not in them.
 from __future__ import annotations
 
 import ipaddress
-import socket
 from datetime import UTC, datetime
 from enum import StrEnum
 from ipaddress import (
@@ -295,24 +294,9 @@ def _enc_hook(value: Any) -> Any:
     raise NotImplementedError(f"cannot store a {type(value).__name__}")
 
 
-def _ipv4(text: str) -> IPv4Address:
-    """As the class itself, in a third of the time; records of endpoints are mostly addresses."""
-    try:
-        return IPv4Address(socket.inet_pton(socket.AF_INET, text))
-    except (OSError, TypeError, ValueError):
-        return IPv4Address(text)  # says what is wrong
-
-
-def _ipv6(text: str) -> IPv6Address:
-    try:
-        return IPv6Address(socket.inet_pton(socket.AF_INET6, text))
-    except (OSError, TypeError, ValueError):
-        return IPv6Address(text)
-
-
 _PARSERS: Final[dict[Any, Any]] = {
-    IPv4Address: _ipv4,
-    IPv6Address: _ipv6,
+    IPv4Address: IPv4Address,
+    IPv6Address: IPv6Address,
     IPv4Network: IPv4Network,
     IPv6Network: IPv6Network,
     IPv4Interface: IPv4Interface,

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from control import addressing
+from control.counted import Counted
 from control.deps import Deps
 from control.drivers.base import Driver
 from control.errors import Conflict, ControlError, Forbidden, InvalidArgument, NotFound, NotImplementedByDriver
@@ -46,10 +47,17 @@ class Networks:
     """The lifecycle of networks. Thread-safe; a network is made or removed by one request at a time."""
 
     def __init__(
-        self, deps: Deps, records: Records, leases: Leases, global_networks: GlobalNetworks, bus: EventBus
+        self,
+        deps: Deps,
+        records: Records,
+        counted: Counted,
+        leases: Leases,
+        global_networks: GlobalNetworks,
+        bus: EventBus,
     ) -> None:
         self._deps = deps
         self._records = records
+        self._counted = counted
         self._leases = leases
         self._global = global_networks
         self._bus = bus
@@ -66,6 +74,10 @@ class Networks:
 
     def create(self, spec: NetworkSpec) -> tuple[Network, list[str]]:
         """See NetworkController.create_network."""
+        with self._deps.observers.operation("network_create", f"network {spec.name}"):
+            return self._create_asked(spec)
+
+    def _create_asked(self, spec: NetworkSpec) -> tuple[Network, list[str]]:
         check_name("network", spec.name)
         if spec.name in PREDEFINED:
             raise Forbidden(f"operation is not permitted on predefined {spec.name} network: choose another name")
@@ -128,7 +140,8 @@ class Networks:
                 f"the driver {spec.driver} is not available to a container engine, because its networks are the "
                 "cluster's: use `linkspan network create`, and `linkspan run` for what is to be on the network"
             )
-        return self._make(spec, network_id, take_pools=lambda: (_untaken(spec.pools), ()), owner=owner)
+        with self._deps.observers.operation("network_create", f"network {spec.name}"):
+            return self._make(spec, network_id, take_pools=lambda: (_untaken(spec.pools), ()), owner=owner)
 
     def _make(
         self,
@@ -218,6 +231,10 @@ class Networks:
     def remove(self, ref: str, *, owner: str = "") -> None:
         """Removes a network; see NetworkController.remove_network. `owner` is who asks, with the right to what it
         owns."""
+        with self._deps.observers.operation("network_remove", f"network {ref}"):
+            self._remove(ref, owner)
+
+    def _remove(self, ref: str, owner: str) -> None:
         with self._records.lock:
             network = self._records.network(ref)
             if network.predefined:
@@ -284,9 +301,11 @@ class Networks:
 
     def _forget(self, network: Network) -> None:
         with self._records.lock:
+            noted, forget = self._counted.network_ended(network.id)
             changes = addressing.release_pools(self._deps.ipam, network.pools)
             try:
-                self._records.commit(drop=[network], changes=changes)
+                self._records.commit(drop=[network], changes=[*changes, *noted])
+                forget()
             except ControlError:
                 addressing.retake_pools(self._deps.ipam, network.pools, owner=f"network {network.name}")
                 raise

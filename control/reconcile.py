@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Final
 
 from control import ports
+from control.counted import Counted
 from control.deps import Deps
 from control.drivers.base import Driver
 from control.endpoints import Endpoints
@@ -31,6 +32,7 @@ class Reconciler:
         self,
         deps: Deps,
         records: Records,
+        counted: Counted,
         endpoints: Endpoints,
         remote: RemoteNetworks,
         remote_ipam: RemoteIpam,
@@ -41,6 +43,7 @@ class Reconciler:
         self.failures: dict[str, str] = {}
         self._deps = deps
         self._records = records
+        self._counted = counted
         self._endpoints = endpoints
         self._remote = remote
         self._remote_ipam = remote_ipam
@@ -57,6 +60,7 @@ class Reconciler:
                 rebuilt.add(sandbox.id)
         for driver in self._deps.drivers.values():
             driver.start(*self._of(driver))
+        self._counted.settle()
         for driver in self._deps.drivers.values():
             networks, endpoints = self._of(driver)
             intact = driver.intact(networks, endpoints)
@@ -85,6 +89,7 @@ class Reconciler:
             if sandbox is None or network is None or sandbox.state is SandboxState.EXITED or not is_joined:
                 LOG.warning("removing endpoint %s, which was cut off while %s", endpoint.id[:12], endpoint.state)
                 self._endpoints.discard(network, sandbox, endpoint, force=True)
+                self._mended(f"endpoint {endpoint.id[:12]}")
         for sandbox in sandboxes.values():
             if sandbox.state in (SandboxState.CREATING, SandboxState.REMOVING):
                 self._finish(f"sandbox {sandbox.name}", sandbox.state, lambda s=sandbox: self._discard_sandbox(s))  # type: ignore[misc]
@@ -98,6 +103,8 @@ class Reconciler:
             discard()
         except ControlError as error:
             self._failed(what, error)
+        else:
+            self._mended(what)
 
     def _repair(
         self, driver: Driver, networks: Sequence[Network], endpoints: Sequence[Endpoint], intact: set[str]
@@ -137,12 +144,17 @@ class Reconciler:
             self._deps.reapply(driver.endpoint_steps(self._endpoints.join_of(endpoint)), f"{what} could not be mended")
         except ControlError as error:
             self._failed(what, error)
+        else:
+            self._mended(what)
 
     def _mend_remote(self, endpoint: Endpoint) -> None:
+        what = f"endpoint {endpoint.id[:12]}"
         try:
             self._remote.mend(endpoint.network_id, endpoint.id)
         except ControlError as error:
-            self._failed(f"endpoint {endpoint.id[:12]}", error)
+            self._failed(what, error)
+        else:
+            self._mended(what)
 
     def _drop(self, endpoint: Endpoint) -> None:
         LOG.warning("removing endpoint %s, which has no device: its engine has given it up", endpoint.id[:12])
@@ -151,6 +163,8 @@ class Reconciler:
             self._remote_ipam.release_lost(endpoint)
         except ControlError as error:
             self._failed(f"endpoint {endpoint.id[:12]}", error)
+        else:
+            self._mended(f"endpoint {endpoint.id[:12]}")
 
     def _reset(self, endpoint: Endpoint) -> None:
         LOG.warning(
@@ -160,6 +174,8 @@ class Reconciler:
             self._remote.reset(endpoint)
         except ControlError as error:
             self._failed(f"endpoint {endpoint.id[:12]}", error)
+        else:
+            self._mended(f"endpoint {endpoint.id[:12]}")
 
     def _hold(self, endpoint: Endpoint, port: PublishedPort) -> None:
         """Packets get through without it, as long as nobody else takes the port."""
@@ -177,7 +193,13 @@ class Reconciler:
             self._deps.apply(steps, f"{what} could not be applied again")
         except ControlError as error:
             self._failed(what, error)
+        else:
+            self._mended(what)
+
+    def _mended(self, what: str) -> None:
+        self._deps.observers.difference(what.partition(" ")[0], True)
 
     def _failed(self, what: str, error: ControlError) -> None:
+        self._deps.observers.difference(what.partition(" ")[0], False)
         self.failures[what] = str(error)
         LOG.error("%s: %s", what, error)

@@ -102,7 +102,7 @@ class Records:
     def settle(self, record: Record) -> Step:
         """The last step of a change: with it the record is stored as settled, or everything before it is undone."""
         name = f"store {_KINDS[type(record)]} {record.id[:12]} as {record.state}"
-        return Step(name, lambda: self.commit(put=[record]), lambda: None)
+        return Step(name, lambda: self.commit(put=[record]), lambda: None, kind="record")
 
     def _remember(self, record: Record) -> None:
         match record:

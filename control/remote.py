@@ -173,7 +173,7 @@ class RemoteNetworks:
     ) -> Endpoint:
         siblings, on_link = self._records.on_network(network.id), self._endpoints.on_link(network)
         given = addressing.check_mac(mac, network, on_link) if mac else addressing.make_mac(ipv4, on_link)
-        slot = self._records.slots.take()
+        slot = self._endpoints.take_slot()
         try:
             endpoint = self._deps.driver_of(network).settle_endpoint(
                 network,
@@ -249,7 +249,8 @@ class RemoteNetworks:
         with self._endpoint_locks.held(endpoint_id):
             endpoint = self._records.endpoint(endpoint_id)
             if endpoint is not None and endpoint.state is EndpointState.LEAVING and endpoint.is_remote:
-                self._endpoints.discard(self._records.network_by_id(endpoint.network_id), None, endpoint)
+                with self._deps.observers.operation("leave", f"endpoint {endpoint_id[:12]}"):
+                    self._endpoints.discard(self._records.network_by_id(endpoint.network_id), None, endpoint)
 
     def join(self, network_id: NetworkId, endpoint_id: EndpointId, sandbox_key: str) -> tuple[Network, Endpoint]:
         """Makes the endpoint's devices; its peer waits in this namespace, under the endpoint's `ifname`.
@@ -257,6 +258,15 @@ class RemoteNetworks:
         Raises NotFound, Conflict (it is in another sandbox), DatapathFailed with everything undone.
         """
         begin = time.monotonic()
+        with self._deps.observers.operation("join", f"endpoint {endpoint_id[:12]}"):
+            network, joined, is_new = self._join(network_id, endpoint_id, sandbox_key)
+        if is_new:
+            self._deps.observers.joined(time.monotonic() - begin)
+            self._emit("connect", network, joined)
+        return network, joined
+
+    def _join(self, network_id: NetworkId, endpoint_id: EndpointId, sandbox_key: str) -> tuple[Network, Endpoint, bool]:
+        """As `join`; also whether the endpoint had not joined before."""
         with self._held(network_id, endpoint_id) as (network, endpoint):
             driver = self._deps.driver_of(network)
             if endpoint.state is EndpointState.JOINED:
@@ -265,7 +275,7 @@ class RemoteNetworks:
                         f"endpoint {endpoint_id[:12]} is in sandbox {endpoint.sandbox_key}: it must leave first"
                     )
                 if driver.remains(endpoint):
-                    return network, endpoint
+                    return network, endpoint, False
             if endpoint.state is not EndpointState.CREATED:
                 endpoint = self.reset(endpoint)
             endpoint = advance(endpoint, EndpointState.JOINING, sandbox_key=sandbox_key)
@@ -279,9 +289,7 @@ class RemoteNetworks:
             except ControlError:
                 self._records.commit(put=[advance(endpoint, EndpointState.CREATED, sandbox_key="")])
                 raise
-        self._endpoints.joined(time.monotonic() - begin)
-        self._emit("connect", network, joined)
-        return network, joined
+        return network, joined, True
 
     def leave(self, network_id: NetworkId, endpoint_id: EndpointId) -> None:
         """Takes note that the endpoint is in no sandbox; the devices stay until it is deleted. Repeated, harmless."""

@@ -75,6 +75,7 @@ class SandboxFiles:
                 f"write the files of sandbox {short}",
                 lambda: self._write_files(sandbox),
                 lambda: self._remove_files(sandbox),
+                kind="files",
             )
         ]
         if sandbox.owns_netns:
@@ -83,6 +84,7 @@ class SandboxFiles:
                     f"create the network namespace of sandbox {short}",
                     lambda: netns.create(paths.netns),
                     lambda: netns.delete(paths.netns),
+                    kind="netns",
                 )
             )
         return steps

@@ -7,6 +7,7 @@ addresses are `ipaddress` objects, None where abi.h says "0: none"; everything e
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -132,6 +133,14 @@ class Endpoint(_Record, ctype="struct ls_endpoint"):
     flags: int
     ip6: IPv6Address | None
     ip6_ll: IPv6Address | None
+
+    @staticmethod
+    def slot_of(raw: bytes) -> int:
+        """The slot alone: all that a scrape takes of thousands of them."""
+        return int.from_bytes(raw[_SLOT_AT : _SLOT_AT + 4], sys.byteorder)
+
+
+_SLOT_AT: Final[int] = dict(ffi.typeof("struct ls_endpoint").fields)["slot"].offset
 
 
 @dataclass(frozen=True)
@@ -264,6 +273,10 @@ class Counters(_Record, ctype="struct ls_counters"):
         """The sum over all CPUs of a per-CPU map's value, modulo 2**64 as the counters themselves are."""
         rows = cls._struct.iter_unpack(per_cpu)
         return cls(*(sum(column) % 2**64 for column in zip(*rows, strict=True)))
+
+    @classmethod
+    def none(cls) -> Self:
+        return cls(*[0] * len(cls._names))
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,6 @@ class Accelerator:
             ifindexes=by_index.keys(),
             fdb={(port.segment, port.mac) for port in ports},
             neighbours={(port.segment, address) for port in ports for address in port.neighbours()},
-            slots={port.slot for port in ports},
         )
 
     def _swap(self, ports: Sequence[Port]) -> None:
@@ -165,10 +164,7 @@ class Accelerator:
                 pinned.detach(pin)
 
     def attach(self, port: Port) -> None:
-        """Tells the programs of the endpoint and runs them on its host end.
-
-        Its counters start from zero, unless the programs knew it already.
-        """
+        """Tells the programs of the endpoint and runs them on its host end, to go on from what its slot holds."""
         if self.problem:
             return
         index = devices.need_ifindex(port.ifname)
@@ -198,7 +194,6 @@ class Accelerator:
             maps.endpoint_delete(index)
         else:
             maps.endpoint_delete_slot(port.slot)
-        maps.clear_slot(port.slot)
         for direction in ("out", "in"):
             (self._links_dir / f"{port.ifname}-{direction}").unlink(missing_ok=True)
 
@@ -216,15 +211,17 @@ class Accelerator:
         if self.problem:
             return {}, {}
         maps = self._open_maps()
-        slots = {endpoint.slot for endpoint in maps.endpoints().values()}
-        return maps.counters(slots), maps.drops()
+        return maps.counters(maps.endpoint_slots()), maps.drops()
+
+    def knows(self, ifname: str) -> bool:
+        """Whether the programs count for the endpoint behind a host end."""
+        index = None if self.problem else devices.ifindex(ifname)
+        return index is not None and self._open_maps().endpoint(index) is not None
 
     def _put(self, index: int, port: Port) -> None:
         """Senders are known before receivers, so that nobody is sent what would be dropped on the way back."""
-        maps, record = self._open_maps(), port.record()
-        if maps.endpoint(index) != record:
-            maps.clear_slot(port.slot)
-            maps.endpoint_put(index, record)
+        maps = self._open_maps()
+        maps.endpoint_put(index, port.record())
         maps.fdb_put(port.segment, port.mac, abi.FdbEntry(ifindex=index, slot=port.slot))
         for address, neighbour in port.neighbours().items():
             maps.neighbour_put(port.segment, address, neighbour)

@@ -333,7 +333,7 @@ class Map:
         self.fd = fd
         self.info = map_info(fd)
         self._label = label or self.info.name or f"id {self.info.id}"
-        self._is_array = self.info.type in _ARRAYS
+        self.is_array = self.info.type in _ARRAYS
         self.value_size = self.info.value_size
         if self.info.type in _PER_CPU:
             self.value_size = (self.info.value_size + 7) // 8 * 8 * possible_cpus()
@@ -410,7 +410,7 @@ class Map:
 
     def lookup_batch(self, start: int = 0, count: int | None = None) -> list[bytes]:
         """The values of an array map (per-CPU or not) from index `start`; fewer than `count` at the array's end."""
-        if not self._is_array:
+        if not self.is_array:
             raise ValueError(f"map {self._label} is no array")
         stop = self.info.max_entries if count is None else min(self.info.max_entries, start + count)
         result: list[bytes] = []

@@ -229,7 +229,15 @@ class Maps:
 
     def used_slots(self) -> set[int]:
         """The slots of all endpoints, behind host ends and on parents."""
-        return {endpoint.slot for endpoint in (*self.endpoints().values(), *self.stations().values())}
+        return self.endpoint_slots() | self.station_slots()
+
+    def endpoint_slots(self) -> set[int]:
+        """The slots of the endpoints behind host ends."""
+        return {Endpoint.slot_of(value) for _, value in self._endpoints.items()}
+
+    def station_slots(self) -> set[int]:
+        """The slots of the endpoints on parents."""
+        return {Endpoint.slot_of(value) for _, value in self._stations.items()}
 
     def drops(self) -> dict[int, dict[str, int]]:
         """Dropped packets by slot and reason's label, summed over CPUs; only what has dropped at least once."""
@@ -237,8 +245,20 @@ class Maps:
         for raw, value in self._drops.items():
             key = DropKey.unpack(raw)
             label = _LABELS.get(key.reason, f"unknown_{key.reason}")
-            found[key.slot][label] = sum(packets for (packets,) in struct.iter_unpack("=Q", value)) % 2**64
+            found[key.slot][label] = _total(value)
         return dict(found)
+
+    def slot_counters(self, slot: int) -> tuple[Counters, dict[str, int]]:
+        """What one slot holds, whether an endpoint has it or not: counters, and drops by reason's label."""
+        counted = self._counters.lookup(_U32.pack(slot))
+        assert counted is not None, "an array has all its elements"
+        values = ((reason, self._drops.lookup(DropKey(slot, reason).pack())) for reason in DropReason)
+        return Counters.total(counted), {reason.label: _total(value) for reason, value in values if value is not None}
+
+    def fill(self) -> dict[str, tuple[int, int]]:
+        """(entries, most entries) by name, of the maps that can be full; reads their keys."""
+        tables = {name: table for name, table in self._maps.items() if not table.is_array}
+        return {name: (sum(1 for _ in table.items()), table.info.max_entries) for name, table in tables.items()}
 
     def clear_slot(self, slot: int) -> None:
         """Sets the slot's counters and drops to zero. For a slot that no endpoint uses: a program that counts
@@ -253,10 +273,8 @@ class Maps:
         ifindexes: Collection[int],
         fdb: Collection[tuple[int, bytes]],
         neighbours: Collection[tuple[int, Address]],
-        slots: Collection[int],
     ) -> None:
-        """Deletes every endpoint, FDB entry and neighbour, and the drops of every slot, that is not named, not a
-        station's and not a peer's.
+        """Deletes every endpoint, FDB entry and neighbour that is not named, not a station's and not a peer's.
 
         Receivers go before senders, so that no packet takes the fast path to an endpoint that cannot answer.
         """
@@ -270,10 +288,6 @@ class Maps:
         for ifindex, endpoint in self.endpoints().items():
             if endpoint.segment < PARENT_SEGMENT and ifindex not in ifindexes:
                 self.endpoint_delete(ifindex)
-        kept = {station.slot for station in self.stations().values()}.union(slots)
-        for raw, _ in list(self._drops.items()):
-            if DropKey.unpack(raw).slot not in kept:
-                self._drops.delete(raw)
 
     def forget(self) -> None:
         """Makes the programs forget what they remember, after a change of anything but neighbours.
@@ -296,6 +310,12 @@ def write(table: Map, key: bytes, value: bytes) -> bool:
         return False
     table.update(key, value)
     return True
+
+
+def _total(per_cpu: bytes) -> int:
+    """The sum of a counter over CPUs, modulo 2**64 as the counter itself is."""
+    total: int = sum(packets for (packets,) in _U64.iter_unpack(per_cpu))
+    return total % 2**64
 
 
 def _entries(table: Map, at_parents: bool | None) -> Iterator[tuple[bytes, bytes]]:

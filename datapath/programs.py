@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Final
 
-from datapath import bpf, loader
+from datapath import abi, bpf, loader
 from datapath.maps import Maps
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_FEW: Final = 8
+"""Slots that are sooner looked up one by one than all read in batches."""
 
 
 class Programs:
@@ -64,6 +69,31 @@ class Programs:
 
     def facts(self) -> Mapping[str, str]:
         return self._facts
+
+    def slot_counters(self, slots: Collection[int]) -> dict[int, tuple[abi.Counters, Mapping[str, int]]]:
+        """What slots have counted, whether an endpoint has them or not, and their drops by reason; nothing without
+        maps."""
+        maps = self._maps
+        if maps is None:
+            return {}
+        if len(slots) < _FEW:
+            return {slot: maps.slot_counters(slot) for slot in slots}
+        drops = maps.drops()
+        return {slot: (counted, drops.get(slot, {})) for slot, counted in maps.counters(slots).items()}
+
+    def clear_slot(self, slot: int) -> None:
+        """Has a slot, that no endpoint has, count from zero."""
+        if self._maps is not None:
+            self._maps.clear_slot(slot)
+
+    def count_since(self) -> str:
+        """Names what the counters have been counting since: another text after a reboot, or when the maps are new."""
+        boot = _BOOT_ID.read_text().strip()
+        return boot if self._maps is None else f"{boot} {self._maps.table('ep_counters').info.id}"
+
+    def map_fill(self) -> Mapping[str, tuple[int, int]]:
+        """(entries, most entries) of the maps that can be full, by name."""
+        return {} if self._maps is None else self._maps.fill()
 
     def close(self) -> None:
         """Idempotent. What is attached goes on."""

@@ -167,12 +167,9 @@ class Uplinks:
             stations,
             [abi.StationKey(index, each.mac) for index, all_ in stations.items() for each in all_ if each.host_ifname],
         )
-        strays = {key: record for key, record in maps.stations().items() if (key.ifindex, key.mac) not in keys}
-        in_use = {endpoint.slot for endpoint in maps.endpoints().values()} if strays else ()
-        for key, record in strays.items():
+        strays = [key for key in maps.stations() if (key.ifindex, key.mac) not in keys]
+        for key in strays:
             maps.station_delete(key.ifindex, key.mac)
-            if record.slot not in in_use:
-                maps.clear_slot(record.slot)
         for segment, address in maps.neighbours(at_parents=True):
             if (segment, address) not in addresses:
                 maps.neighbour_delete(segment, address)
@@ -213,10 +210,7 @@ class Uplinks:
                 self._known = {name: known for name, known in self._known.items() if known != index}
 
     def add(self, parent: str, station: Station) -> None:
-        """Tells the programs of a station on a parent that they run on.
-
-        Its counters start from zero, unless the programs knew it already.
-        """
+        """Tells the programs of a station on a parent that they run on, to go on from what its slot holds."""
         if self.problem:
             return
         index = self._index(parent)
@@ -271,7 +265,7 @@ class Uplinks:
         if self.problem:
             return {}, {}
         maps = self._open_maps()
-        slots = {station.slot for station in maps.stations().values()}
+        slots = maps.station_slots()
         return maps.counters(slots), {slot: drops for slot, drops in maps.drops().items() if slot in slots}
 
     def generic(self, parent: str) -> str | None:
@@ -314,8 +308,6 @@ class Uplinks:
         maps = self._open_maps()
         record = station.record(index)
         known = maps.station(index, station.mac)
-        if known is None or known.slot != station.slot:
-            maps.clear_slot(station.slot)
         maps.limit_put(station.slot, station.broadcast_limit)
         maps.station_put(index, record)
         if station.host_ifname:
@@ -333,7 +325,6 @@ class Uplinks:
         maps.station_delete(index, record.mac)
         if record.flags & abi.EP_SWITCHED:
             self._switch.remove(maps, record)
-        maps.clear_slot(record.slot)
 
     def _forget(self, index: int, parent: str) -> None:
         maps = self._open_maps()

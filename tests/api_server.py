@@ -97,6 +97,7 @@ class ApiServer:
         self._stop: asyncio.Event | None = None
 
     def __enter__(self) -> Self:
+        self.metrics.watch(self.controller)
         self.controller.start()
         self._thread.start()
         assert self._ready.wait(DEADLINE_SECONDS)
@@ -116,7 +117,6 @@ class ApiServer:
     async def _serve(self) -> None:
         workers = Workers(self.limits.workers)
         watcher = ProcessWatcher(self.controller, workers)
-        self.metrics.watch(self.controller)
         self.context = context = Context(self.controller, self.limits, self.metrics, watcher, workers)
         await watcher.start()
         context.events.start(self.controller.subscribe)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from typing import Literal
 
-from control.cluster_spec import ClusterInfo, ClusterSpec, Difference, NodeInfo, not_joined
+from control.cluster_spec import ClusterHealth, ClusterInfo, ClusterSpec, Difference, NodeInfo, not_joined
 from control.errors import Conflict, Forbidden
 
 JOINED = datetime(2026, 1, 2, 3, 4, 5, 600_000, tzinfo=UTC)
@@ -37,6 +38,7 @@ class FakeCluster:
         self.incurable: list[Difference] = []
         self.failing: dict[str, Exception] = {}
         self.state = "synchronized"
+        self.lag_s = 0.0
 
     def load(self) -> None:
         pass
@@ -68,6 +70,13 @@ class FakeCluster:
             return ClusterInfo(is_joined=False)
         spec = self.spec
         return ClusterInfo(True, spec.cluster, spec.name, spec.advertise, spec.etcd, self.state, 17, JOINED)
+
+    def health(self) -> ClusterHealth | None:
+        if self.spec is None:
+            return None
+        nodes = Counter({"ready": 1, "lost": 0})
+        nodes.update(each.state for each in self.others)
+        return ClusterHealth(self.lag_s == 0, self.lag_s, nodes)
 
     def nodes(self) -> list[NodeInfo]:
         self._fail("nodes")

@@ -13,6 +13,7 @@ import msgspec
 
 from control.cluster_spec import Cluster
 from control.controller import NetworkController
+from control.counted import Slots
 from control.deps import Deps
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, ParentState
 from control.errors import InvalidArgument
@@ -31,8 +32,8 @@ class FakeDriver(Driver):
     """Holds the ids of the networks and endpoints that exist, as the kernel would.
 
     Knows the option `fake.option`. A step whose name is in `failing` raises what is stored there; `gate`, when set, is
-    waited for by every step. `tallies` are the counters it reports, by endpoint id; `parents` the devices that its
-    networks are on, by name.
+    waited for by every step. `tallies` are the counters it reports, by endpoint id, which are in `slots` as those of
+    programs are, or else go with the device; `parents` the devices that its networks are on, by name.
     """
 
     name: ClassVar[str] = "bridge"
@@ -45,6 +46,7 @@ class FakeDriver(Driver):
         self.failing: dict[str, Exception] = {}
         self.gate: threading.Event | None = None
         self.tallies: dict[str, EndpointCounters] = {}
+        self.slots: FakeSlots | None = None
         self.fallbacks: dict[str, str] = {}
         self.parents: dict[str, ParentState] = {}
 
@@ -93,7 +95,12 @@ class FakeDriver(Driver):
         return {"device": f"fake-{network.id[:12]}"}
 
     def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
+        if self.slots is not None:
+            return self.slots.counters([e for e in endpoints if e.id in self.endpoints])
         return {e.id: self.tallies.get(e.id, EndpointCounters()) for e in endpoints}
+
+    def last_counters(self, endpoint: Endpoint) -> EndpointCounters | None:
+        return None if self.slots is not None else self.tallies.get(endpoint.id)
 
     def status(self) -> DriverStatus:
         return DriverStatus(facts={"path": "memory"}, fallbacks=self.fallbacks)
@@ -110,6 +117,28 @@ class FakeDriver(Driver):
             return run
 
         return Step(f"fake {name}", guarded(apply), revert)
+
+
+class FakeSlots:
+    """The programs' map of counters, which outlives every controller, until `reboot`."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, EndpointCounters] = {}
+        self.boots = 0
+
+    def reboot(self) -> None:
+        self.held.clear()
+        self.boots += 1
+
+    def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
+        return {e.id: self.held.get(e.slot, EndpointCounters()) for e in endpoints}
+
+    def as_slots(self) -> Slots:
+        return Slots(
+            read=lambda slots: {slot: self.held.get(slot, EndpointCounters()) for slot in slots},
+            clear=lambda slot: self.held.pop(slot, None) and None,
+            since=lambda: f"boot {self.boots}",
+        )
 
 
 class FakePorts:
@@ -183,9 +212,11 @@ def fake_controller(
     clock: Clock | None = None,
     cluster: Cluster | None = None,
     answers: Callable[[IPv4Address | IPv6Address], bool] = lambda _: True,
+    slots: FakeSlots | None = None,
 ) -> NetworkController:
     """Returns a controller that is not started, with fake drivers and cluster, the real IPAM and a store in memory."""
     drivers: list[FakeDriver] = [driver or FakeDriver(), FakeHost(), FakeNone()]
+    drivers[0].slots = slots
     controller = NetworkController(
         Deps(
             store=store or MemoryStore(),
@@ -195,6 +226,7 @@ def fake_controller(
             ports=ports or FakePorts(),
             dhcp=dhcp or DhcpClient(),
             answers=answers,
+            slots=Slots() if slots is None else slots.as_slots(),
         ),
         clock,
     )

@@ -6,7 +6,6 @@ fault of ours, reaches it as a stack trace.
 
 from __future__ import annotations
 
-import asyncio
 import grp
 import logging
 import os
@@ -16,7 +15,6 @@ import stat
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +30,7 @@ from control.api.system import SystemHandlers
 from control.api.versions import NEWEST, Version, negotiate
 from control.config import ApiSection
 from control.errors import ControlError
-from control.metrics import CONTENT_TYPE, Metrics, release
+from control.metrics import release
 
 LOG = logging.getLogger(__name__)
 
@@ -94,7 +92,7 @@ def _entry(route: Route, context: Context) -> Callable[[web.Request], Awaitable[
         except ControlError as error:
             if error.http_status in _OUR_FAULT:
                 LOG.error("%s %s failed", request.method, request.path, exc_info=error)
-                metrics.errors.labels(type(error).__name__).inc()
+                metrics.work.errors.labels(type(error).__name__).inc()
             response = error_response(error.http_status, str(error))
         except web.HTTPRequestEntityTooLarge:
             limit = context.limits.max_body_bytes
@@ -107,9 +105,9 @@ def _entry(route: Route, context: Context) -> Callable[[web.Request], Awaitable[
                 raise  # nobody to answer, and nothing of ours is wrong
             reference = secrets.token_hex(4)
             LOG.exception("%s %s failed unexpectedly, reference %s", request.method, request.path, reference)
-            metrics.errors.labels("unexpected").inc()
+            metrics.work.errors.labels("unexpected").inc()
             response = error_response(500, f"internal error: look for {reference} in linkspand's log")
-        metrics.request_seconds.labels(route.path, route.method, str(response.status)).observe(time.monotonic() - begin)
+        metrics.work.request(route.path, route.method, response.status, time.monotonic() - begin, request.path)
         return response
 
     return entry
@@ -129,18 +127,6 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     response.headers["Api-Version"] = str(NEWEST)
     response.headers["Ostype"] = "linux"
     response.headers["Docker-Experimental"] = "false"
-
-
-def build_metrics_app(metrics: Metrics, scraper: Executor) -> web.Application:
-    """Returns the application that serves /metrics; `scraper` does the reading, so that the loop never waits for it."""
-
-    async def scrape(request: web.Request) -> web.Response:
-        body = await asyncio.get_running_loop().run_in_executor(scraper, metrics.expose)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
-
-    app = web.Application()
-    app.router.add_get("/metrics", scrape)
-    return app
 
 
 class _OneLine(logging.Filter):

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -77,7 +78,8 @@ class Etcd:
 
     Every call blocks for `timeout_s` at most and raises EtcdUnavailable or EtcdRefused, whose text names the members.
     One that could not be answered in time may have been done: writers recognise what they wrote. Callbacks come in
-    threads of the client and may call it. Raises InvalidArgument for URLs and files that cannot be used.
+    threads of the client and may call it; `asked` is told what was asked, and how long it took, in seconds. Raises
+    InvalidArgument for URLs and files that cannot be used.
     """
 
     def __init__(
@@ -88,11 +90,13 @@ class Etcd:
         cert: str = "",
         key: str = "",
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        asked: Callable[[str, float], None] = lambda _operation, _seconds: None,
     ) -> None:
         if not urls:
             raise InvalidArgument("an etcd needs one URL at least: give --etcd http://10.0.0.5:2379")
         self.urls = tuple(urls)
         self._timeout_s = timeout_s
+        self._asked = asked
         is_tls = any(url.startswith("https://") for url in urls)
         if not is_tls and (cacert or cert or key):
             raise InvalidArgument(f"certificates are for etcd over TLS: write https:// in {', '.join(urls)}")
@@ -207,10 +211,13 @@ class Etcd:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def _call(self, method: api.Method, request: Any) -> Any:
+        begin = time.monotonic()
         try:
             return self._wait(self._members.call(method, request, self._timeout_s))
         except Compacted as error:
             raise EtcdUnavailable("etcd was compacted while it was read: try again") from error
+        finally:
+            self._asked(method.name, time.monotonic() - begin)
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         if self._is_closed:

@@ -76,6 +76,11 @@ class Method(NamedTuple):
     request: Any
     response: Any
 
+    @property
+    def name(self) -> str:
+        """What the call does, as in "range"."""
+        return self.path.rpartition("/")[2].lower()
+
 
 def _method(path: str, request: str, response: str) -> Method:
     return Method(f"/etcdserverpb.{path}", _CLASSES[request], _CLASSES[response])

@@ -20,11 +20,13 @@ from control.model import Address, EndpointId, EndpointSpec, Network, NetworkId,
 @dataclass(frozen=True)
 class Told:
     """Who is told: `changed` of networks by their ids, and whether nodes changed; `state` of why the view is not up to
-    date, "" when it is; `lease_lost`. All come in threads of the client."""
+    date, "" when it is; `lease_lost`; `asked` of what etcd was asked and how long it took, in seconds. All come in
+    threads of the client, but for the last."""
 
     changed: Callable[[frozenset[NetworkId], bool], None]
     state: Callable[[str], None]
     lease_lost: Callable[[], None]
+    asked: Callable[[str, float], None] = lambda _operation, _seconds: None
 
 
 class ClusterSession:
@@ -38,7 +40,7 @@ class ClusterSession:
         self.spec = spec
         self.incarnation = incarnation
         self._told = told
-        self._etcd = Etcd(spec.etcd, cacert=spec.cacert, cert=spec.cert, key=spec.key)
+        self._etcd = Etcd(spec.etcd, cacert=spec.cacert, cert=spec.cert, key=spec.key, asked=told.asked)
         self._store = ClusterStore(self._etcd, spec.cluster, spec.name, ttl_s=lease_s, on_lease_lost=told.lease_lost)
         self._view = View(self._etcd, spec.cluster, self._changed, told.state)
         self._is_following = False

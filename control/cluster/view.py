@@ -115,10 +115,8 @@ class View:
         for kv in snapshot:
             kind, _, rest = kv.key[self._cut :].partition(b"/")
             if kind == b"endpoints":
-                network, _, endpoint = rest.decode().partition("/")
-                if network not in raw:
-                    raw[network] = {}
-                raw[network][endpoint] = kv.value
+                network, _, endpoint = rest.partition(b"/")
+                raw.setdefault(network.decode(), {})[endpoint.decode()] = kv.value
             elif kind == b"networks" and (record := _read(GlobalNetwork, kv.key, kv.value)):
                 networks[record.id] = record
             elif kind == b"nodes" and (node := _read(Node, kv.key, kv.value)):
@@ -176,7 +174,8 @@ class View:
             taken[int(address)] -= 1
             if not taken[int(address)]:
                 del taken[int(address)]
-        record = None if value is None else _read(RemoteEndpoint, self._keys.endpoint(network_id, endpoint_id), value)
+        key = self._keys.endpoint(network_id, endpoint_id).encode()
+        record = None if value is None else _read(RemoteEndpoint, key, value)
         if record is None:
             return
         decoded[endpoint_id] = record
@@ -208,17 +207,13 @@ class View:
             self._on_state(why)
 
 
-def _read(type_: type[R], key: bytes | str, value: bytes) -> R | None:
+def _read(type_: type[R], key: bytes, value: bytes) -> R | None:
     """The record, or None for what nobody of this version wrote."""
     try:
         return from_json(type_, value)
     except msgspec.MsgspecError as error:
-        LOG.error("etcd key %s is damaged and left out: %s; delete it, or restart its node", _text(key), error)
+        LOG.error("etcd key %s is damaged and left out: %s; delete it, or restart its node", key.decode(), error)
         return None
-
-
-def _text(key: bytes | str) -> str:
-    return key if isinstance(key, str) else key.decode()
 
 
 def _put(records: dict[Any, Any], name: str, type_: type[R], key: bytes, value: bytes | None) -> str:

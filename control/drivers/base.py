@@ -228,6 +228,11 @@ class Driver:
         """
         return {}
 
+    def last_counters(self, endpoint: Endpoint) -> EndpointCounters | None:
+        """The counters of an endpoint that go with its device, which is about to go; None for those that stay in its
+        slot."""
+        return None
+
     def status(self) -> DriverStatus:
         """How the driver works on this host."""
         return DriverStatus()

@@ -163,16 +163,23 @@ class BridgeDriver(Driver):
     def network_steps(self, network: Network) -> Sequence[Step]:
         bridge = bridge_name(network)
         return [
-            Step(f"create bridge {bridge}", partial(self._add_bridge, network), partial(self._delete_bridges, network)),
+            Step(
+                f"create bridge {bridge}",
+                partial(self._add_bridge, network),
+                partial(self._delete_bridges, network),
+                kind="bridge",
+            ),
             Step(
                 f"let {bridge} through the firewall",
                 partial(self._open_firewall, network),
                 partial(self._close_firewall, network),
+                kind="firewall",
             ),
             Step(
                 f"answer for the gateways of {network.name}",
                 partial(self._add_gateways, network),
                 partial(self._delete_gateways, network),
+                kind="gateways",
             ),
         ]
 
@@ -235,6 +242,7 @@ class BridgeDriver(Driver):
                     f"join shard {endpoint.shard} to bridge {bridge_name(network)}",
                     partial(self._add_shard, network, endpoint.shard),
                     lambda: None,  # other endpoints use it; it goes with the network
+                    kind="shard",
                 )
             )
         steps += [
@@ -242,11 +250,13 @@ class BridgeDriver(Driver):
                 f"create veth {host} on {bridge_name(network, endpoint.shard)}",
                 partial(ports_of_bridge.add_veth, join, bridge_name(network, endpoint.shard)),
                 partial(devices.delete_links, [host]),
+                kind="veth",
             ),
             Step(
                 f"set up bridge port {host}",
                 partial(self._set_up_port, network, endpoint),
                 partial(self._forget_port, network, endpoint),
+                kind="port",
             ),
         ]
         if self._is_accelerated(network):
@@ -256,6 +266,7 @@ class BridgeDriver(Driver):
                     f"attach the programs to {host}",
                     lambda: self._accel.attach(port),
                     lambda: self._accel.detach(port),
+                    kind="programs",
                 )
             )
         if join.netns_path is not None:
@@ -264,6 +275,7 @@ class BridgeDriver(Driver):
                     f"set up {endpoint.ifname} in sandbox {join.holder}",
                     partial(_set_up_inside, join, join.netns_path),
                     lambda: None,
+                    kind="inside",
                 )
             )
         return steps
@@ -332,11 +344,14 @@ class BridgeDriver(Driver):
     def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:
         publications, host = _publications(endpoint), endpoint.host_ifname
         return [
-            Step(f"let {host} reach itself", partial(nft.allow_hairpin, host), lambda: None),  # goes with the port
+            Step(
+                f"let {host} reach itself", partial(nft.allow_hairpin, host), lambda: None, kind="hairpin"
+            ),  # goes with the port
             Step(
                 f"publish {', '.join(map(str, endpoint.ports))}",
                 partial(nft.publish, publications),
                 partial(nft.unpublish, publications),
+                kind="publish",
             ),
         ]
 
@@ -415,13 +430,14 @@ class BridgeDriver(Driver):
             if counted is not None:
                 found[endpoint.id] = EndpointCounters(**vars(counted), drops=drops.get(endpoint.slot, {}))
             elif link is not None:
-                found[endpoint.id] = EndpointCounters(
-                    out_slow_packets=link.rx_packets,
-                    out_slow_bytes=link.rx_bytes,
-                    in_slow_packets=link.tx_packets,
-                    in_slow_bytes=link.tx_bytes,
-                )
+                found[endpoint.id] = _counted_by(link)
         return found
+
+    def last_counters(self, endpoint: Endpoint) -> EndpointCounters | None:
+        if self._accel.knows(endpoint.host_ifname):
+            return None
+        link = next((link for link in links.dump() if link.ifname == endpoint.host_ifname), None)
+        return None if link is None else _counted_by(link)
 
     def status(self) -> DriverStatus:
         if self._accel.problem:
@@ -437,6 +453,16 @@ def _shards(networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> dict[
     for endpoint in endpoints:
         shards[endpoint.network_id].add(endpoint.shard)
     return shards
+
+
+def _counted_by(link: links.LinkInfo) -> EndpointCounters:
+    """What a host end has counted: packets that left the sandbox came in there."""
+    return EndpointCounters(
+        out_slow_packets=link.rx_packets,
+        out_slow_bytes=link.rx_bytes,
+        in_slow_packets=link.tx_packets,
+        in_slow_bytes=link.tx_bytes,
+    )
 
 
 def _is_ours(link: links.LinkInfo) -> bool:

@@ -156,6 +156,7 @@ class MacvlanDriver(Driver):
             f"follow the parent {parent_of(network)}",
             partial(self._parents.follow, network),
             partial(self._parents.forget, network),
+            kind="parent",
         )
         return [self._parent_step(network), follow, *self._devices(network).network_steps(network)]
 
@@ -167,14 +168,18 @@ class MacvlanDriver(Driver):
                 f"create the isolated parent {mark}",
                 partial(parents.add_isolated, mark, mtu=mtu),
                 partial(devices.delete_links, [mark]),
+                kind="parent",
             )
         if parents.split_vlan(ifname) is not None:
             return Step(
                 f"create the sub-interface {ifname} unless it is there",
                 partial(parents.hold_vlan, ifname, mark),
                 partial(parents.release_vlan, mark),
+                kind="parent",
             )
-        return Step(f"look for the parent {ifname}", partial(self._require_parent, network), lambda: None)
+        return Step(
+            f"look for the parent {ifname}", partial(self._require_parent, network), lambda: None, kind="parent"
+        )
 
     def _require_parent(self, network: Network) -> None:
         self._parents.need(network)
@@ -188,7 +193,7 @@ class MacvlanDriver(Driver):
         # Once joined an endpoint has its addresses, would answer itself, and is not to go if others have taken them.
         if endpoint.state is EndpointState.JOINING and is_checked(join.network):
             what = f"look for others with the addresses of {endpoint.ifname} {where}"
-            steps.insert(0, Step(what, partial(self._look, join), lambda: None))
+            steps.insert(0, Step(what, partial(self._look, join), lambda: None, kind="conflict_check"))
         if self._is_accelerated(join.network):
             station = _station(join.network, endpoint)
             steps.append(
@@ -196,6 +201,7 @@ class MacvlanDriver(Driver):
                     f"tell the programs on {parent_of(join.network)} of {endpoint.ifname} {where}",
                     partial(self._tell, join.network, station),
                     partial(self._forget, join.network, station),
+                    kind="programs",
                 )
             )
         if join.netns_path is not None:
@@ -204,6 +210,7 @@ class MacvlanDriver(Driver):
                     f"set up {endpoint.ifname} {where}",
                     partial(self._set_up, join, join.netns_path),
                     lambda: None,
+                    kind="inside",
                 )
             )
         return steps

@@ -44,6 +44,7 @@ class MacvlanDevices:
             f"create macvlan {join.endpoint.ifname} on {parent_of(join.network)} {where}",
             partial(self._add, join),
             partial(self._delete, join),
+            kind="macvlan",
         )
 
     def find(self, endpoint: Endpoint, lower: int | None = None) -> links.LinkInfo | None:

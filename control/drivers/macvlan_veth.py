@@ -76,6 +76,7 @@ class VethPairs:
                 f"create the bridge {bridge} that copies group packets",
                 partial(self._add_bridge, network),
                 partial(devices.delete_links, [bridge]),
+                kind="bridge",
             )
         ]
 
@@ -83,7 +84,7 @@ class VethPairs:
         """Makes the pair, with one end in the endpoint's sandbox or for its engine."""
         host = join.endpoint.host_ifname
         what = f"create veth {host} on {_bridge(join.network)} {where}"
-        return Step(what, partial(self._add, join), partial(devices.delete_links, [host]))
+        return Step(what, partial(self._add, join), partial(devices.delete_links, [host]), kind="veth")
 
     def remains(self, endpoint: Endpoint) -> bool:
         return ports_of_bridge.remains(endpoint)

@@ -211,11 +211,17 @@ class OverlayDriver(BridgeDriver):
         return [
             *super().network_steps(network),
             *([self._tunnels_step(network)] if is_encrypted(network) else ()),
-            Step(f"create VXLAN device {vtep.ifname}", partial(vxlan.add, vtep), partial(vxlan.remove, vtep)),
+            Step(
+                f"create VXLAN device {vtep.ifname}",
+                partial(vxlan.add, vtep),
+                partial(vxlan.remove, vtep),
+                kind="vxlan",
+            ),
             Step(
                 f"tell {vtep.ifname} of the endpoints on other nodes",
                 partial(self._follow_anew, network),
                 partial(self._fast.close, network.segment),
+                kind="peers",
             ),
         ]
 
@@ -224,6 +230,7 @@ class OverlayDriver(BridgeDriver):
             f"have tunnels for network {network.name}",
             lambda: self._need_encrypting(network).use(network.id, network.name),
             lambda: self._need_encrypting(network).release(network.id),
+            kind="tunnels",
         )
 
     def _need_encrypting(self, network: Network) -> Encrypting:
@@ -252,6 +259,7 @@ class OverlayDriver(BridgeDriver):
             f"have network {network.name} on this node",
             partial(self._use, network, join.endpoint),
             partial(self._release, network, id_),
+            kind="network_here",
         )
         return [build, *super().endpoint_steps(join)]
 

@@ -77,16 +77,16 @@ def _entry(
         except ControlError as error:
             if isinstance(error, DatapathFailed | StoreError):
                 LOG.error("%s failed", route.name, exc_info=error)
-                metrics.errors.labels(type(error).__name__).inc()
+                metrics.work.errors.labels(type(error).__name__).inc()
             else:
                 LOG.info("%s refused: %s", route.name, error)
             answer = {route.error_key: str(error)}
         except Exception:
             reference = secrets.token_hex(4)
             LOG.exception("%s failed unexpectedly, reference %s", route.name, reference)
-            metrics.errors.labels("unexpected").inc()
+            metrics.work.errors.labels("unexpected").inc()
             status, answer = 500, _failure(route, f"internal error: look for {reference} in linkspand's log")
-        metrics.request_seconds.labels(f"/{route.name}", "POST", str(status)).observe(time.monotonic() - begin)
+        metrics.work.request(f"/{route.name}", "POST", status, time.monotonic() - begin, f"/{route.name}")
         return _answer(answer, status)
 
     return entry

@@ -174,8 +174,10 @@ class Lab:
                 (SEGMENT, IPv4Address(GATEWAY4)),
                 (SEGMENT, IPv6Address(GATEWAY6)),
             },
-            slots=(),
         )
+        drops = self.maps.table("ep_drops")
+        for key, _ in list(drops.items()):
+            drops.delete(key)
 
     def run(self, program: str, packet: Packet | bytes, ifname: str, **context: int) -> bpf.TestRun:
         return self.call(

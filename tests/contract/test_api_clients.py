@@ -110,7 +110,7 @@ def test_an_unexpected_fault_is_500_without_a_stack_trace_and_is_counted(
     reference = reply.message.split()[4]
     logged = next(record for record in caplog.records if reference in record.getMessage())
     assert logged.exc_info is not None
-    assert b'linkspan_errors_total{kind="unexpected"} 1.0' in server.metrics.expose()
+    assert b'linkspan_errors_total{kind="unexpected"} 1.0' in b"".join(server.metrics.expose())
 
 
 def test_a_broken_connection_of_ours_is_not_taken_for_the_clients(

@@ -14,13 +14,16 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from control.api.server import ListenError, bind_tcp, build_metrics_app, serve
+from control.api.server import ListenError, bind_tcp, serve
 from control.config import ApiSection
 from control.drivers.base import EndpointCounters, ParentState
 from control.metrics import Metrics
+from control.metrics.server import build_metrics_app
 from control.model import Network, NetworkState, SandboxSpec, utcnow
 from tests.api_server import DEADLINE_SECONDS, ApiServer
+from tests.fake_cluster import SPEC, FakeCluster, node
 from tests.fakes import FakeDriver, fake_controller
+from tests.memory_store import MemoryStore
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -29,7 +32,7 @@ def scraped(metrics: Metrics) -> Samples:
     """Samples by name and labels, read by the client library's parser."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(metrics.expose().decode())
+        for family in text_string_to_metric_families(b"".join(metrics.expose()).decode())
         for sample in family.samples
     }
 
@@ -87,6 +90,77 @@ def test_objects_requests_joins_and_fallbacks_are_counted(server: ApiServer, dri
     assert of(samples, "process_resident_memory_bytes") > 1 << 20
 
 
+def test_work_is_timed_by_operation_step_and_store(server: ApiServer, driver: FakeDriver) -> None:
+    server.ask("POST", "/networks/create", {"Name": "blue"})
+    server.ask("POST", "/networks/create", {"Name": "blue"})
+    server.ask("POST", "/linkspan/sandboxes", {"Name": "web", "Networks": [{"Network": "blue"}]})
+    server.ask("DELETE", "/linkspan/sandboxes/web")
+    server.ask("DELETE", "/networks/blue")
+    samples = scraped(server.metrics)
+    expected = {"join": 1, "leave": 1, "network_remove": 1, "sandbox_create": 1, "sandbox_remove": 1, "start": 1}
+    for operation, times in (expected | {"network_create": 1}).items():
+        assert of(samples, "linkspan_operation_seconds_count", operation=operation, outcome="ok") == times
+    assert of(samples, "linkspan_operation_seconds_count", operation="network_create", outcome="error") == 1
+    assert of(samples, "linkspan_plan_step_seconds_count", step="files", direction="apply") == 1
+    assert of(samples, "linkspan_plan_step_seconds_count", step="files", direction="revert") == 1
+
+
+def test_what_does_not_agree_at_start_is_counted(tmp_path: Path) -> None:
+    driver, store = FakeDriver(), MemoryStore()
+    first = fake_controller(tmp_path, driver, store)
+    first.start()
+    first.create_sandbox(SandboxSpec(name="web"))
+    driver.endpoints.clear()
+    metrics, again = Metrics(), fake_controller(tmp_path, driver, store)
+    metrics.watch(again)
+    again.start()
+    assert of(scraped(metrics), "linkspan_reconcile_differences_total", what="endpoint", outcome="mended") == 1
+    driver.endpoints.clear()
+    driver.failing["endpoint"] = OSError("no")
+    metrics, again = Metrics(), fake_controller(tmp_path, driver, store)
+    metrics.watch(again)
+    again.start()
+    assert of(scraped(metrics), "linkspan_reconcile_differences_total", what="endpoint", outcome="left") == 1
+
+
+def test_networks_pools_and_the_cluster_are_shown(server: ApiServer, driver: FakeDriver) -> None:
+    config = [{"Subnet": "10.9.0.0/29", "Gateway": "10.9.0.1"}]
+    server.ask("POST", "/networks/create", {"Name": "blue", "IPAM": {"Config": config}})
+    server.ask("POST", "/linkspan/sandboxes", {"Name": "web", "Networks": [{"Network": "blue"}]})
+    endpoint_id = next(iter(driver.endpoints))
+    driver.tallies[endpoint_id] = EndpointCounters(in_fast_packets=5, in_fast_bytes=500, drops={"spoofed_mac": 2})
+    server.ask("DELETE", "/linkspan/sandboxes/web")
+    samples = scraped(server.metrics)
+    blue = {"network": "blue", "driver": "bridge"}
+    assert of(samples, "linkspan_network_packets_total", direction="in", path="fast", **blue) == 5
+    assert of(samples, "linkspan_network_bytes_total", direction="in", path="fast", **blue) == 500
+    assert of(samples, "linkspan_network_drops_total", reason="spoofed_mac", **blue) == 2
+    assert not any(name.startswith("linkspan_endpoint_") for name, _ in samples)
+    pool = {"network": "blue", "subnet": "10.9.0.0/29"}
+    used, free = (of(samples, "linkspan_pool_addresses", state=state, **pool) for state in ("used", "free"))
+    assert (used, free) == (3, 5)  # network, broadcast and gateway are nobody else's
+    assert not any(name.startswith("linkspan_cluster_") for name, _ in samples)
+    cluster = server.controller.cluster
+    assert isinstance(cluster, FakeCluster)
+    cluster.spec, cluster.others, cluster.lag_s = SPEC, [node("b"), node("c", state="lost")], 7.5
+    samples = scraped(server.metrics)
+    assert of(samples, "linkspan_cluster_connected") == 0
+    assert of(samples, "linkspan_cluster_lag_seconds") == 7.5
+    assert of(samples, "linkspan_cluster_nodes", state="ready") == 2
+    assert of(samples, "linkspan_cluster_nodes", state="lost") == 1
+
+
+def test_without_series_of_endpoints_those_of_networks_are_left(tmp_path: Path) -> None:
+    controller = fake_controller(tmp_path)
+    controller.start()
+    controller.create_sandbox(SandboxSpec(name="web"))
+    metrics = Metrics(per_endpoint=False)
+    metrics.watch(controller)
+    samples = scraped(metrics)
+    assert not any(name.startswith("linkspan_endpoint_") for name, _ in samples)
+    assert of(samples, "linkspan_network_packets_total", network="bridge", direction="in", path="fast") == 0
+
+
 def test_labels_with_any_character_come_through(server: ApiServer, driver: FakeDriver) -> None:
     name = 'a"b\\c\nd{e}=,\u00e9\U0001f433'
     network = Network(
@@ -135,13 +209,13 @@ def test_a_scrape_that_waits_for_counters_holds_up_nobody(
     server: ApiServer, metrics_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    original = server.controller.endpoint_counters
+    original = server.controller.counted
 
     def slow() -> object:
         assert gate.wait(DEADLINE_SECONDS)
         return original()
 
-    monkeypatch.setattr(server.controller, "endpoint_counters", slow)
+    monkeypatch.setattr(server.controller, "counted", slow)
     with ThreadPoolExecutor(8) as pool:
         scrapes = [
             pool.submit(lambda: urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=30).close())
@@ -172,7 +246,7 @@ def test_a_thousand_endpoints_are_scraped_quickly(tmp_path: Path) -> None:
     for number in range(1000):
         controller.create_sandbox(SandboxSpec(name=f"s{number}"))
     begin = time.monotonic()
-    body = metrics.expose()
+    body = b"".join(metrics.expose())
     assert time.monotonic() - begin < 3
     assert body.count(b"linkspan_endpoint_packets_total{") == 4000
     controller.stop()

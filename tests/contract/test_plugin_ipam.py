@@ -201,6 +201,6 @@ def test_what_the_store_refuses_is_an_error_of_the_protocol_and_counted(plugin: 
     host.store.arm(range(9))
     refused(plugin, REQUEST, want(), "no space left on device")
     refused(plugin, REQUEST_POOL, ask("10.10.0.0/16"), "no space left on device")
-    assert b'linkspan_errors_total{kind="StoreError"} 2.0' in plugin.metrics.expose()
+    assert b'linkspan_errors_total{kind="StoreError"} 2.0' in b"".join(plugin.metrics.expose())
     host.store.arm()
     plugin.call(REQUEST_POOL, ask("10.10.0.0/16"))

@@ -395,7 +395,7 @@ def test_nodes_of_a_swarm_are_taken_note_of_and_forgotten(plugin: PluginServer, 
 def test_every_call_is_timed_under_its_own_name(plugin: PluginServer) -> None:
     plugin.post("NetworkDriver.CreateNetwork", network())
     plugin.post("NetworkDriver.CreateNetwork", raw=b"?")
-    families = text_string_to_metric_families(plugin.metrics.expose().decode())
+    families = text_string_to_metric_families(b"".join(plugin.metrics.expose()).decode())
     counts = {
         (sample.labels["route"], sample.labels["method"], sample.labels["status"]): sample.value
         for family in families
