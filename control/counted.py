@@ -20,9 +20,13 @@ from control.errors import StoreError
 from control.model import Endpoint, Network, NetworkId, from_json, to_json
 from control.records import Records
 from control.store.base import Change, Delete, Put, Store
+from datapath.latency import Histogram, Kind
 
 KIND: Final = "counted"
 _FIELDS: Final = tuple(name for name in EndpointCounters.__dataclass_fields__ if name != "drops")
+
+
+Latencies = dict[Kind, Histogram]
 
 
 class Gone(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,28 +39,34 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True):
     since: str
     counters: dict[str, int] = {}
     drops: dict[str, int] = {}
+    latencies: dict[Kind, Histogram] = {}
     unread: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Counts:
     """All counters of one moment: rows of a network, its endpoint, the sandbox's name and what it counted; and by
-    network the sums, those included that have gone. A row's network is one of the sums'."""
+    network the sums, those included that have gone. Latencies are by the endpoint's and the network's id, where there
+    are samples."""
 
     endpoints: list[tuple[Network, Endpoint, str, EndpointCounters]] = field(default_factory=list)
     networks: list[tuple[Network, EndpointCounters]] = field(default_factory=list)
+    latencies: dict[str, Latencies] = field(default_factory=dict)
+    network_latencies: dict[str, Latencies] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Slots:
     """The slots that programs count in; as it stands, those of a host without programs.
 
-    `read` returns what slots have counted, `clear` sets one to zero. `since` names what slots have been counting since.
+    `read` returns what slots have counted, `latencies` those that have samples, of all slots for None; `clear` sets one
+    to zero. `since` names what slots have been counting since.
     """
 
     read: Callable[[Collection[int]], Mapping[int, EndpointCounters]] = lambda _: {}
     clear: Callable[[int], None] = lambda _: None
     since: Callable[[], str] = lambda: ""
+    latencies: Callable[[Collection[int] | None], Mapping[int, Latencies]] = lambda _: {}
 
 
 class Counted:
@@ -95,7 +105,7 @@ class Counted:
                 changes.append(Delete(KIND, id_))
                 del self._gone[id_]
             elif gone.unread:
-                gone = _added(gone, self._slots.read(gone.unread).values(), since)
+                gone = self._with_slots(gone, gone.unread, since)
                 self._gone[id_] = msgspec.structs.replace(gone, unread=())
                 changes.append(Put(KIND, id_, to_json(self._gone[id_])))
         self._store.write(changes)
@@ -120,9 +130,8 @@ class Counted:
         network_id = endpoint.network_id
         gone = self._gone.get(network_id, Gone(since=""))
         if self._is_settled:
-            last = self._last.get(endpoint.id)
-            counted = [last] if last is not None else self._slots.read([endpoint.slot]).values()
-            gone = _added(gone, counted, self._slots.since())
+            since, last = self._slots.since(), self._last.get(endpoint.id)
+            gone = self._with_slots(gone, [endpoint.slot], since) if last is None else _added(gone, [last], since)
         else:
             gone = msgspec.structs.replace(gone, unread=(*gone.unread, endpoint.slot))
 
@@ -141,6 +150,13 @@ class Counted:
 
         return changes, forget
 
+    def _with_slots(self, gone: Gone, slots: Collection[int], since: str) -> Gone:
+        gone = _added(gone, self._slots.read(slots).values(), since)
+        latencies = dict(gone.latencies)
+        for each in self._slots.latencies(slots).values():
+            _add_latencies(latencies, each)
+        return msgspec.structs.replace(gone, latencies=latencies)
+
     # -- reading -------------------------------------------------------------------------------------------------
 
     def read(self) -> Counts:
@@ -149,8 +165,23 @@ class Counted:
             before = {endpoint.id for endpoint in self._records.endpoints()}
             live = self._live()
             at_rest = self._at_rest(live)
+            by_slot = self._slots.latencies(None)
             with self._records.lock:
-                return self._consistent(before, live, at_rest)
+                counts = self._consistent(before, live, at_rest)
+                self._add_latencies(counts, before, by_slot)
+                return counts
+
+    def _add_latencies(self, counts: Counts, before: Collection[str], by_slot: Mapping[int, Latencies]) -> None:
+        for network, _ in counts.networks:
+            gone = self._gone.get(network.id)
+            sums = dict(gone.latencies) if gone is not None else {}
+            for endpoint in self._records.on_network(network.id):
+                found = by_slot.get(endpoint.slot) if endpoint.id in before else None
+                if found:
+                    counts.latencies[endpoint.id] = found
+                    _add_latencies(sums, found)
+            if sums:
+                counts.network_latencies[network.id] = sums
 
     def _live(self) -> dict[str, EndpointCounters]:
         """By endpoint; each driver reads its maps once, however many networks it has."""
@@ -202,6 +233,11 @@ def _added(gone: Gone, counted: Collection[EndpointCounters], since: str) -> Gon
     sums = _sum(gone, counted)
     counters = {name: getattr(sums, name) for name in _FIELDS}
     return msgspec.structs.replace(gone, since=since, counters=counters, drops=dict(sums.drops))
+
+
+def _add_latencies(sums: Latencies, found: Latencies) -> None:
+    for kind, histogram in found.items():
+        sums[kind] = sums[kind] + histogram if kind in sums else histogram
 
 
 def _sum(gone: Gone | None, rows: Collection[EndpointCounters]) -> EndpointCounters:

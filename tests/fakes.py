@@ -24,6 +24,7 @@ from control.plan import Step
 from control.sandboxes import SandboxFiles
 from control.store.base import Store
 from datapath.dhcp import DhcpClient
+from datapath.latency import Histogram, Kind
 from tests.fake_cluster import FakeCluster
 from tests.memory_store import MemoryStore
 
@@ -124,20 +125,29 @@ class FakeSlots:
 
     def __init__(self) -> None:
         self.held: dict[int, EndpointCounters] = {}
+        self.timed: dict[int, dict[Kind, Histogram]] = {}
         self.boots = 0
 
     def reboot(self) -> None:
         self.held.clear()
+        self.timed.clear()
         self.boots += 1
 
     def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
         return {e.id: self.held.get(e.slot, EndpointCounters()) for e in endpoints}
 
+    def _clear(self, slot: int) -> None:
+        self.held.pop(slot, None)
+        self.timed.pop(slot, None)
+
     def as_slots(self) -> Slots:
         return Slots(
             read=lambda slots: {slot: self.held.get(slot, EndpointCounters()) for slot in slots},
-            clear=lambda slot: self.held.pop(slot, None) and None,
+            clear=self._clear,
             since=lambda: f"boot {self.boots}",
+            latencies=lambda slots: {
+                slot: found for slot, found in self.timed.items() if slots is None or slot in slots
+            },
         )
 
 

@@ -14,10 +14,11 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from control.controller import NetworkController
-from control.metrics import text
+from control.metrics import counting
 from control.metrics.state import StateCollector
-from control.metrics.text import Format
+from control.metrics.text import Text
 from control.metrics.work import Work
+from control.metrics.writer import Writer
 
 
 @cache
@@ -53,11 +54,13 @@ class Metrics:
         self.register(StateCollector(controller))
         self.work.watch(controller.observers)
 
-    def expose(self, form: Format = Format.TEXT) -> Iterator[bytes]:
-        """Yields a scrape's body a part at a time; each blocks for as long as it takes to be put together."""
+    def expose(self, writer: Writer | None = None) -> Iterator[bytes]:
+        """Yields a scrape's body a part at a time, as text unless another `writer` is given; each part blocks for as
+        long as it takes to be put together."""
+        writer = writer or Text()
         if self._controller is not None:
             counts = self._controller.counted()
             if self._per_endpoint:
-                yield from text.endpoint_counters(counts.endpoints, form)
-            yield from text.network_counters(counts.networks, form)
-        yield text.registry(self._registry, form)
+                yield from counting.endpoints(counts, writer)
+            yield from counting.networks(counts, writer)
+        yield from writer.registry(self._registry)

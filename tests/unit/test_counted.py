@@ -14,6 +14,7 @@ from control.drivers.base import EndpointCounters
 from control.errors import DatapathFailed
 from control.model import Endpoint, EndpointSpec, NetworkSpec, SandboxSpec
 from control.plan import Step
+from datapath.latency import Histogram, Kind
 from tests.fakes import FakeDriver, FakeSlots, fake_controller
 from tests.memory_store import MemoryStore
 
@@ -71,6 +72,25 @@ def test_what_an_endpoint_had_counted_stays_with_its_network(machine: Machine) -
     assert [name for *_, name, _ in machine.controller.counted().endpoints] == ["db"]
     machine.start()
     assert machine.sent == 12
+
+
+def test_latencies_stay_with_the_network_too(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    assert machine.slots is not None
+    web, db = machine.join("web"), machine.join("db")
+    machine.slots.timed[web.slot] = {Kind.FAST: Histogram({-60: 3, -59: 1}, 0.5)}
+    machine.slots.timed[db.slot] = {Kind.FAST: Histogram({-59: 2}, 0.25), Kind.TCP_RTT: Histogram({-40: 1}, 1.0)}
+    both = {Kind.FAST: Histogram({-60: 3, -59: 3}, 0.75), Kind.TCP_RTT: Histogram({-40: 1}, 1.0)}
+    counts = machine.controller.counted()
+    assert counts.latencies[web.id] == machine.slots.timed[web.slot]
+    assert counts.network_latencies == {web.network_id: both}
+    machine.controller.remove_sandbox("db")
+    machine.start()
+    counts = machine.controller.counted()
+    assert counts.network_latencies == {web.network_id: both}
+    assert counts.latencies.keys() == {web.id}
+    assert machine.join("next").slot == db.slot
+    assert machine.controller.counted().network_latencies == {web.network_id: both}
 
 
 def test_a_slot_that_is_used_again_counts_from_zero(tmp_path: Path) -> None:

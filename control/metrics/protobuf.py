@@ -1,0 +1,194 @@
+"""The protobuf format, which alone can carry native histograms: families one after the other, each after its length.
+
+A message on the wire is its fields one after the other, so a series' labels are encoded once and put in front of each
+of its values. Sources: prometheus/client_model, metrics.proto (io.prometheus.client); protobuf.dev, Encoding.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import CollectorRegistry
+from prometheus_client.samples import Exemplar, Sample
+
+from control.metrics.writer import Labels, Octaves, Rows, Timed
+from datapath.latency import SCHEMA, Histogram
+
+_TABLE: Final[dict[str, str]] = {
+    "LabelPair": "name:string:1 value:string:2",
+    "Gauge": "value:double:1",
+    "Exemplar": "label:LabelPair*:1 value:double:2 timestamp:Timestamp:3",
+    "Timestamp": "seconds:int64:1 nanos:int32:2",
+    "Counter": "value:double:1 exemplar:Exemplar:2",
+    "Bucket": "cumulative_count:uint64:1 upper_bound:double:2 exemplar:Exemplar:3",
+    "BucketSpan": "offset:sint32:1 length:uint32:2",
+    "Histogram": "sample_count:uint64:1 sample_sum:double:2 bucket:Bucket*:3 schema:sint32:5 zero_threshold:double:6"
+    " zero_count:uint64:7 positive_span:BucketSpan*:12 positive_delta:sint64*:13",
+    "Metric": "label:LabelPair*:1 gauge:Gauge:2 counter:Counter:3 histogram:Histogram:7",
+    "MetricFamily": "name:string:1 help:string:2 type:int32:3 metric:Metric*:4",
+}
+_COUNTER, _GAUGE, _HISTOGRAM = 0, 1, 4
+"""MetricType."""
+_ZERO_THRESHOLD: Final = 2.0**-128
+"""Tells a native histogram; nothing takes so little."""
+_FIXED: Final = struct.Struct("<d")
+
+
+def _classes() -> dict[str, Any]:
+    """As those of `control.cluster.etcd_messages`: nothing is generated. proto2, whose zeros are on the wire."""
+    field = descriptor_pb2.FieldDescriptorProto
+    package = "io.prometheus.client"
+    file = descriptor_pb2.FileDescriptorProto(name="linkspan/metrics.proto", package=package, syntax="proto2")
+    for name, fields in _TABLE.items():
+        message = file.message_type.add(name=name)
+        for text in fields.split():
+            field_name, kind, number = text.split(":")
+            made = message.field.add(name=field_name, number=int(number), label=field.LABEL_OPTIONAL)
+            if kind.endswith("*"):
+                made.label, kind = field.LABEL_REPEATED, kind[:-1]
+            if kind in _TABLE:
+                made.type, made.type_name = field.TYPE_MESSAGE, f".{package}.{kind}"
+            else:
+                made.type = field.Type.Value(f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in _TABLE}
+
+
+_CLASSES: Final = _classes()
+MetricFamily: Final[Any] = _CLASSES["MetricFamily"]
+
+
+class Protobuf:
+    """Implements `control.metrics.writer.Writer`. A family is in memory whole, because its length goes first."""
+
+    media_type = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+
+    def labels(self, pairs: Labels) -> bytes:
+        encoded: bytes = _CLASSES["Metric"](label=_pairs(dict(pairs))).SerializeToString()
+        return encoded
+
+    more = labels
+
+    def counters(self, name: str, help_text: str, rows: Rows) -> Iterator[bytes]:
+        metrics = [
+            _metric(b"%b%b\x1a\x09\x09%b" % (who, what, _FIXED.pack(value)))  # counter, 9 bytes: value, a double
+            for who, what, value in rows
+        ]
+        yield from _family(f"{name}_total", help_text, _COUNTER, metrics)
+
+    def histograms(self, name: str, help_text: str, rows: Timed, octaves: Octaves) -> Iterator[bytes]:
+        bounds = [*octaves.bounds, float("inf")]
+        metrics = []
+        for who, what, histogram in rows:
+            body = _histogram(histogram, octaves, bounds)
+            metrics.append(_metric(b"%b%b\x3a%b%b" % (who, what, _varint(len(body)), body)))
+        yield from _family(name, help_text, _HISTOGRAM, metrics)
+
+    def registry(self, registry: CollectorRegistry) -> Iterator[bytes]:
+        for family in registry.collect():
+            made = _of_library(family)
+            if made.metric:
+                encoded = made.SerializeToString()
+                yield _varint(len(encoded)) + encoded
+
+
+def _family(name: str, help_text: str, kind: int, metrics: Iterable[bytes]) -> Iterator[bytes]:
+    """Nothing where there are no metrics, which a family must not be without."""
+    body = b"".join(metrics)
+    if body:
+        head = MetricFamily(name=name, help=help_text, type=kind).SerializeToString()
+        yield _varint(len(head) + len(body)) + head
+        yield body
+
+
+def _metric(body: bytes) -> bytes:
+    return b"\x22%b%b" % (_varint(len(body)), body)
+
+
+def _histogram(histogram: Histogram, octaves: Octaves, bounds: list[float]) -> bytes:
+    """Classic buckets, and the native ones as runs of buckets with the differences from one to the next."""
+    counts = octaves.cumulative(histogram)
+    spans: list[list[int]] = []
+    deltas: list[int] = []
+    following, before = None, 0
+    for bucket in sorted(histogram.buckets):
+        if bucket == following:
+            spans[-1][1] += 1
+        else:
+            spans.append([bucket - (following or 0), 1])
+        deltas.append(histogram.buckets[bucket] - before)
+        following, before = bucket + 1, histogram.buckets[bucket]
+    body: bytes = _CLASSES["Histogram"](
+        sample_count=counts[-1],
+        sample_sum=histogram.total_seconds,
+        bucket=[
+            _CLASSES["Bucket"](cumulative_count=count, upper_bound=bound)
+            for count, bound in zip(counts, bounds, strict=True)
+        ],
+        schema=SCHEMA,
+        zero_threshold=_ZERO_THRESHOLD,
+        zero_count=0,
+        positive_span=[_CLASSES["BucketSpan"](offset=offset, length=length) for offset, length in spans],
+        positive_delta=deltas,
+    ).SerializeToString()
+    return body
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _pairs(labels: Mapping[str, str]) -> list[Any]:
+    return [_CLASSES["LabelPair"](name=name, value=value) for name, value in labels.items()]
+
+
+def _of_library(family: Metric) -> Any:
+    """The message for a family of the client library's; those are counters, gauges and histograms here."""
+    kind = {"counter": _COUNTER, "histogram": _HISTOGRAM}.get(family.type, _GAUGE)
+    made = MetricFamily(
+        name=f"{family.name}_total" if kind == _COUNTER else family.name, help=family.documentation, type=kind
+    )
+    if kind == _HISTOGRAM:
+        _add_histograms(made, family.samples)
+        return made
+    for sample in family.samples:
+        metric = made.metric.add(label=_pairs(sample.labels))
+        (metric.counter if kind == _COUNTER else metric.gauge).value = sample.value
+    return made
+
+
+def _add_histograms(made: Any, samples: Iterable[Sample]) -> None:
+    """The library's samples of one histogram follow each other, buckets first."""
+    by_labels: dict[tuple[tuple[str, str], ...], Any] = {}
+    for sample in samples:
+        labels = {name: value for name, value in sample.labels.items() if name != "le"}
+        key = tuple(labels.items())
+        if key not in by_labels:
+            by_labels[key] = made.metric.add(label=_pairs(labels)).histogram
+        histogram = by_labels[key]
+        if sample.name.endswith("_bucket"):
+            bucket = histogram.bucket.add(cumulative_count=int(sample.value), upper_bound=float(sample.labels["le"]))
+            if sample.exemplar is not None:
+                bucket.exemplar.CopyFrom(_exemplar(sample.exemplar))
+        elif sample.name.endswith("_count"):
+            histogram.sample_count = int(sample.value)
+        else:
+            histogram.sample_sum = sample.value
+
+
+def _exemplar(exemplar: Exemplar) -> Any:
+    made = _CLASSES["Exemplar"](label=_pairs(exemplar.labels), value=exemplar.value)
+    if exemplar.timestamp is not None:
+        at = float(exemplar.timestamp)
+        made.timestamp.seconds, made.timestamp.nanos = int(at), int(at % 1 * 1e9)
+    return made
