@@ -60,9 +60,18 @@ class ApiSection(_Section, frozen=True, kw_only=True):
 
 
 class MetricsSection(_Section, frozen=True, kw_only=True):
-    """`listen` is an address and a port, or "off"."""
+    """`listen` is an address and a port, or "off"; `per_endpoint` whether endpoints have series, besides networks.
+
+    `tls_cert` and `tls_key` are absolute paths of PEM files, empty for plain HTTP; with `tls_client_ca` clients have to
+    show a certificate by it. `users` is a file with users and their hashed passwords, empty for none.
+    """
 
     listen: str = "127.0.0.1:9478"
+    per_endpoint: bool = True
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_client_ca: str = ""
+    users: str = ""
 
 
 class DatapathSection(_Section, frozen=True, kw_only=True):
@@ -212,13 +221,27 @@ def _check(config: Config, where: str) -> None:
     for key, least, most in (("lease_seconds", 2, 3600), ("key_lifetime_hours", 0.1, 24 * 366)):
         if not least <= getattr(config.cluster, key) <= most:
             raise ConfigError(f"{where}: cluster.{key.replace('_', '-')} must be in {least}..{most}")
-    listen_address(config.metrics.listen, where)
+    _check_metrics(config.metrics, where)
     for pool in config.ipam.default_pools:
         _check_pool(pool, where)
     try:
         cluster_of(config)
     except InvalidOption as error:
         raise ConfigError(f"{where}: cluster.{error.option}: {error.problem}") from error
+
+
+def _check_metrics(section: MetricsSection, where: str) -> None:
+    """What the files hold is looked at when they are needed."""
+    listen_address(section.listen, where)
+    for key in ("tls_cert", "tls_key", "tls_client_ca", "users"):
+        path = getattr(section, key)
+        if path and not Path(path).is_absolute():
+            raise ConfigError(f'{where}: metrics.{key.replace("_", "-")} must be an absolute path, not "{path}"')
+    for key, needed in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")):
+        if getattr(section, key) and not getattr(section, needed):
+            raise ConfigError(
+                f"{where}: metrics.{key.replace('_', '-')} is of no use without metrics.{needed.replace('_', '-')}"
+            )
 
 
 def cluster_of(config: Config) -> ClusterSpec | None:

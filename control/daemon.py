@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ from control.errors import ControlError
 from control.firewall_watch import FirewallWatcher
 from control.link_watch import LinkWatcher
 from control.metrics import Metrics, release
+from control.metrics.access import Access
 from control.metrics.server import build_metrics_app
 from control.notify import notify
 from control.plugin.ipam import IpamDriver
@@ -80,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         config = load(arguments.config, _overrides(arguments))
+        if arguments.check_config:
+            Access(config.metrics)  # looks at the files
     except ConfigError as error:
         print(f"linkspand: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -91,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _log_to_stderr(config.daemon.log_level)
     try:
         is_clean = asyncio.run(run(config))
-    except (StartError, ListenError, ControlError) as error:
+    except (StartError, ListenError, ControlError, ConfigError) as error:
         LOG.critical("%s", error)
         for note in getattr(error, "__notes__", ()):
             LOG.info("%s", note)
@@ -122,10 +126,11 @@ async def run(config: Config) -> bool:
         remove_stale_socket(config.socket_path)
         metrics_address = listen_address(config.metrics.listen)
         metrics_socket = stack.enter_context(bind_tcp(*metrics_address)) if metrics_address else None
+        access = Access(config.metrics)
         workers = Workers(config.api.workers)
         stack.callback(workers.close)
         controller = await workers.change(build_controller, config)
-        metrics = Metrics()
+        metrics = Metrics(per_endpoint=config.metrics.per_endpoint)
         metrics.watch(controller)
         links = _monitor_links(stack)
         await _start_controller(controller, workers, stack)
@@ -141,7 +146,8 @@ async def run(config: Config) -> bool:
         context.events.start(controller.subscribe)
         if metrics_socket is not None:
             scraper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scrape"))
-            await _serve(build_metrics_app(metrics, scraper), metrics_socket, config, stack)
+            access.warn(config.metrics)
+            await _serve(build_metrics_app(metrics, scraper, access), metrics_socket, config, stack, access.tls)
         if config.plugin_socket_path is not None:
             await _serve_plugin(config.plugin_socket_path, controller, config, metrics, stack)
         api_socket = stack.enter_context(bind_unix(config.socket_path, config.daemon.group))
@@ -276,8 +282,14 @@ async def _serve_plugin(
     await _serve(build_plugin_app(routes, workers=workers, limits=config.api, metrics=metrics), sock, config, stack)
 
 
-async def _serve(app: web.Application, sock: socket.socket, config: Config, stack: AsyncExitStack) -> None:
-    runner = await serve(app, sock, config.api)
+async def _serve(
+    app: web.Application,
+    sock: socket.socket,
+    config: Config,
+    stack: AsyncExitStack,
+    tls: ssl.SSLContext | None = None,
+) -> None:
+    runner = await serve(app, sock, config.api, tls)
     stack.push_async_callback(runner.cleanup)
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import ssl
 import stat
 import struct
 import time
@@ -144,7 +145,9 @@ _HTTP_LOG: Final = logging.getLogger("control.api.http")
 _HTTP_LOG.addFilter(_OneLine())
 
 
-async def serve(app: web.Application, sock: socket.socket, limits: ApiSection) -> web.AppRunner:
+async def serve(
+    app: web.Application, sock: socket.socket, limits: ApiSection, tls: ssl.SSLContext | None = None
+) -> web.AppRunner:
     """Serves `app` on a bound socket until the runner's `cleanup`.
 
     A connection is closed when a request's head does not arrive whole within the idle time-out, or when it idles as
@@ -164,7 +167,7 @@ async def serve(app: web.Application, sock: socket.socket, limits: ApiSection) -
     )
     await runner.setup()
     try:
-        await web.SockSite(runner, sock, backlog=_BACKLOG).start()
+        await web.SockSite(runner, sock, backlog=_BACKLOG, ssl_context=tls).start()
     except BaseException:
         await runner.cleanup()
         raise

@@ -65,6 +65,7 @@ cli = Group(
         "doctor": "control.cli.doctor:doctor",
         "exec": "control.cli.sandbox:exec_",
         "logs": "control.cli.sandbox:logs",
+        "metrics": "control.cli.metrics:metrics",
         "network": "control.cli.network:network",
         "ps": "control.cli.sandbox:ps",
         "rm": "control.cli.sandbox:rm",

@@ -8,12 +8,16 @@ from concurrent.futures import Executor
 from aiohttp import web
 
 from control.metrics import Metrics
+from control.metrics.access import Access
 from control.metrics.text import OpenMetrics, Text
 from control.metrics.writer import Writer
 
 
-def build_metrics_app(metrics: Metrics, scraper: Executor) -> web.Application:
-    """Returns the application that serves /metrics; `scraper` does the reading, so that the loop never waits for it."""
+def build_metrics_app(metrics: Metrics, scraper: Executor, access: Access | None = None) -> web.Application:
+    """Returns the application that serves /metrics; `scraper` does the reading, so that the loop never waits for it.
+
+    Everybody may scrape unless `access` says who.
+    """
 
     async def scrape(request: web.Request) -> web.StreamResponse:
         """Part by part: the whole of thousands of endpoints is many megabytes."""
@@ -31,7 +35,7 @@ def build_metrics_app(metrics: Metrics, scraper: Executor) -> web.Application:
         return response
 
     app = web.Application()
-    app.router.add_get("/metrics", scrape)
+    app.router.add_get("/metrics", scrape if access is None else access.guard(scrape))
     return app
 
 
