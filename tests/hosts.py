@@ -139,7 +139,7 @@ class Host:
         if self._daemon is not None:
             if self._daemon.poll() is None:
                 self._daemon.send_signal(signal_number)
-            self._daemon.wait(15)
+            self._daemon.wait(15 * PATIENCE)
             self._daemon = None
 
     @property
