@@ -54,6 +54,10 @@ int ls_netns_open_socket(const char *path, int family, int type, int protocol, c
 int ls_netns_enter(const char *path, const char **step);
 int ls_netns_unshare(void);
 
+/* probe.c: sends `size` bytes from socket a to b and back, `count` times, and writes how long each took. Both are blocking
+ * and connected to each other. -EAGAIN: nothing arrived in time, as SO_RCVTIMEO has it. */
+int ls_probe_round_trips(int a, int b, __u32 size, __u32 count, __u64 *ns);
+
 /* links.c */
 struct ls_link {
 	__u64 rx_packets;

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -76,19 +76,29 @@ def costs(directory: Path) -> Outcome:
 
 
 def measure(directory: Path) -> dict[str, list[float]]:
-    """A ratio a pair of copies, by the names of LIMITS, as many as it takes to decide all of them."""
+    """Ratios by the names of LIMITS, one a pair of copies, as many as it takes to decide all of them."""
     ratios: dict[str, list[float]] = {name: [] for name in LIMITS}
+    for each in pairs(directory):
+        for name, ratio in each.items():
+            ratios[name].append(ratio)
+        if all(decide.is_enough(ratios[name], limit) for name, (_, limit) in LIMITS.items()):
+            break
+    return ratios
+
+
+def pairs(directory: Path) -> Generator[dict[str, float], None, None]:
+    """Without end, the ratios of one more pair of copies by the names of LIMITS."""
     with bed() as place:
         empty = place.load(place.compile(_EMPTY))
         today, frozen = place.compile(builds.today(directory)), place.compile(builds.frozen())
-        while not all(decide.is_enough(ratios[name], limit) for name, (_, limit) in LIMITS.items()):
+        while True:
             pair = place.load(today), place.load(frozen)
             each = {case: place.call(_ratio, case, *pair, empty) for case in builds.CASES}
-            for name, (cases, _) in LIMITS.items():
-                ratios[name].append(math.prod(each[case] for case in cases) ** (1 / len(cases)))
             for fd in pair:
                 place.unload(fd)
-    return ratios
+            yield {
+                name: math.prod(each[case] for case in cases) ** (1 / len(cases)) for name, (cases, _) in LIMITS.items()
+            }
 
 
 def _ratio(case: str, today: int, frozen: int, empty: int) -> float:

@@ -60,6 +60,7 @@ cli = Group(
         _VersionFlag(),
     ],
     members={
+        "bench": "control.cli.bench:bench",
         "cluster": "control.cli.cluster:cluster",
         "completion": "control.cli.completion:completion",
         "doctor": "control.cli.doctor:doctor",

@@ -10,7 +10,7 @@ import click
 from control.cli.client import Client
 from control.cli.command import NO_ARGUMENTS, Flag, command
 from control.cli.errors import USAGE, CliError
-from control.cli.values import Bool, Filter, Kind, String
+from control.cli.values import Bool, Filter, Seconds, String
 
 if TYPE_CHECKING:
     from control.cli.rates import Rates, Row
@@ -21,27 +21,19 @@ _INTERVAL_LEAST_S: Final = 0.1
 _INTERVAL_MOST_S: Final = 3600.0
 
 
-class _Seconds(Kind):
-    """A number of seconds in a useful range."""
-
-    label = "seconds"
-
-    def parse(self, text: str) -> float:
-        try:
-            seconds = float(text.removesuffix("s"))
-        except ValueError as error:
-            raise ValueError("not a number of seconds") from error
-        if not _INTERVAL_LEAST_S <= seconds <= _INTERVAL_MOST_S:
-            raise ValueError(f"not in {_INTERVAL_LEAST_S:g} to {_INTERVAL_MOST_S:g} seconds")
-        return seconds
-
-
 @command(
     "top",
     "[OPTIONS]",
     NO_ARGUMENTS,
     Flag("filter", Filter(), 'Show only what fits (e.g. "name=web"): driver, id, name, network', short="f"),
-    Flag("interval", _Seconds(), "Time between two looks at the counters", short="i", default=1.0, shown="1"),
+    Flag(
+        "interval",
+        Seconds(_INTERVAL_LEAST_S, _INTERVAL_MOST_S),
+        "Time between two looks at the counters",
+        short="i",
+        default=1.0,
+        shown="1",
+    ),
     Flag("json", Bool(), "Measure once for the interval, and print in JSON format"),
     Flag("sort", String(), "Order by rate, out, in, packets, fast, p50, p99, rtt, drops or name", default="rate"),
 )

@@ -46,6 +46,24 @@ class Bool(Kind):
         return self._WORDS[text]
 
 
+class Seconds(Kind):
+    """A number of seconds from `least` to `most`."""
+
+    label = "seconds"
+
+    def __init__(self, least: float, most: float) -> None:
+        self._least, self._most = least, most
+
+    def parse(self, text: str) -> float:
+        try:
+            seconds = float(text.removesuffix("s"))
+        except ValueError as error:
+            raise ValueError("not a number of seconds") from error
+        if not self._least <= seconds <= self._most:
+            raise ValueError(f"not in {self._least:g} to {self._most:g} seconds")
+        return seconds
+
+
 class Int(Kind):
     """A 64-bit integer in decimal, 0x, 0o or 0b notation."""
 
