@@ -15,7 +15,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from bench import cluster, daemon, joining, latency, macvlan, micro, overlay, overlay_join, plugin, storm, throughput
+from bench import (
+    cluster,
+    daemon,
+    joining,
+    latency,
+    macvlan,
+    micro,
+    overlay,
+    overlay_join,
+    plugin,
+    scrape,
+    storm,
+    throughput,
+)
 from bench.report import Bar, Result, bar_table, environment
 from bench.world import BenchError
 
@@ -30,6 +43,7 @@ SUITES: Final[Mapping[str, tuple[Callable[[int], Result], int]]] = {
     "cluster": (cluster.suite, 1000),
     "plugin": (plugin.suite, 100),
     "daemon": (daemon.suite, 10),
+    "scrape": (scrape.suite, 30),
     "micro": (micro.suite, 0),
 }
 """Each suite with its number of rounds."""

@@ -300,7 +300,7 @@ def all_tallies(host: Host, network: str | None = None) -> dict[str, Tallies]:
     text = host.run("curl", "-sS", "--fail", "http://127.0.0.1:9478/metrics").stdout
     found: dict[str, Tallies] = {}
     for metric in text_string_to_metric_families(text):
-        if not metric.name.startswith("linkspan_endpoint_"):
+        if not metric.name.startswith("linkspan_endpoint_") or metric.type != "counter":
             continue
         what = metric.name.removeprefix("linkspan_endpoint_")
         for sample in metric.samples:

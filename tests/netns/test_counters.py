@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from functools import partial
 from typing import Any
@@ -157,3 +158,44 @@ def test_a_new_endpoint_starts_from_zero(fast: Lab, machine: Host) -> None:
     assert ("drops", "spoofed_mac") not in counted
     assert all(count < 50 for (what, *_), count in counted.items() if what == "packets"), counted
     assert counted["packets", "out", "fast"] < 10
+
+
+def network_sums(machine: Host, network: str) -> dict[str, float]:
+    """All counters of a network, by name and labels as they stand in the text."""
+    text = machine.run("curl", "-sS", "--fail", "http://127.0.0.1:9478/metrics").stdout
+    lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith("linkspan_network_")]
+    return {
+        series: float(value) for series, _, value in lines if f'network="{network}"' in series and "_total{" in series
+    }
+
+
+@pytest.mark.parametrize("accel", ["on", "off"])
+def test_sums_of_a_network_never_go_back(machine: Host, accel: str) -> None:
+    """With traffic, while an endpoint leaves and linkspand is stopped and killed."""
+    lab = Lab(machine, f"sums-{accel}", accel=accel)
+    forged = Ether(src="02:00:00:00:00:01", dst=lab.a.mac) / Raw(b"forged")
+    assert lab.a.pings(lab.b.ip4)
+    before = network_sums(machine, lab.name)
+    with lab.c.wire() as wire:
+        wire.send(*[forged] * 10, *[Ether(src=lab.c.mac, dst=lab.a.mac) / Raw(b"x" * 100)] * 10)
+    traffic = machine.popen(*machine.inside(lab.a.netns, "ping", "-q", "-i0.01", "-c100000", lab.b.ip4))
+    try:
+        for change in (
+            lambda: machine.api("DELETE", f"/linkspan/sandboxes/{lab.c.name}"),
+            lambda: (machine.stop(), machine.start()),
+            lambda: (machine.stop(signal.SIGKILL), machine.start()),
+            lambda: machine.api("DELETE", f"/linkspan/sandboxes/{lab.b.name}"),
+            lambda: (machine.stop(signal.SIGKILL), machine.start()),
+        ):
+            change()
+            after = network_sums(machine, lab.name)
+            assert all(after[series] >= value for series, value in before.items()), (before, after)
+            before = after
+    finally:
+        traffic.kill()
+        traffic.wait()
+    if accel == "on":
+        (dropped,) = [value for series, value in before.items() if 'reason="spoofed_mac"' in series]
+        assert dropped == 10
+    outgoing = sum(value for series, value in before.items() if "packets" in series and 'direction="out"' in series)
+    assert outgoing >= 20
