@@ -16,6 +16,7 @@ from typing import Any
 from control.cluster_spec import Cluster
 from control.counted import Counted, Counts
 from control.deps import Deps
+from control.doctor.doctor import Doctor
 from control.drivers.base import EndpointCounters, ParentState
 from control.endpoints import Endpoints
 from control.errors import Conflict, DatapathFailed, Forbidden, InvalidArgument
@@ -95,6 +96,14 @@ class NetworkController:
             self.remote,
             exclusive=self._exclusive,
             failures=self._reconciler.failures,
+        )
+        self.doctor = Doctor(
+            deps,
+            self._records,
+            self.cluster,
+            join_of=self._endpoints.join_of,
+            status=self.status,
+            mend_subjects=self._mender.mend,
         )
         self._keeper = LeaseKeeper(self._leases, self._records, self._endpoints, self._exclusive)
 

@@ -12,6 +12,7 @@ from control.counted import Slots
 from control.deps import Deps
 from control.drivers import bridge, host, macvlan, none, overlay
 from control.drivers.base import Driver, EndpointCounters
+from control.drivers.bridge_names import DEFAULT_BRIDGE, NAME
 from control.drivers.peering import Peering
 from control.ipam.defaults import DefaultPool
 from control.ipam.pools import PoolIpam
@@ -62,7 +63,7 @@ def make_deps(config: Config) -> Deps:
         files=SandboxFiles(config.run_dir),
         ports=HostPorts(),
         routed_networks=devices.routed_networks,
-        predefined_options={"bridge": {bridge.NAME: bridge.DEFAULT_BRIDGE}},
+        predefined_options={"bridge": {NAME: DEFAULT_BRIDGE}},
         observers=observers,
         slots=Slots(partial(_slot_counters, programs), programs.clear_slot, programs.count_since),
         map_fill=programs.map_fill,

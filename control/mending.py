@@ -65,6 +65,35 @@ class Mender:
             for driver, network in concerned:
                 self._bring_back(driver, network, again[network.id])
 
+    def mend(self, subjects: Collection[str]) -> None:
+        """Applies the networks and endpoints with these ids again; what resists is told by `failures`."""
+        with self._lock:
+            networks = self._records.networks()
+            for network in networks:
+                if network.id in subjects:
+                    with self._noting(network, f"network {network.name}"):
+                        self._networks.mend(network.id, always=True)
+            for network in networks:
+                for endpoint in self._records.on_network(network.id):
+                    if endpoint.id in subjects:
+                        self._mend(network, endpoint)
+
+    def _mend(self, network: Network, endpoint: Endpoint) -> None:
+        driver, what = self._deps.driver_of(network), f"endpoint {endpoint.id[:12]}"
+        with self._noting(network, what):
+            if endpoint.is_remote:
+                self._remote.mend(network.id, endpoint.id)
+                return
+            with self._held(endpoint) as (_, now):
+                if now is None:
+                    return
+                steps = driver.endpoint_steps(self._endpoints.join_of(now))
+                if now.id in driver.intact([network], [now]):
+                    self._deps.reapply(steps, f"{what} could not be applied again")
+                    return
+                self._deps.undo(steps, f"{what} could not be taken down")
+                self._deps.apply(steps, f"{what} could not be applied again")
+
     def _moved_in(self, changes: Collection[LinkChange] | None) -> None:
         """Tells drivers of devices that a container engine has taken away from here."""
         gone = None if changes is None else {change.ifname for change in changes if change.is_gone}

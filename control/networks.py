@@ -208,8 +208,9 @@ class Networks:
             if not spec.config_only:
                 driver.validate(spec, [network for network in self._records.networks() if not network.config_only])
 
-    def mend(self, network_id: NetworkId) -> None:
-        """Applies again a network that is not whole in the kernel; harmless for one that is gone, or going.
+    def mend(self, network_id: NetworkId, *, always: bool = False) -> None:
+        """Applies again a network that is not whole in the kernel, or `always`; harmless for one that is gone, or
+        going.
 
         Raises DatapathFailed with what there is left as it is, Conflict, and OSError when it cannot be looked at.
         """
@@ -220,7 +221,7 @@ class Networks:
             self._changing.add(network.id)
         try:
             driver = self._deps.driver_of(network)
-            if network.id not in driver.intact([network], ()):
+            if always or network.id not in driver.intact([network], ()):
                 LOG.warning("network %s is not whole in the kernel: applying it again", network.name)
                 self._deps.reapply(driver.network_steps(network), f"network {network.name} could not be applied again")
         finally:

@@ -220,6 +220,31 @@ int ls_bpf_link_detach(int link_fd)
 	return bpf(BPF_LINK_DETACH, &attr);
 }
 
+int ls_bpf_prog_query(__u32 ifindex, __u32 attach_type, __u32 *prog_ids, __u32 *count)
+{
+	union bpf_attr attr;
+	int rc;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.query.target_fd = ifindex; /* target_ifindex in headers since 6.6 */
+	attr.query.attach_type = attach_type;
+	attr.query.prog_ids = pointer(prog_ids);
+	attr.query.prog_cnt = *count;
+	rc = bpf(BPF_PROG_QUERY, &attr);
+	if (rc >= 0)
+		*count = attr.query.prog_cnt;
+	return rc;
+}
+
+int ls_bpf_prog_get_fd_by_id(__u32 id)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.prog_id = id;
+	return bpf(BPF_PROG_GET_FD_BY_ID, &attr);
+}
+
 int ls_bpf_link_info(int fd, struct ls_link_info *info)
 {
 	/* The head of struct bpf_link_info with the tcx member of its union, which headers before 6.6 lack. The

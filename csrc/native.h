@@ -34,6 +34,9 @@ int ls_bpf_prog_test_run(int fd, const void *data_in, __u32 data_in_size, void *
 int ls_bpf_link_create(int prog_fd, __u32 ifindex, __u32 attach_type, __u32 flags);
 int ls_bpf_link_update(int link_fd, int prog_fd);
 int ls_bpf_link_detach(int link_fd);
+/* Fills prog_ids with up to *count programs at the hook, in the order in which they run, and *count with how many. */
+int ls_bpf_prog_query(__u32 ifindex, __u32 attach_type, __u32 *prog_ids, __u32 *count);
+int ls_bpf_prog_get_fd_by_id(__u32 id);
 
 struct ls_link_info {
 	__u32 type; /* enum bpf_link_type */

@@ -19,7 +19,10 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final, Literal
 
-from datapath import abi, bpf, devices, loader, pinned, rtnl
+from datapath import abi, accel_state, bpf, devices, loader, pinned, rtnl
+from datapath.accel_state import Gateways
+from datapath.attached import Expected
+from datapath.expected import Difference
 from datapath.maps import Maps
 from datapath.programs import Programs
 
@@ -206,6 +209,35 @@ class Accelerator:
         if self._maps is not None:
             self._maps.neighbour_delete(segment, address)
 
+    def differences(self, ports: Sequence[Port], gateways: Gateways) -> list[tuple[str, Difference]]:
+        """What the maps hold other than they are to, when these are all endpoints and gateways, with the host end
+        concerned ("" for none); changes nothing. Host ends that are gone are passed over."""
+        if self.problem:
+            return []
+        maps, by_index = self._open_maps(), _by_index(ports)
+        found = list(accel_state.missing(maps, by_index, gateways))
+        extras = accel_state.extra(maps, by_index, gateways)
+        return found + [("", Difference("map-extra", each.what)) for each in extras]
+
+    def mend(self, ports: Sequence[Port], gateways: Gateways) -> None:
+        """Deletes what the maps have too much, pins again what was unpinned, and puts the loaded programs in the place
+        of others' that were attached under their name. `ports` are all that there are, or are coming."""
+        if self.problem:
+            return
+        by_index = _by_index(ports)
+        for each in list(accel_state.extra(self._open_maps(), by_index, gateways)):
+            each.delete()
+        self.programs.pin_again()
+        self._swap(list(by_index.values()))
+
+    def attachments(self, ports: Sequence[Port]) -> list[Expected]:
+        """What runs at these host ends when all is well."""
+        if self.problem:
+            return []
+        out, into = self.programs.id(PROGRAM_OUT), self.programs.id(PROGRAM_IN)
+        found = [Expected(port.ifname, "ingress", PROGRAM_OUT, out) for port in ports]
+        return found + [Expected(port.ifname, "egress", PROGRAM_IN, into) for port in ports]
+
     def counters(self) -> tuple[dict[int, abi.Counters], dict[int, dict[str, int]]]:
         """(counters, drops by reason) by slot, of the slots that an endpoint has."""
         if self.problem:
@@ -238,3 +270,7 @@ class Accelerator:
         if self._maps is None:
             raise RuntimeError("the accelerator was not started")
         return self._maps
+
+
+def _by_index(ports: Sequence[Port]) -> dict[int, Port]:
+    return {index: port for port in ports if (index := devices.ifindex(port.ifname)) is not None}

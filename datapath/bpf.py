@@ -30,6 +30,7 @@ REDIRECT_PEER: Final[int] = lib.BPF_FUNC_redirect_peer
 ENOTSUPP: Final = 524
 _NAME_LENGTH: Final = 15
 _LOG_BYTES: Final = 1 << 20
+_HOOK_PROGRAMS: Final = 64  # BPF_MPROG_MAX
 _BATCH_BYTES: Final = 1 << 20
 # A program may grow a packet by what the kernel's test run leaves as head and tail room.
 _TEST_RUN_ROOM: Final = 1024
@@ -320,6 +321,29 @@ def link_info(fd: int) -> LinkInfo:
     info = ffi.new("struct ls_link_info *")
     _check(lib.ls_bpf_link_info(fd, info), "BPF_OBJ_GET_INFO_BY_FD", f"link descriptor {fd}")
     return LinkInfo(info.type, info.id, info.prog_id, info.ifindex, info.attach_type == lib.BPF_TCX_EGRESS)
+
+
+def tcx_programs(ifindex: int, egress: bool = False) -> list[int]:
+    """The ids of the programs at a device's tcx hook, in the order in which they run; none before kernel 6.6."""
+    ids, count = ffi.new("__u32[]", _HOOK_PROGRAMS), ffi.new("__u32 *", _HOOK_PROGRAMS)
+    hook = lib.BPF_TCX_EGRESS if egress else lib.BPF_TCX_INGRESS
+    result = lib.ls_bpf_prog_query(ifindex, hook, ids, count)
+    if result in (-EINVAL, -ENOENT):
+        return []
+    _check(result, "BPF_PROG_QUERY", f"tcx {'egress' if egress else 'ingress'} of ifindex {ifindex}")
+    return list(ids[0 : count[0]])
+
+
+def prog_by_id(id: int) -> ProgInfo | None:
+    """What the kernel says of the program with this id, None when there is none."""
+    fd = lib.ls_bpf_prog_get_fd_by_id(id)
+    if fd == -ENOENT:
+        return None
+    _check(fd, "BPF_PROG_GET_FD_BY_ID", f"program {id}")
+    try:
+        return prog_info(fd)
+    finally:
+        os.close(fd)
 
 
 class Map:

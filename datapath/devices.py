@@ -125,8 +125,8 @@ def add_bridge(ifname: str, *, mac: str, mtu: int, ipv6: bool, snooping: bool = 
         ip.link("add", ifname=ifname, kind="bridge", address=mac, **settings)
     index = socket.if_nametoindex(ifname)
     # Not at creation: only a later change tells br_netfilter, which else drops fragments of more than 1,500 bytes.
-    with _iproute(f"set the MTU of {ifname}") as ip:
-        ip.link("set", index=index, mtu=mtu)
+    with _iproute(f"set MTU and MAC of {ifname}") as ip:
+        ip.link("set", index=index, mtu=mtu, address=mac)
     ignore_router_advertisements(ifname)
     requests = [] if ipv6 else [rtnl.link_no_auto_address(index, ifname)]
     with rtnl.Rtnl() as netlink:

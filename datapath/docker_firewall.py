@@ -59,8 +59,23 @@ def _change(wanted: Callable[[list[str]], list[str]]) -> None:
                 _change_one(tool, wanted)
 
 
+def differs(bridges: Sequence[str]) -> bool:
+    """Whether `synchronize` would change more than an order; changes nothing. Raises DockerFirewallError."""
+
+    def wanted(present: list[str]) -> list[str]:
+        return present if set(present) == set(bridges) else list(dict.fromkeys(bridges))
+
+    with _lock:
+        return any(_difference(tool, wanted) for tool in _TOOLS if shutil.which(tool) is not None)
+
+
 def _change_one(tool: str, wanted: Callable[[list[str]], list[str]]) -> None:
-    """Compares what is there with what should be, and hands over the difference, mostly nothing."""
+    if lines := _difference(tool, wanted):
+        _restore(tool, lines)
+
+
+def _difference(tool: str, wanted: Callable[[list[str]], list[str]]) -> list[str]:
+    """What is to be handed over to make of what is there what should be, mostly nothing."""
     chains = _chains(tool)
     present, users = chains.get(CHAIN), chains.get(_DOCKERS)
     bridges = wanted([match[1] for rule in present or () if (match := _BRIDGE.fullmatch(rule))])
@@ -72,8 +87,7 @@ def _change_one(tool: str, wanted: Callable[[list[str]], list[str]]) -> None:
         lines += _jumps(users, is_wanted=bool(rules))
     if lines and not rules:
         lines.append(f"-X {CHAIN}")
-    if lines:
-        _restore(tool, lines)
+    return lines
 
 
 def _rules(bridge: str) -> list[str]:

@@ -19,6 +19,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final, Literal
 
 from datapath import abi, features, loader
+from datapath.attached import Expected
 from datapath.hooks import PRIORITY, Attachment, Hooks
 from datapath.peer_maps import PeerMaps
 from datapath.programs import Programs
@@ -180,6 +181,20 @@ class FastPeers:
     def uplinks(self) -> set[int]:
         """The ifindexes of the devices that the program runs on."""
         return set() if self.problem else self._hooks.attached()
+
+    def run_again(self) -> None:
+        """Runs the program on the uplinks that it is to run on, whoever has taken it off."""
+        with self._lock:
+            for index in self.uplinks():
+                self._run_on(index)
+
+    def attachments(self) -> list[Expected]:
+        """What runs at the uplinks' hooks when all is well."""
+        return [
+            Expected(_name(index), "ingress", PROGRAM, self._programs.id(PROGRAM))
+            for index in sorted(self.uplinks())
+            if f"uplink {index}" not in self.fallbacks
+        ]
 
     @property
     def _hooks(self) -> Hooks:

@@ -8,13 +8,15 @@ one transaction.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError as Pyroute2Error
@@ -278,6 +280,78 @@ def delete_table() -> None:
 def exists() -> bool:
     """Whether the table is there in the caller's network namespace. Raises NftError."""
     return _nft("--terse", "list", "table", *TABLE.split()).returncode == 0
+
+
+def differences(policies: Sequence[Policy], publications: Sequence[Publication] = ()) -> list[tuple[str, bool]]:
+    """In words, what the table holds other than `synchronize` would make it hold, and whether that is too much rather
+    than missing. Looks, but changes nothing. Raises NftError."""
+    done = _nft("-j", "list", "table", *TABLE.split())
+    if done.returncode:
+        return [(f"table {TABLE} is missing", False)] if policies else []
+    listing = json.loads(done.stdout)["nftables"]
+    found = [
+        (f"chain {chain} of table {TABLE} has {has} of its {wanted} rules", has > wanted)
+        for chain, wanted in Counter(line.split()[4] for line in _RULES.splitlines() if "add rule" in line).items()
+        if (has := sum(each["rule"]["chain"] == chain for each in listing if "rule" in each)) != wanted
+    ]
+    wanted = {pair for policy in policies for pair in _elements(policy)}
+    wanted |= {pair for publication in publications for pair in _port_elements(publication)}
+    missing = {(name, _plain(text)) for name, text in wanted}
+    extra = set()
+    for each in listing:
+        shown = each.get("set") or each.get("map")
+        for element in (shown or {}).get("elem", ()):
+            pair = (shown["name"], _plain(_shown(element)))
+            if pair in missing:
+                missing.remove(pair)
+            else:
+                extra.add(pair)
+    found += [(f"element {text} of {name} is missing", False) for name, text in sorted(missing)]
+    return found + [(f"element {text} of {name} is nobody's", True) for name, text in sorted(extra)]
+
+
+def others() -> list[dict[str, Any]]:
+    """The host's tables, chains and rules but for those of `TABLE`, as `nft -j list ruleset` has them.
+
+    Raises NftError.
+    """
+    done = _nft("-j", "list", "ruleset")
+    if done.returncode:
+        raise NftError(None, f"nft cannot list the ruleset: {done.stderr.strip()}")
+    family, name = TABLE.split()
+    found = []
+    for item in json.loads(done.stdout)["nftables"]:
+        ((kind, each),) = item.items()
+        is_own = each.get("family") == family and name in (
+            each.get("table"),
+            each.get("name") if kind == "table" else "",
+        )
+        if not is_own and kind in ("table", "chain", "rule"):
+            found.append(item)
+    return found
+
+
+def _plain(element: str) -> str:
+    """Without quotes, and without the length of a prefix that is one address, which nft leaves out."""
+    words = element.replace('"', "").split()
+    return " ".join(word.removesuffix("/32" if "." in word else "/128") for word in words)
+
+
+def _shown(element: Any) -> str:
+    """An element of `nft -j` as `_elements` and `_port_elements` write it; a pair is one of a map."""
+    if isinstance(element, list):
+        return " : ".join(map(_shown, element))
+    if not isinstance(element, dict):
+        return str(element)
+    match next(iter(element.items())):
+        case "concat", parts:
+            return " . ".join(map(_shown, parts))
+        case "prefix", prefix:
+            return f"{prefix['addr']}/{prefix['len']}"
+        case "range", (first, last):
+            return f"{first}-{last}"
+        case _:
+            return json.dumps(element)
 
 
 def _changes(verb: str, elements: Sequence[tuple[str, str]]) -> str:

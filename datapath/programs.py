@@ -28,6 +28,8 @@ class Programs:
         self._descriptors: dict[str, int] = {}
         self._facts: dict[str, str] = {}
         self._is_compiled = False
+        self._map_paths: dict[str, str] = {}
+        self._program_paths: dict[str, str] = {}
 
     def load(self) -> Maps:
         """The maps, open, with all programs pinned beside them.
@@ -51,12 +53,34 @@ class Programs:
         for name, path in loaded.programs.items():
             self._descriptors[name] = bpf.obj_get(path)
         self._is_compiled = loaded.compiled
+        self._map_paths, self._program_paths = dict(loaded.maps), dict(loaded.programs)
         self._facts = {"programs": "compiled at start" if loaded.compiled else "taken from bpffs"}
         return Maps.open(loaded.maps)
 
     def __getitem__(self, name: str) -> int:
         """The descriptor of a loaded program."""
         return self._descriptors[name]
+
+    def id(self, name: str) -> int:
+        """The kernel's number of a loaded program."""
+        return bpf.prog_info(self._descriptors[name]).id
+
+    def unpinned(self) -> list[Path]:
+        """Where something is to be pinned and is not; none before `load`."""
+        return [path for path in self._pins() if not path.exists()]
+
+    def pin_again(self) -> None:
+        """Pins what is `unpinned`: without its pin the next start would not find it. Raises OSError."""
+        for path, fd in self._pins().items():
+            if not path.exists():
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                bpf.obj_pin(fd, path)
+
+    def _pins(self) -> dict[Path, int]:
+        if self._maps is None:
+            return {}
+        pins = {Path(path): self._maps.table(name).fd for name, path in self._map_paths.items()}
+        return pins | {Path(path): self._descriptors[name] for name, path in self._program_paths.items()}
 
     @property
     def are_new(self) -> bool:

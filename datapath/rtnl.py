@@ -216,6 +216,15 @@ def link_master(index: int, label: str, master: int) -> Request:
     return Request(f"make {label} a port", RTM_SETLINK, 0, _ifinfo(index) + u32(IFLA_MASTER, master))
 
 
+def link_mtu(index: int, label: str, mtu: int) -> Request:
+    return Request(f"set the MTU of {label} to {mtu}", RTM_SETLINK, 0, _ifinfo(index) + u32(IFLA_MTU, mtu))
+
+
+def link_mac(index: int, label: str, mac: bytes) -> Request:
+    body = _ifinfo(index) + attr(IFLA_ADDRESS, mac)
+    return Request(f"set the MAC of {label} to {mac.hex(':')}", RTM_SETLINK, 0, body)
+
+
 def link_no_auto_address(index: int, label: str) -> Request:
     """Keeps the kernel from giving the device an IPv6 link-local address of its own making."""
     body = _ifinfo(index) + nest(

@@ -22,6 +22,8 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from datapath import abi, devices, features, loader
+from datapath.attached import Expected
+from datapath.expected import Difference
 from datapath.hooks import Attachment, Hooks, attach_inside
 from datapath.maps import Maps
 from datapath.programs import Programs
@@ -260,6 +262,55 @@ class Uplinks:
         known = self._open_maps().stations()
         return any(key.ifindex == index and record.flags & abi.EP_FAST for key, record in known.items())
 
+    def differences(self, parent: str, stations: Sequence[Station]) -> list[tuple[bytes, Difference]]:
+        """What the maps hold other than they are to of these stations on a parent, with the station's MAC; changes
+        nothing."""
+        index = None if self.problem else devices.ifindex(parent)
+        if index is None:
+            return []
+        maps, found = self._open_maps(), []
+        for station in stations:
+            record = station.record(index)
+            has = maps.station(index, station.mac)
+            if has != record:
+                found.append((station.mac, _difference("map stations", has)))
+            for address, neighbour in station.neighbours().items():
+                held = maps.neighbour(record.segment, address)
+                if held != neighbour:
+                    found.append((station.mac, _difference(f"map neigh at {address}", held)))
+        if stations and index not in maps.parents():
+            found.append((stations[0].mac, Difference("map-missing", f"map parents does not have {parent}")))
+        return found
+
+    def extra(self, stations_by_parent: Mapping[str, Sequence[Station]]) -> list[abi.StationKey]:
+        """The stations that the maps hold besides these."""
+        if self.problem:
+            return []
+        wanted = {
+            (index, station.mac)
+            for parent, stations in stations_by_parent.items()
+            if (index := self._index(parent)) is not None
+            for station in stations
+        }
+        return [key for key in self._open_maps().stations() if (key.ifindex, key.mac) not in wanted]
+
+    def drop(self, keys: Sequence[abi.StationKey]) -> None:
+        """Makes the programs forget stations that nobody knows."""
+        for key in keys:
+            record = self._open_maps().station(key.ifindex, key.mac)
+            if record is not None:
+                self._remove(key.ifindex, record)
+
+    def attachments(self, parent: str, switching: Switching | None) -> list[Expected]:
+        """What runs at a parent's hooks when all is well."""
+        if self.problem or f"parent {parent}" in self.fallbacks:
+            return []
+        into = PROGRAM_IN if switching is None else PROGRAM_SWITCH
+        return [
+            Expected(parent, "ingress", into, self._programs.id(into)),
+            Expected(parent, "egress", PROGRAM_OUT, self._programs.id(PROGRAM_OUT)),
+        ]
+
     def counters(self) -> tuple[dict[int, abi.Counters], dict[int, dict[str, int]]]:
         """(counters, drops by reason) by slot, of all stations."""
         if self.problem:
@@ -342,6 +393,12 @@ class Uplinks:
         if self._maps is None:
             raise RuntimeError("the uplinks were not started")
         return self._maps
+
+
+def _difference(where: str, has: object) -> Difference:
+    if has is None:
+        return Difference("map-missing", f"{where} does not have it")
+    return Difference("map-wrong", f"{where} has other facts than its record")
 
 
 def _mac(ifname: str) -> bytes:

@@ -23,6 +23,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from control.api.cluster import ClusterHandlers
+from control.api.doctor import DoctorHandlers
 from control.api.handlers import Context, Route, error_response
 from control.api.networks import NetworkHandlers
 from control.api.sandboxes import SandboxHandlers
@@ -65,6 +66,7 @@ def build_app(context: Context) -> web.Application:
         *SandboxHandlers(context).routes(),
         *ClusterHandlers(context).routes(),
         *StatsHandlers(context).routes(),
+        *DoctorHandlers(context).routes(),
         Route("*", "/{elsewhere:(?s:.*)}", _elsewhere),  # last: the first that fits is taken
     ]
     for prefix in ("/v{version:[0-9.]+}", ""):

@@ -25,6 +25,7 @@ from control.api.versions import (
     Version,
 )
 from control.cluster_spec import INGRESS, ClusterInfo, Difference, NodeInfo
+from control.doctor.findings import Finding
 from control.model import Endpoint, EndpointState, Network, PoolConfig, Sandbox
 from control.sandboxes import SandboxPaths
 
@@ -139,6 +140,17 @@ def node(info: NodeInfo) -> dict[str, Any]:
 
 def difference(found: Difference) -> dict[str, str]:
     return {"Node": found.node, "Network": found.network, "What": found.what, "Mend": found.mend}
+
+
+def finding(found: Finding) -> dict[str, str]:
+    return {
+        "code": found.code,
+        "severity": found.severity.value,
+        "where": found.where,
+        "what": found.what,
+        "why": found.why,
+        "mend": found.mend,
+    }
 
 
 def timestamp(moment: datetime) -> str:

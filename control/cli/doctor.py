@@ -1,9 +1,10 @@
-"""`linkspan doctor`: what this kernel can do, asked here and now, and what linkspand says of itself; with `--cluster`
-whether this node holds what the cluster's store has."""
+"""`linkspan doctor`: what this kernel can do, asked here and now, what linkspand says of itself, and what it finds
+wrong with the host; with `--cluster` whether this node holds what the cluster's store has."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -25,31 +26,70 @@ REQUIRED: Final = frozenset({"veth", "bridge", "nftables"})
     "doctor",
     "[OPTIONS]",
     NO_ARGUMENTS,
+    Flag("attached", Bool(), "Show what is attached to networks' devices, too"),
     Flag("cluster", Bool(), "Compare this node with its cluster instead"),
     Flag("json", Bool(), "Print in JSON format"),
-    Flag("mend", Bool(), "With --cluster, mend what differs"),
+    Flag("kernel", Bool(), "Check only what this kernel can do"),
+    Flag("mend", Bool(), "Mend what differs from linkspand's records"),
 )
-def doctor(client: Client, args: list[str], cluster: bool | None, json: bool | None, mend: bool | None) -> int:
-    """Check what this host can do, and how linkspand fares"""
-    if mend and not cluster:
-        raise usage_error(click.get_current_context(), "--mend needs --cluster")
+def doctor(
+    client: Client,
+    args: list[str],
+    attached: bool | None,
+    cluster: bool | None,
+    json: bool | None,
+    kernel: bool | None,
+    mend: bool | None,
+) -> int:
+    """Check this host, its networks, and how linkspand fares"""
+    if kernel and (cluster or mend or attached):
+        raise usage_error(click.get_current_context(), "--kernel goes with --json alone")
+    if cluster and attached:
+        raise usage_error(click.get_current_context(), "--attached and --cluster exclude each other")
     if cluster:
         return _examine_cluster(client, is_json=bool(json), mends=bool(mend))
     from datapath.features import Answer, report
 
     with Progress("probing the kernel"):
         checks = report()
-    status: dict[str, Any] | None = None
-    problem = ""
-    try:
-        status = client.get("/linkspan/status")
-    except CliError as error:
-        problem = error.message
-    click.echo(_document(checks, status, problem) if json else _text(client.host, checks, status, problem), nl=False)
+    said = _Said() if kernel else _ask(client, mends=bool(mend))
+    if json:
+        click.echo(_document(checks, said), nl=False)
+    else:
+        click.echo(_text(client.host, checks, said, with_attached=bool(attached)), nl=False)
     missing = [check.name for check in checks if check.name in REQUIRED and check.answer is Answer.NO]
     if missing and not json:
         click.echo(f"\nLinkspan cannot work here without {' and '.join(missing)}.")
-    return FAILED if missing else 0
+    return FAILED if missing or any(each["severity"] == "error" for each in said.findings) else 0
+
+
+@dataclass
+class _Said:
+    """What linkspand says; `problem` is why it does not."""
+
+    status: dict[str, Any] | None = None
+    problem: str = ""
+    findings: list[dict[str, str]] = field(default_factory=list)
+    mended: list[dict[str, str]] = field(default_factory=list)
+    attached: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _ask(client: Client, *, mends: bool) -> _Said:
+    """Raises CliError when linkspand is there and refuses; that it is not there is one of the answers."""
+    said = _Said()
+    try:
+        said.status = client.get("/linkspan/status")
+    except CliError as error:
+        if mends:
+            raise
+        said.problem = error.message
+        return said
+    with Progress("examining this host"):
+        if mends:
+            said.mended = client.post("/linkspan/doctor/mend")["mended"]
+        examined = client.get("/linkspan/doctor")
+    said.findings, said.attached = examined["findings"], examined["attached"]
+    return said
 
 
 def _examine_cluster(client: Client, *, is_json: bool, mends: bool) -> int:
@@ -68,17 +108,15 @@ def _examine_cluster(client: Client, *, is_json: bool, mends: bool) -> int:
 
 
 def _cluster_text(mended: list[dict[str, str]], left: list[dict[str, str]]) -> str:
-    from control.cli.tabwriter import aligned
-
     text = "".join(f"Mended on network {found['Network']}: {found['What']}\n" for found in mended)
     if not left:
         return f"{text}This node holds what the cluster's store has.\n"
     lines = ["NODE\tNETWORK\tDIFFERENCE\tMENDED BY"]
     lines += ["\t".join(found[key] for key in ("Node", "Network", "What", "Mend")) for found in left]
-    return text + aligned("".join(f"{line}\n" for line in lines))
+    return text + _aligned(lines)
 
 
-def _document(checks: list[Check], status: dict[str, Any] | None, problem: str) -> str:
+def _document(checks: list[Check], said: _Said) -> str:
     document = {
         "checks": [
             {
@@ -91,22 +129,49 @@ def _document(checks: list[Check], status: dict[str, Any] | None, problem: str) 
             }
             for check in checks
         ],
-        "daemon": status,
-        "daemon_error": problem or None,
+        "daemon": said.status,
+        "daemon_error": said.problem or None,
+        "findings": said.findings,
+        "mended": said.mended,
+        "attached": said.attached,
     }
     return json.dumps(document, indent=4, ensure_ascii=False) + "\n"
 
 
-def _text(host: str, checks: list[Check], status: dict[str, Any] | None, problem: str) -> str:
-    from control.cli.tabwriter import aligned
-
+def _text(host: str, checks: list[Check], said: _Said, *, with_attached: bool) -> str:
     lines = ["CHECK\tANSWER\tNEEDED FOR\tREASON"]
     lines += [f"{check.name}\t{check.answer.value}\t{check.needed_for}\t{check.reason}" for check in checks]
-    table = aligned("".join(f"{line}\n" for line in lines))
-    if status is None:
-        return f"{table}\n{problem}\n"
-    counts = ", ".join(f"{value} {name}" for name, value in status.items() if isinstance(value, int))
-    return f"{table}\nlinkspand at {host}: {counts}\n{_sections(status)}"
+    table = _aligned(lines)
+    if said.status is None:
+        return f"{table}\n{said.problem}\n" if said.problem else table
+    counts = ", ".join(f"{value} {name}" for name, value in said.status.items() if isinstance(value, int))
+    text = f"{table}\nlinkspand at {host}: {counts}\n{_sections(said.status)}"
+    if with_attached:
+        text += "\n" + _attached_text(said.attached)
+    return text + _findings_text(said)
+
+
+def _attached_text(attached: list[dict[str, Any]]) -> str:
+    keys = ("device", "hook", "by", "program", "id", "owner")
+    return _aligned(
+        ["\t".join(key.upper() for key in keys)] + ["\t".join(str(e[key]) for key in keys) for e in attached]
+    )
+
+
+def _findings_text(said: _Said) -> str:
+    lines = [f"\nmended: {each['where']}: {each['what']}" for each in said.mended]
+    for each in said.findings:
+        lines.append(f"\n{each['severity']} {each['code']}: {each['where']}: {each['what']}")
+        lines += [f"    why: {each['why']}", f"    mend: {each['mend']}"]
+    if not any(each["severity"] != "note" for each in said.findings):
+        lines.append("\nNothing is wrong.")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _aligned(lines: list[str]) -> str:
+    from control.cli.tabwriter import aligned
+
+    return aligned("".join(f"{line}\n" for line in lines))
 
 
 def _sections(status: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from typing import ClassVar
 from control.errors import InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, EndpointSpec, Network, NetworkSpec, Sandbox
 from control.plan import Step
+from datapath.attached import Expected
 from datapath.latency import Histogram, Kind
 from datapath.link_monitor import LinkChange
 
@@ -93,6 +94,22 @@ class EndpointCounters:
     in_slow_packets: int = 0
     in_slow_bytes: int = 0
     drops: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that the kernel holds other than steps leave it, or lacks.
+
+    `code` tells the kind (see docs/doctor.md), `where` names the device or map, `what` says it in words. The steps of
+    the network or endpoint with the id `subject` mend it; without one `Driver.mend_shared` does, unless `mend` says
+    what only the operator can do.
+    """
+
+    code: str
+    where: str
+    what: str
+    subject: str = ""
+    mend: str = ""
 
 
 class Driver:
@@ -192,6 +209,32 @@ class Driver:
     def differences(self, network: Network) -> list[str]:
         """In words, what this host has of a global network's peers other than the cluster wants; raises OSError."""
         return []
+
+    def examine(self, networks: Sequence[Network], joins: Sequence[Join]) -> list[Problem]:
+        """What is not in the kernel as it is to be, of these networks and endpoints, which are all there.
+
+        Looks, but changes nothing. Raises OSError.
+        """
+        return []
+
+    def examine_shared(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[Problem]:
+        """As `examine`, of what networks share: maps, firewall, pins. These are all of the host, whatever their
+        driver."""
+        return []
+
+    def mend_shared(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        """Puts right what `examine_shared` finds and no endpoint's steps do, and deletes what nobody has a record of.
+
+        Called with the records locked: these are all that there are or are coming. Raises OSError.
+        """
+
+    def attachments(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[Expected]:
+        """The programs that run on the host's devices when all is well. Raises OSError."""
+        return []
+
+    def devices(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> Mapping[str, str]:
+        """The devices in linkspand's namespace that these are made of, by name, with the id of who has it."""
+        return {}
 
     def parent(self, network: Network) -> ParentState | None:
         """The device of the host that the network is on; None for networks that are on none."""

@@ -17,13 +17,23 @@ from typing import ClassVar, Final
 import msgspec
 
 from control.addressing import link_local
-from control.drivers import inside, ports_of_bridge
-from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join
+from control.drivers import bridge_expected, bridge_shared, inside, ports_of_bridge
+from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, Problem
+from control.drivers.bridge_names import (
+    BRIDGE_MACS,
+    DEFAULT_BRIDGE,
+    NAME,
+    bridge_mac,
+    bridge_name,
+    trunk_names,
+)
 from control.drivers.inside import mac_bytes
 from control.drivers.options import (
     ACCEL,
+    ICC,
     IFACE_PREFIX,
     IFNAME,
+    MASQUERADE,
     MTU,
     Check,
     check_boolean,
@@ -35,27 +45,18 @@ from control.drivers.options import (
     is_on,
 )
 from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument
-from control.model import Endpoint, EndpointSpec, Network, NetworkId, NetworkSpec
+from control.model import Endpoint, EndpointSpec, Network, NetworkSpec
 from control.plan import Step
-from control.ports import published_at
 from datapath import accel, devices, docker_firewall, links, nft, rtnl
+from datapath.attached import Expected
+from datapath.expected import Snapshot
 
 SHARD_CAPACITY: Final = 1000
 """Endpoints on one Linux bridge. The kernel allows 1,023 ports (BR_MAX_PORTS); the rest is for trunks of shards."""
 MAX_SHARDS: Final = 20
 
-DEFAULT_BRIDGE: Final = "linkspan0"
-"""The Linux bridge of the predefined network."""
-
-NAME: Final = "com.docker.network.bridge.name"
-ICC: Final = "com.docker.network.bridge.enable_icc"
-MASQUERADE: Final = "com.docker.network.bridge.enable_ip_masquerade"
 _OUR_VETH: Final = re.compile(r"(ls|[tu]\d\d)[0-9a-f]{12}")
 _OUR_BRIDGE: Final = re.compile(r"(br-|s\d\d)[0-9a-f]{12}")
-_PREFIXES: Final = {"overlay": "lo-"}
-"""How the names of bridges begin, by driver, where that is not br-."""
-BRIDGE_MACS: Final = (b"\x02\x4c", b"\x02\x4d")
-"""How the addresses of our bridges begin: those with the gateway's addresses, and further shards."""
 _NOT_IN_RULES: Final = re.compile(r"[\"'\\]|\+$")
 """What nft(8) and iptables(8) would not take for a part of a device's name."""
 
@@ -76,23 +77,6 @@ _OPTIONS: Final[Mapping[str, Check]] = {
     MTU: check_mtu,
     IFACE_PREFIX: check_prefix,
 }
-
-
-def bridge_name(network: Network, shard: int = 0) -> str:
-    """The Linux bridge of a shard; shard 0 has the gateway's addresses."""
-    if shard == 0:
-        return network.options.get(NAME, f"{_PREFIXES.get(network.driver, 'br-')}{network.id[:12]}")
-    return f"s{shard:02d}{network.id[:12]}"
-
-
-def _trunk_names(network: Network, shard: int) -> tuple[str, str]:
-    """The veth pair that joins a shard to shard 0: the end there, and the end at the shard."""
-    return f"t{shard:02d}{network.id[:12]}", f"u{shard:02d}{network.id[:12]}"
-
-
-def bridge_mac(network: Network) -> str:
-    """A locally administered address that the network's id settles, so that no look-up is needed to know it."""
-    return f"{BRIDGE_MACS[0].hex(':')}:{network.id[0:2]}:{network.id[2:4]}:{network.id[4:6]}:{network.id[6:8]}"
 
 
 @dataclass(frozen=True)
@@ -192,7 +176,7 @@ class BridgeDriver(Driver):
         )
 
     def _delete_bridges(self, network: Network) -> None:
-        trunks = [_trunk_names(network, shard)[0] for shard in range(1, MAX_SHARDS)]
+        trunks = [trunk_names(network, shard)[0] for shard in range(1, MAX_SHARDS)]
         devices.delete_links([*trunks, *(bridge_name(network, shard) for shard in reversed(range(MAX_SHARDS)))])
 
     def _open_firewall(self, network: Network) -> None:
@@ -209,17 +193,10 @@ class BridgeDriver(Driver):
         docker_firewall.dismiss(policy.bridges)
 
     def _policies(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[nft.Policy]:
-        shards = _shards(networks, endpoints)
-        return [self._policy(network, sorted(shards[network.id])) for network in networks]
+        return bridge_shared.policies(networks, endpoints, default_masquerade=self._default_masquerade)
 
     def _policy(self, network: Network, shards: Sequence[int]) -> nft.Policy:
-        return nft.Policy(
-            bridges=[bridge_name(network, shard) for shard in shards],
-            subnets=[pool.subnet for pool in network.pools],
-            connected=is_on(network, ICC),
-            internal=network.internal,
-            masquerade=is_on(network, MASQUERADE, self._default_masquerade),
-        )
+        return bridge_shared.policy(network, shards, default_masquerade=self._default_masquerade)
 
     def _add_gateways(self, network: Network) -> None:
         for pool in network.pools:
@@ -282,7 +259,7 @@ class BridgeDriver(Driver):
 
     def _add_shard(self, network: Network, shard: int) -> None:
         root, bridge = bridge_name(network), bridge_name(network, shard)
-        up, down = _trunk_names(network, shard)
+        up, down = trunk_names(network, shard)
         if devices.is_up(down):  # the last thing that is done here
             return
         mtu = devices.mtu(root)
@@ -309,14 +286,14 @@ class BridgeDriver(Driver):
         ]
         requests += [rtnl.neighbour_add(bridge_index, bridge, address, mac) for address in endpoint.addresses]
         if endpoint.shard:
-            trunk, _ = _trunk_names(network, endpoint.shard)
+            trunk, _ = trunk_names(network, endpoint.shard)
             requests.append(rtnl.fdb_add(devices.need_ifindex(trunk), trunk, mac))
         with rtnl.Rtnl() as netlink:
             netlink.apply(requests)
 
     def _forget_port(self, network: Network, endpoint: Endpoint) -> None:
         """What the first bridge knows of the endpoint; all else goes with the port."""
-        bridge, (trunk, _) = bridge_name(network), _trunk_names(network, endpoint.shard)
+        bridge, (trunk, _) = bridge_name(network), trunk_names(network, endpoint.shard)
         bridge_index, trunk_index = devices.ifindex(bridge), devices.ifindex(trunk) if endpoint.shard else None
         requests = []
         if bridge_index is not None:
@@ -342,7 +319,7 @@ class BridgeDriver(Driver):
         )
 
     def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:
-        publications, host = _publications(endpoint), endpoint.host_ifname
+        publications, host = bridge_shared.publications([endpoint]), endpoint.host_ifname
         return [
             Step(
                 f"let {host} reach itself", partial(nft.allow_hairpin, host), lambda: None, kind="hairpin"
@@ -368,16 +345,16 @@ class BridgeDriver(Driver):
         self._accel.start([*ports, *(port for other in self._beside for port in other.ports)])
         for network in (*networks, *(network for other in self._beside for network in other.gateways)):
             self._add_gateways(network)
-        shards = _shards(networks, endpoints)
+        shards = bridge_shared.shards(networks, endpoints)
         policies = self._policies(networks, endpoints) + [policy for other in self._beside for policy in other.policies]
         if policies or nft.exists():
-            nft.synchronize(policies, [each for endpoint in endpoints for each in _publications(endpoint)])
+            nft.synchronize(policies, bridge_shared.publications(endpoints))
         docker_firewall.synchronize([bridge for policy in policies for bridge in policy.bridges])
         known = {endpoint.host_ifname for endpoint in endpoints}
         known.update(*(other.ifnames for other in self._beside))
         for id_, numbers in shards.items():
             for shard in numbers:
-                known |= {bridge_name(by_id[id_], shard), *_trunk_names(by_id[id_], shard)}
+                known |= {bridge_name(by_id[id_], shard), *trunk_names(by_id[id_], shard)}
         devices.delete_links([name for name, link in present.items() if _is_ours(link) and name not in known])
 
     def _ports(
@@ -394,7 +371,7 @@ class BridgeDriver(Driver):
     def restore_firewall(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
         """Docker's FORWARD policy is new with each of its starts, and DOCKER-USER with its first."""
         policies = self._policies(networks, endpoints)
-        nft.restore(policies, [each for endpoint in endpoints for each in _publications(endpoint)])
+        nft.restore(policies, bridge_shared.publications(endpoints))
         docker_firewall.admit([bridge for policy in policies for bridge in policy.bridges])
 
     def remains(self, endpoint: Endpoint) -> bool:
@@ -408,6 +385,47 @@ class BridgeDriver(Driver):
             if ports_of_bridge.is_whole(endpoint, bridge_name(by_id[endpoint.network_id], endpoint.shard), present):
                 whole.add(endpoint.id)
         return whole
+
+    # -- looking whether all is right ----------------------------------------------------------------------------
+
+    def examine(self, networks: Sequence[Network], joins: Sequence[Join]) -> list[Problem]:
+        with Snapshot() as snapshot:
+            return list(bridge_expected.problems(snapshot, networks, joins))
+
+    def examine_shared(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[Problem]:
+        bridged, on_them = bridge_shared.bridged(networks, endpoints)
+        ports = self._ports(bridged, on_them, {link.ifname for link in links.dump()})
+        by_port = {endpoint.host_ifname: endpoint.id for endpoint in on_them}
+        found = [
+            Problem(each.code, ifname or "maps", each.what, by_port.get(ifname, ""))
+            for ifname, each in self._accel.differences(ports, bridge_shared.gateways(bridged))
+        ]
+        policies = self._policies(bridged, on_them)
+        for what, is_extra in nft.differences(policies, bridge_shared.publications(on_them)):
+            found.append(Problem("firewall-extra" if is_extra else "firewall-missing", "nftables", what))
+        if docker_firewall.differs([bridge for policy in policies for bridge in policy.bridges]):
+            what = "Docker's firewall does not let through exactly Linkspan's bridges"
+            found.append(Problem("firewall-missing", "iptables", what))
+        pins = self._accel.programs.unpinned()
+        return found + [Problem("pin-missing", str(path), "nothing is pinned there") for path in pins]
+
+    def mend_shared(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        bridged, on_them = bridge_shared.bridged(networks, endpoints)
+        policies = self._policies(bridged, on_them)
+        if policies:
+            nft.synchronize(policies, bridge_shared.publications(on_them))
+        docker_firewall.synchronize([bridge for policy in policies for bridge in policy.bridges])
+        for network in bridged:
+            self._add_gateways(network)
+        ports = self._ports(bridged, on_them, {link.ifname for link in links.dump()})
+        self._accel.mend(ports, bridge_shared.gateways(bridged))
+
+    def attachments(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[Expected]:
+        return self._accel.attachments(self._ports(networks, endpoints, {link.ifname for link in links.dump()}))
+
+    def devices(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> Mapping[str, str]:
+        bridges = {bridge_name(network): network.id for network in networks}
+        return {**bridges, **{endpoint.host_ifname: endpoint.id for endpoint in endpoints}}
 
     def info(self, network: Network) -> dict[str, str]:
         facts = {"linkspan.bridge": bridge_name(network)}
@@ -447,14 +465,6 @@ class BridgeDriver(Driver):
         )
 
 
-def _shards(networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> dict[NetworkId, set[int]]:
-    """The shards that each network has."""
-    shards = {network.id: {0} for network in networks}
-    for endpoint in endpoints:
-        shards[endpoint.network_id].add(endpoint.shard)
-    return shards
-
-
 def _counted_by(link: links.LinkInfo) -> EndpointCounters:
     """What a host end has counted: packets that left the sandbox came in there."""
     return EndpointCounters(
@@ -476,20 +486,3 @@ def _is_ours(link: links.LinkInfo) -> bool:
 def _set_up_inside(join: Join, netns_path: str) -> None:
     inside.set_up(join, netns_path, gateway_mac=mac_bytes(bridge_mac(join.network)))
     devices.take_note_of_carrier(join.endpoint.host_ifname)
-
-
-def _publications(endpoint: Endpoint) -> list[nft.Publication]:
-    """A published port for each family that the endpoint has, unless it is for one address of the host."""
-    return [
-        nft.Publication(
-            protocol="udp" if port.protocol == "udp" else "tcp",
-            address=address,
-            port=port.port,
-            host_ip=host_ip,
-            host_port=port.host_port,
-            count=port.count,
-        )
-        for port in endpoint.ports
-        for address in endpoint.addresses
-        if (host_ip := published_at(port)) is None or host_ip.version == address.version
-    ]

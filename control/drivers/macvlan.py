@@ -10,14 +10,14 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import msgspec
 
-from control.addressing import link_local
-from control.drivers import macvlan_options, macvlan_veth, returned
-from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, ParentState
+from control.drivers import inside, macvlan_options, macvlan_veth, returned
+from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, ParentState, Problem
 from control.drivers.inside import mac_bytes
 from control.drivers.macvlan_devices import MacvlanDevices
 from control.drivers.macvlan_options import (
@@ -36,6 +36,7 @@ from control.drivers.macvlan_options import (
     parent_hook,
 )
 from control.drivers.macvlan_parents import PARENT, FollowedParents, is_isolated, mark_of, parent_of
+from control.drivers.macvlan_stations import station_of
 from control.drivers.macvlan_veth import VethPairs, switching
 from control.drivers.options import ACCEL, IFNAME, MTU, check_endpoint, check_network, is_on
 from control.drivers.parent import check_mtu_of_parent, usable_parent
@@ -43,6 +44,8 @@ from control.errors import AddressInUse, Conflict, Exhausted, Forbidden, Invalid
 from control.model import Endpoint, EndpointSpec, EndpointState, Network, NetworkSpec, PoolSpec, SandboxId
 from control.plan import Step
 from datapath import accel, conflict, devices, parents, rtnl
+from datapath.attached import Expected
+from datapath.expected import Snapshot, differences_in
 from datapath.link_monitor import LinkChange
 from datapath.uplink import Station, Uplinks
 
@@ -195,7 +198,7 @@ class MacvlanDriver(Driver):
             what = f"look for others with the addresses of {endpoint.ifname} {where}"
             steps.insert(0, Step(what, partial(self._look, join), lambda: None, kind="conflict_check"))
         if self._is_accelerated(join.network):
-            station = _station(join.network, endpoint)
+            station = station_of(join.network, endpoint)
             steps.append(
                 Step(
                     f"tell the programs on {parent_of(join.network)} of {endpoint.ifname} {where}",
@@ -307,7 +310,7 @@ class MacvlanDriver(Driver):
         ]
         stations: dict[str, list[Station]] = {}
         for network, endpoint in present:
-            stations.setdefault(self._parents.ifname(network), []).append(_station(network, endpoint))
+            stations.setdefault(self._parents.ifname(network), []).append(station_of(network, endpoint))
         access = {parent: any(station.host_access for station in each) for parent, each in stations.items()}
         switches = {self._parents.ifname(network): switching(network) for network in networks}
         self._uplinks.start(stations, access, {parent: how for parent, how in switches.items() if how is not None})
@@ -343,6 +346,87 @@ class MacvlanDriver(Driver):
         for kind in (self._macvlan, self._veth):
             whole |= kind.whole([pair for pair in joined if self._devices(pair[0]) is kind], lower)
         return whole
+
+    # -- looking whether all is right ----------------------------------------------------------------------------
+
+    def examine(self, networks: Sequence[Network], joins: Sequence[Join]) -> list[Problem]:
+        """A parent that is gone or down is told of by `parent`; its endpoints can be no better."""
+        found = [each for network in networks for each in self._examine_mtu(network)]
+        with Snapshot() as snapshot:
+            for join in joins:
+                if not self._parents.state(join.network).is_up:
+                    continue
+                for device in self._devices(join.network).expected(join):
+                    for each in snapshot.differences(device):
+                        found.append(Problem(each.code, device.ifname, each.what, join.endpoint.id))
+                found += self._examine_inside(join)
+        for parent, on_it in self._by_parent(joins).items():
+            ids = {mac_bytes(join.endpoint.mac): join.endpoint.id for join in on_it}
+            stations = [station_of(join.network, join.endpoint) for join in on_it]
+            for mac, each in self._uplinks.differences(parent, stations):
+                found.append(Problem(each.code, parent, f"{mac.hex(':')}: {each.what}", ids[mac]))
+        return found
+
+    def _examine_mtu(self, network: Network) -> Iterator[Problem]:
+        parent, mtu = self._parents.find(network), int(network.options.get(MTU, "0"))
+        if parent is not None and mtu > parent.mtu:
+            what = f"its MTU of {parent.mtu} is less than network {network.name}'s of {mtu}"
+            yield Problem("mtu-parent", parent.ifname, what, mend=f"ip link set {parent.ifname} mtu {mtu}")
+
+    def _examine_inside(self, join: Join) -> Iterator[Problem]:
+        if join.netns_path is None:
+            return
+        mtu = int(join.network.options[MTU]) if MTU in join.network.options else None
+        device = inside.expected(join, VETH if is_switched(join.network) else MACVLAN, mtu=mtu)
+        if mode_of(join.network) == PASSTHRU:
+            device = replace(device, mac=None)  # the parent's, whatever that is
+        for each in differences_in(join.netns_path, device):
+            yield Problem(each.code, f"{device.ifname} in sandbox {join.holder}", each.what, join.endpoint.id)
+
+    def _by_parent(self, joins: Sequence[Join]) -> dict[str, list[Join]]:
+        found: dict[str, list[Join]] = {}
+        for join in joins:
+            if self._is_accelerated(join.network):
+                found.setdefault(self._parents.ifname(join.network), []).append(join)
+        return found
+
+    def examine_shared(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[Problem]:
+        return [
+            Problem(
+                "map-extra", "maps", f"map stations has {key.mac.hex(':')} at ifindex {key.ifindex}, which nobody has"
+            )
+            for key in self._uplinks.extra(self._stations(networks, endpoints))
+        ]
+
+    def mend_shared(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        switches = {self._parents.ifname(each): switching(each) for each in networks if each.driver == self.name}
+        with self._uplinks_lock:
+            by_parent = self._stations(networks, endpoints)
+            self._uplinks.drop(self._uplinks.extra(by_parent))
+            for parent, stations in by_parent.items():
+                if devices.ifindex(parent) is not None:
+                    access = any(station.host_access for station in stations)
+                    self._uplinks.attach(parent, access, switches[parent])
+
+    def _stations(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> dict[str, list[Station]]:
+        by_id = {network.id: network for network in networks if network.driver == self.name}
+        found: dict[str, list[Station]] = {}
+        for endpoint in endpoints:
+            network = by_id.get(endpoint.network_id)
+            if network is not None and self._is_accelerated(network):
+                found.setdefault(self._parents.ifname(network), []).append(station_of(network, endpoint))
+        return found
+
+    def attachments(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[Expected]:
+        switches = {self._parents.ifname(network): switching(network) for network in networks}
+        return [
+            each
+            for parent in self._stations(networks, endpoints)
+            for each in self._uplinks.attachments(parent, switches[parent])
+        ]
+
+    def devices(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> Mapping[str, str]:
+        return {self._parents.ifname(network): network.id for network in networks}
 
     def info(self, network: Network) -> dict[str, str]:
         found = self._parents.find(network)
@@ -406,22 +490,6 @@ class MacvlanDriver(Driver):
             return DriverStatus({"path": "kernel macvlan"}, {"macvlan ebpf": self._uplinks.problem})
         facts = {"path": "kernel macvlan, eBPF on the parents", **self._uplinks.facts()}
         return DriverStatus(facts, self._uplinks.fallbacks)
-
-
-def _station(network: Network, endpoint: Endpoint) -> Station:
-    return Station(
-        slot=endpoint.slot,
-        mac=mac_bytes(endpoint.mac),
-        ip4=endpoint.ipv4.ip if endpoint.ipv4 else None,
-        ip6=endpoint.ipv6.ip if endpoint.ipv6 else None,
-        ip6_ll=link_local(endpoint.mac) if endpoint.ipv6 else None,
-        link_locals=endpoint.link_local_ips,
-        mode=mode_of(network),
-        host_access=has_host_access(network),
-        is_engines=endpoint.is_remote,
-        broadcast_limit=broadcast_limit(network),
-        host_ifname=endpoint.host_ifname,
-    )
 
 
 def _check_overlap(pool: PoolSpec, other: Network) -> None:

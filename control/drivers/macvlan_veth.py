@@ -22,7 +22,9 @@ from control.errors import Conflict, InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, EndpointId, Network, NetworkId, NetworkSpec
 from control.plan import Step
 from datapath import devices, links, rtnl
+from datapath.expected import Device
 from datapath.parents import Parent
+from datapath.rtnl_read import BridgePort
 from datapath.switch import Switching
 from datapath.uplink import Uplinks
 
@@ -103,6 +105,11 @@ class VethPairs:
             if ports_of_bridge.is_whole(endpoint, _bridge(network), present)
             and (self._uplinks.problem or self._uplinks.knows(self._parents.ifname(network), mac_bytes(endpoint.mac)))
         }
+
+    def expected(self, join: Join) -> list[Device]:
+        """The devices that the endpoint has in linkspand's namespace."""
+        port = BridgePort(learning=False, unicast_flood=False, isolated=True)
+        return [Device(ifname=join.endpoint.host_ifname, kind="veth", master=_bridge(join.network), port=port)]
 
     def sweep(self, networks: Collection[Network], endpoints: Collection[Endpoint]) -> None:
         """Deletes devices of this kind that no record knows."""

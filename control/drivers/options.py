@@ -10,6 +10,8 @@ from control.errors import InvalidArgument
 from control.model import EndpointSpec, Network, NetworkSpec
 
 ACCEL: Final = "linkspan.accel"
+MASQUERADE: Final = "com.docker.network.bridge.enable_ip_masquerade"
+ICC: Final = "com.docker.network.bridge.enable_icc"
 MTU: Final = "com.docker.network.driver.mtu"
 IFACE_PREFIX: Final = "com.docker.network.container_iface_prefix"
 IFNAME: Final = "com.docker.network.endpoint.ifname"

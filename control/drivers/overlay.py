@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -20,22 +20,13 @@ from typing import Final
 import msgspec
 
 from control.cluster import secrecy
-from control.cluster.records import MAX_VNI, MIN_VNI
 from control.cluster_spec import VNI_LIST, not_joined
-from control.drivers.base import Capabilities, DriverStatus, Join
-from control.drivers.bridge import BRIDGE_MACS, ICC, MASQUERADE, SHARD_CAPACITY, Beside, BridgeDriver, bridge_name
+from control.drivers.base import Capabilities, DriverStatus, Join, Problem
+from control.drivers.bridge import SHARD_CAPACITY, Beside, BridgeDriver
+from control.drivers.bridge_names import BRIDGE_MACS, bridge_name
 from control.drivers.inside import mac_bytes
-from control.drivers.options import (
-    ACCEL,
-    ENCRYPTED,
-    IFACE_PREFIX,
-    MTU,
-    Check,
-    check_boolean,
-    check_mtu,
-    check_prefix,
-    is_encrypted,
-)
+from control.drivers.options import ACCEL, ENCRYPTED, MTU, is_encrypted
+from control.drivers.overlay_options import DIRECT, OPTIONS, VNI
 from control.drivers.peering import Encrypting, Peering
 from control.errors import Conflict, Exhausted, InvalidArgument
 from control.locks import KeyedLocks
@@ -43,6 +34,7 @@ from control.model import Address, Endpoint, EndpointSpec, Network, NetworkId, N
 from control.plan import Step, execute, undo
 from datapath import accel, devices, links, underlay, vxlan
 from datapath.announce import Announcer
+from datapath.attached import Expected
 from datapath.fast_peers import NO_MAC, FastPeers, Way
 from datapath.link_monitor import LinkChange
 from datapath.vxlan import Peer, Vtep
@@ -50,42 +42,8 @@ from datapath.vxlan_peers import PeerTable
 
 LOG = logging.getLogger(__name__)
 
-VNI: Final = "linkspan.vni"
-DIRECT: Final = "linkspan.direct"
-_DIRECT: Final = ("auto", "on", "off")
 _WAY_FRESH_S: Final = 10.0
 _OUR_DEVICE: Final = re.compile(r"l[ox]-[0-9a-f]{12}")
-
-
-def _check_vni(option: str, value: str) -> None:
-    if not (value.isascii() and value.isdecimal()) or not MIN_VNI <= int(value) <= MAX_VNI:
-        raise InvalidArgument(
-            f"invalid value {value!r} for option {option}: use one number from {MIN_VNI} to {MAX_VNI}"
-        )
-
-
-def _check_direct(option: str, value: str) -> None:
-    if value not in _DIRECT:
-        raise InvalidArgument(f"invalid value {value!r} for option {option}: use {', '.join(_DIRECT)}")
-
-
-def _check_encrypted(option: str, value: str) -> None:
-    """Docker takes the option without a value."""
-    if value:
-        check_boolean(option, value)
-
-
-_OPTIONS: Final[Mapping[str, Check]] = {
-    ACCEL: check_boolean,
-    ICC: check_boolean,
-    MASQUERADE: check_boolean,
-    MTU: check_mtu,
-    IFACE_PREFIX: check_prefix,
-    VNI: _check_vni,
-    VNI_LIST: _check_vni,
-    ENCRYPTED: _check_encrypted,
-    DIRECT: _check_direct,
-}
 
 
 @dataclass
@@ -109,7 +67,7 @@ class OverlayDriver(BridgeDriver):
 
     name = "overlay"
     capabilities = Capabilities(scope="global")
-    options = _OPTIONS
+    options = OPTIONS
 
     def __init__(
         self,
@@ -426,6 +384,49 @@ class OverlayDriver(BridgeDriver):
             if self._is_fast(network):
                 problems += self._fast.differences(network.segment, network.vni, *self._with_ways(found))
             return problems
+
+    def examine(self, networks: Sequence[Network], joins: Sequence[Join]) -> list[Problem]:
+        here = [network for network in networks if network.id in self._built]
+        found = super().examine(here, joins)
+        for network in here:
+            if self._peering.address is not None:
+                found += self._examine_mtu(network)
+        return found
+
+    def _examine_mtu(self, network: Network) -> Iterator[Problem]:
+        """Whether a packet that the network takes fits, with its outer headers, the underlay and the ways to nodes."""
+        address, mtu = self._need_address(network.name), int(network.options[MTU])
+        ifname = devices.holder(address)
+        if ifname is None:
+            yield Problem(
+                "underlay-gone", str(address), "no device has this node's address", mend=f"add {address} again"
+            )
+            return
+        there = devices.mtu(ifname)
+        needed = mtu + self._overhead(network, there)
+        if there < needed:
+            what = f"its MTU of {there} is less than the {needed} that network {network.name} takes"
+            yield Problem("mtu-underlay", ifname, what, mend=f"ip link set {ifname} mtu {needed}")
+            return
+        for node in sorted({peer.node for peer in self._peering.peers(network.id) or ()}, key=str):
+            way = None if is_encrypted(network) else self._way(node)
+            if way is not None and way.mtu < needed:
+                what = f"packets of at most {way.mtu} bytes get there, and network {network.name} sends up to {needed}"
+                mend = f"raise the MTU on the way, or make the network with -o {MTU}={mtu - (needed - way.mtu)}"
+                yield Problem("mtu-path", f"node {node}", what, mend=mend)
+
+    def examine_shared(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[Problem]:
+        return []  # the driver bridge sees to it
+
+    def mend_shared(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
+        self._fast.run_again()
+
+    def attachments(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[Expected]:
+        return super().attachments(networks, endpoints) + self._fast.attachments()
+
+    def devices(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> Mapping[str, str]:
+        here = [network for network in networks if network.id in self._built]
+        return {**super().devices(here, endpoints), **{self._vtep_name(network): network.id for network in here}}
 
     def concerned(
         self, networks: Sequence[Network], changes: Collection[LinkChange] | None, failed: Collection[str]

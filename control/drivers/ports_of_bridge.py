@@ -20,7 +20,13 @@ def add_veth(join: Join, bridge: str) -> None:
     index = devices.ifindex(endpoint.host_ifname)
     if index is not None:
         with rtnl.Rtnl() as netlink:
-            netlink.apply([rtnl.link_master(index, endpoint.host_ifname, master)])
+            netlink.apply(
+                [
+                    rtnl.link_master(index, endpoint.host_ifname, master),
+                    rtnl.link_mtu(index, endpoint.host_ifname, devices.mtu(bridge)),
+                ]
+            )
+        _restore_peer(join, devices.mtu(bridge))
         return
     with netns.opened(join.netns_path) as netns_fd, rtnl.Rtnl() as netlink:
         netlink.apply(
@@ -35,6 +41,18 @@ def add_veth(join: Join, bridge: str) -> None:
                 )
             ]
         )
+
+
+def _restore_peer(join: Join, mtu: int) -> None:
+    """Gives the end in the sandbox its MTU and MAC again, where it is still there."""
+    if join.netns_path is None:
+        return
+    with rtnl.Rtnl(join.netns_path) as netlink:
+        index, ifname = netlink.ifindex(join.endpoint.ifname), join.endpoint.ifname
+        if index is not None:
+            netlink.apply(
+                [rtnl.link_mtu(index, ifname, mtu), rtnl.link_mac(index, ifname, mac_bytes(join.endpoint.mac))]
+            )
 
 
 def remains(endpoint: Endpoint) -> bool:
