@@ -29,11 +29,12 @@ LOG = logging.getLogger(__name__)
 class Deps:
     """What a controller works with.
 
-    `dhcp` asks the servers of existing networks; `answers` tells whether another node is there, `reaches`
-    whether packets of so many bytes get to it, `routed_networks` where the host has routes to; `observe` sees every step before it is taken, `observers` hear of it afterwards. `slots` are
-    what the programs count in; `map_fill` returns (entries, most entries) of their maps by name. `peering` is what the
-    drivers know of the cluster, `cluster` the one that the configuration names. What is neither a record nor a
-    sandbox's is in `run_dir` as long as the host is up, and in `state_dir` for good.
+    `dhcp` asks the servers of existing networks; `answers` tells whether another node is there, `reaches` whether
+    packets of so many bytes get to it, `routed_networks` where the host has routes to; `observe` sees every step before
+    it is taken, `observers` hear of it afterwards. `slots` are what the programs count in; `map_fill` returns (entries,
+    most entries) of their maps by name. `peering` is what the drivers know of the cluster, `cluster` the one that the
+    configuration names. What is neither a record nor a sandbox's is in `run_dir` as long as the host is up, and in
+    `state_dir` for good.
     """
 
     store: Store

@@ -9,7 +9,9 @@ from typing import Final
 from control.doctor.findings import Finding, finding
 from control.doctor.view import View
 from control.drivers.bridge_names import bridge_name
-from control.drivers.options import MTU
+from control.drivers.options import MTU, is_encrypted
+from control.model import Address
+from datapath.vxlan import OVERHEAD_BYTES
 
 _AT_ONCE: Final = 16
 
@@ -36,15 +38,20 @@ def discovery(view: View) -> Iterator[Finding]:
 
 def black_holes(view: View) -> Iterator[Finding]:
     """Whether the largest packet gets to other nodes where a small one does: asked, not believed."""
-    sizes = [int(network.options[MTU]) for network in view.networks if network.is_global and MTU in network.options]
+    networks = [network for network in view.networks if network.is_global and view.on(network)]
+    sizes = [int(network.options[MTU]) for network in networks if MTU in network.options and not is_encrypted(network)]
     if not sizes:
         return
     nodes = [node.address for node in view.cluster.nodes() if not node.is_self and node.state == "ready"]
-    largest = max(sizes)
+    outer = {version: max(sizes) + overhead for version, overhead in OVERHEAD_BYTES.items()}
+
+    def is_passed(address: Address) -> bool:
+        return not view.reaches(address, 0) or view.reaches(address, outer[address.version])
+
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="doctor") as pool:
-        passed = pool.map(lambda address: not view.reaches(address, 0) or view.reaches(address, largest), nodes)
-    for address, is_passed in zip(nodes, passed, strict=True):
-        if not is_passed:
-            what = f"small packets get there, those of {largest} bytes do not"
+        passed = list(pool.map(is_passed, nodes))
+    for address, is_good in zip(nodes, passed, strict=True):
+        if not is_good:
+            what = f"small packets get there, those of {outer[address.version]} bytes do not"
             mend = "raise the MTU on the way, let ICMP through there, or make networks with a smaller MTU"
             yield finding("mtu-blackhole", f"node {address}", what, mend)

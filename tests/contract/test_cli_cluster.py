@@ -275,12 +275,6 @@ def test_doctor_mends_and_shows_what_is_left(linkspan, daemon: FakeDaemon) -> No
     assert (status, text.splitlines()[-1]) == (0, "This node holds what the cluster's store has.")
 
 
-def test_mending_is_for_the_cluster(linkspan, daemon: FakeDaemon) -> None:
-    status, _, problem = linkspan("doctor", "--mend")
-    assert (status, problem.splitlines()[0]) == (125, "--mend needs --cluster")
-    assert daemon.asked() == []
-
-
 # -- against the real API ------------------------------------------------------------------------------------------
 
 

@@ -184,6 +184,7 @@ def test_doctor_shows_answers_and_the_daemon(
         "networks": 3,
     }
     daemon.on("GET", "/linkspan/status", status)
+    daemon.on("GET", "/linkspan/doctor", {"findings": [], "attached": []})
     monkeypatch.setattr("datapath.features.report", lambda: checks(tcx=Answer.NO))
     code, text, _ = linkspan(capsys, "-H", daemon.url, "doctor")
     assert code == 0
@@ -202,6 +203,8 @@ def test_doctor_shows_answers_and_the_daemon(
         "  fallback, tcx: clsact instead",
         "  parent eth2 of network lab is gone",
         "  not whole, endpoint 0123456789ab: parent eth2 of network lab is gone",
+        "",
+        "Nothing is wrong.",
     ]
     document = json.loads(linkspan(capsys, "-H", daemon.url, "doctor", "--json")[1])
     assert document["daemon"] == status
@@ -213,6 +216,67 @@ def test_doctor_shows_answers_and_the_daemon(
         "minimum_kernel": "5.10",
         "required": False,
     }
+
+
+def found(code: str, severity: str) -> dict[str, str]:
+    return {"code": code, "severity": severity, "where": "eth0", "what": "is odd", "why": "it hurts", "mend": "do that"}
+
+
+def test_doctor_shows_findings_and_fails_for_errors_alone(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.on("GET", "/linkspan/status", {"networks": 3})
+    attached = {"device": "lsx", "hook": "ingress", "by": "tcx", "program": "p", "id": 7, "owner": "other"}
+    monkeypatch.setattr("datapath.features.report", checks)
+    said = {"findings": [found("gro-off", "warning")], "attached": [attached]}
+    daemon.on("GET", "/linkspan/doctor", said)
+    code, text, _ = linkspan(capsys, "-H", daemon.url, "doctor")
+    assert code == 0
+    assert text.endswith("\n\nwarning gro-off: eth0: is odd\n    why: it hurts\n    mend: do that\n")
+    assert "lsx" not in text
+    code, text, _ = linkspan(capsys, "-H", daemon.url, "doctor", "--attached")
+    assert ["lsx", "ingress", "tcx", "p", "7", "other"] in [line.split() for line in text.splitlines()]
+    daemon.on("GET", "/linkspan/doctor", {**said, "findings": [found("map-wrong", "error")]})
+    assert linkspan(capsys, "-H", daemon.url, "doctor")[0] == 1
+    code, text, _ = linkspan(capsys, "-H", daemon.url, "doctor", "--json")
+    assert code == 1
+    document = json.loads(text)
+    assert (document["findings"], document["attached"], document["mended"]) == (
+        [found("map-wrong", "error")], [attached], [],
+    )  # fmt: skip
+
+
+def test_doctor_mends_and_shows_what_is_left(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datapath.features.report", checks)
+    daemon.on("GET", "/linkspan/status", {"networks": 3})
+    daemon.on("POST", "/linkspan/doctor/mend", {"mended": [found("map-wrong", "error")], "findings": []})
+    daemon.on("GET", "/linkspan/doctor", {"findings": [], "attached": []})
+    code, text, _ = linkspan(capsys, "-H", daemon.url, "doctor", "--mend")
+    assert (code, text.splitlines()[-3:]) == (0, ["mended: eth0: is odd", "", "Nothing is wrong."])
+    assert [(each.method, each.path.partition("/linkspan")[2]) for each in daemon.asked()] == [
+        ("GET", "/status"), ("POST", "/doctor/mend"), ("GET", "/doctor"),
+    ]  # fmt: skip
+
+
+def test_doctor_asks_nobody_about_the_kernel(
+    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datapath.features.report", checks)
+    code, text, _ = linkspan(capsys, "-H", daemon.url, "doctor", "--kernel")
+    assert (code, len(text.splitlines()), daemon.asked()) == (0, 5, [])
+    for flags in (("--kernel", "--mend"), ("--kernel", "--cluster"), ("--attached", "--cluster")):
+        assert linkspan(capsys, "-H", daemon.url, "doctor", *flags)[0] == 125
+
+
+def test_doctor_without_a_daemon_mends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datapath.features.report", checks)
+    code, _, problem = linkspan(capsys, "-H", f"unix://{tmp_path}/none", "doctor", "--mend")
+    assert code == 1
+    assert problem.startswith("Cannot connect")
 
 
 def test_doctor_fails_when_something_required_is_missing(
