@@ -216,13 +216,10 @@ def link_master(index: int, label: str, master: int) -> Request:
     return Request(f"make {label} a port", RTM_SETLINK, 0, _ifinfo(index) + u32(IFLA_MASTER, master))
 
 
-def link_mtu(index: int, label: str, mtu: int) -> Request:
-    return Request(f"set the MTU of {label} to {mtu}", RTM_SETLINK, 0, _ifinfo(index) + u32(IFLA_MTU, mtu))
-
-
-def link_mac(index: int, label: str, mac: bytes) -> Request:
-    body = _ifinfo(index) + attr(IFLA_ADDRESS, mac)
-    return Request(f"set the MAC of {label} to {mac.hex(':')}", RTM_SETLINK, 0, body)
+def link_restore(index: int, label: str, *, mtu: int, mac: bytes | None = None) -> Request:
+    """Gives a device its MTU and MAC again."""
+    attrs = u32(IFLA_MTU, mtu) + (attr(IFLA_ADDRESS, mac) if mac is not None else b"")
+    return Request(f"restore MTU and MAC of {label}", RTM_SETLINK, 0, _ifinfo(index) + attrs)
 
 
 def link_no_auto_address(index: int, label: str) -> Request:

@@ -39,7 +39,7 @@ from control.drivers.macvlan_parents import PARENT, FollowedParents, is_isolated
 from control.drivers.macvlan_stations import station_of
 from control.drivers.macvlan_veth import VethPairs, switching
 from control.drivers.options import ACCEL, IFNAME, MTU, check_endpoint, check_network, is_on
-from control.drivers.parent import check_mtu_of_parent, usable_parent
+from control.drivers.parent import check_mtu_of_parent, mtu_problems, usable_parent
 from control.errors import AddressInUse, Conflict, Exhausted, Forbidden, InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, EndpointSpec, EndpointState, Network, NetworkSpec, PoolSpec, SandboxId
 from control.plan import Step
@@ -351,7 +351,7 @@ class MacvlanDriver(Driver):
 
     def examine(self, networks: Sequence[Network], joins: Sequence[Join]) -> list[Problem]:
         """A parent that is gone or down is told of by `parent`; its endpoints can be no better."""
-        found = [each for network in networks for each in self._examine_mtu(network)]
+        found = [each for network in networks for each in mtu_problems(network, self._parents.find(network))]
         with Snapshot() as snapshot:
             for join in joins:
                 if not self._parents.state(join.network).is_up:
@@ -366,12 +366,6 @@ class MacvlanDriver(Driver):
             for mac, each in self._uplinks.differences(parent, stations):
                 found.append(Problem(each.code, parent, f"{mac.hex(':')}: {each.what}", ids[mac]))
         return found
-
-    def _examine_mtu(self, network: Network) -> Iterator[Problem]:
-        parent, mtu = self._parents.find(network), int(network.options.get(MTU, "0"))
-        if parent is not None and mtu > parent.mtu:
-            what = f"its MTU of {parent.mtu} is less than network {network.name}'s of {mtu}"
-            yield Problem("mtu-parent", parent.ifname, what, mend=f"ip link set {parent.ifname} mtu {mtu}")
 
     def _examine_inside(self, join: Join) -> Iterator[Problem]:
         if join.netns_path is None:

@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -21,6 +21,7 @@ import msgspec
 
 from control.cluster import secrecy
 from control.cluster_spec import VNI_LIST, not_joined
+from control.drivers import overlay_mtu
 from control.drivers.base import Capabilities, DriverStatus, Join, Problem
 from control.drivers.bridge import SHARD_CAPACITY, Beside, BridgeDriver
 from control.drivers.bridge_names import BRIDGE_MACS, bridge_name
@@ -390,30 +391,10 @@ class OverlayDriver(BridgeDriver):
         found = super().examine(here, joins)
         for network in here:
             if self._peering.address is not None:
-                found += self._examine_mtu(network)
+                nodes = {peer.node for peer in self._peering.peers(network.id) or ()}
+                ways = [] if is_encrypted(network) else [way for node in nodes if (way := self._way(node)) is not None]
+                found += overlay_mtu.problems(network, self._peering.address, partial(self._overhead, network), ways)
         return found
-
-    def _examine_mtu(self, network: Network) -> Iterator[Problem]:
-        """Whether a packet that the network takes fits, with its outer headers, the underlay and the ways to nodes."""
-        address, mtu = self._need_address(network.name), int(network.options[MTU])
-        ifname = devices.holder(address)
-        if ifname is None:
-            yield Problem(
-                "underlay-gone", str(address), "no device has this node's address", mend=f"add {address} again"
-            )
-            return
-        there = devices.mtu(ifname)
-        needed = mtu + self._overhead(network, there)
-        if there < needed:
-            what = f"its MTU of {there} is less than the {needed} that network {network.name} takes"
-            yield Problem("mtu-underlay", ifname, what, mend=f"ip link set {ifname} mtu {needed}")
-            return
-        for node in sorted({peer.node for peer in self._peering.peers(network.id) or ()}, key=str):
-            way = None if is_encrypted(network) else self._way(node)
-            if way is not None and way.mtu < needed:
-                what = f"packets of at most {way.mtu} bytes get there, and network {network.name} sends up to {needed}"
-                mend = f"raise the MTU on the way, or make the network with -o {MTU}={mtu - (needed - way.mtu)}"
-                yield Problem("mtu-path", f"node {node}", what, mend=mend)
 
     def examine_shared(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[Problem]:
         return []  # the driver bridge sees to it

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
+from control.drivers.base import Problem
 from control.drivers.options import MTU
 from control.errors import Conflict, Forbidden, InvalidArgument, NotFound
-from control.model import NetworkSpec
+from control.model import Network, NetworkSpec
 from datapath import features, parents
 from datapath.parents import Parent
 
@@ -63,3 +65,11 @@ def check_mtu_of_parent(spec: NetworkSpec, parent: Parent) -> None:
         raise InvalidArgument(
             f"option {MTU}={spec.options[MTU]} is more than the MTU of the parent {parent.ifname}: {parent.mtu} bytes"
         )
+
+
+def mtu_problems(network: Network, parent: Parent | None) -> Iterator[Problem]:
+    """Whether the parent takes the network's largest packets; it may have changed since they were made."""
+    mtu = int(network.options.get(MTU, "0"))
+    if parent is not None and mtu > parent.mtu:
+        what = f"its MTU of {parent.mtu} is less than network {network.name}'s of {mtu}"
+        yield Problem("mtu-parent", parent.ifname, what, mend=f"ip link set {parent.ifname} mtu {mtu}")

@@ -23,7 +23,7 @@ def add_veth(join: Join, bridge: str) -> None:
             netlink.apply(
                 [
                     rtnl.link_master(index, endpoint.host_ifname, master),
-                    rtnl.link_mtu(index, endpoint.host_ifname, devices.mtu(bridge)),
+                    rtnl.link_restore(index, endpoint.host_ifname, mtu=devices.mtu(bridge)),
                 ]
             )
         _restore_peer(join, devices.mtu(bridge))
@@ -50,9 +50,7 @@ def _restore_peer(join: Join, mtu: int) -> None:
     with rtnl.Rtnl(join.netns_path) as netlink:
         index, ifname = netlink.ifindex(join.endpoint.ifname), join.endpoint.ifname
         if index is not None:
-            netlink.apply(
-                [rtnl.link_mtu(index, ifname, mtu), rtnl.link_mac(index, ifname, mac_bytes(join.endpoint.mac))]
-            )
+            netlink.apply([rtnl.link_restore(index, ifname, mtu=mtu, mac=mac_bytes(join.endpoint.mac))])
 
 
 def remains(endpoint: Endpoint) -> bool:

@@ -159,6 +159,14 @@ CASES: dict[str, tuple[rtnl.Request, int, int, Any, Mapping[str, Any], Attribute
     "link delete": (rtnl.link_delete("ls01"), RTM_DELLINK, 0, ifinfmsg, {}, [("IFLA_IFNAME", "ls01")]),
     "link up": (rtnl.link_up(5, "x"), RTM_NEWLINK, 0, ifinfmsg, {"index": 5, "flags": 1, "change": 1}, []),
     "master": (rtnl.link_master(5, "x", 7), RTM_SETLINK, 0, ifinfmsg, {"index": 5}, [("IFLA_MASTER", 7)]),
+    "MTU and MAC": (
+        rtnl.link_restore(5, "x", mtu=1400, mac=MAC),
+        RTM_SETLINK,
+        0,
+        ifinfmsg,
+        {"index": 5},
+        [("IFLA_MTU", 1400), ("IFLA_ADDRESS", MAC.hex(":"))],
+    ),
     "another name": (
         rtnl.link_rename(5, "x", "eth0"),
         RTM_SETLINK,
@@ -367,9 +375,9 @@ def test_every_request_is_compared_with_pyroute2() -> None:
     }
     compared = {
         "veth_add", "macvlan_add", "vlan_add", "link_add", "altname_add", "altname_delete", "link_delete", "link_up",
-        "link_master", "link_rename", "link_no_auto_address", "bridge_port", "fdb_add", "mac_filter_add",
-        "mac_filter_delete", "fdb_delete", "neighbour_add", "neighbour_delete", "addr_add", "default_route_add",
-        "clsact_add", "clsact_delete", "block_program", "block_clear",
+        "link_master", "link_rename", "link_restore", "link_no_auto_address", "bridge_port", "fdb_add",
+        "mac_filter_add", "mac_filter_delete", "fdb_delete", "neighbour_add", "neighbour_delete", "addr_add",
+        "default_route_add", "clsact_add", "clsact_delete", "block_program", "block_clear",
     }  # fmt: skip
     assert makers == compared
 
