@@ -60,7 +60,8 @@ class ApiSection(_Section, frozen=True, kw_only=True):
 
 
 class MetricsSection(_Section, frozen=True, kw_only=True):
-    """`listen` is an address and a port, or "off"; `per_endpoint` whether endpoints have series, besides networks.
+    """`listen` is an address and a port, or "off"; `per_endpoint` whether endpoints have series, besides networks;
+    `page` whether the web page is served there too.
 
     `tls_cert` and `tls_key` are absolute paths of PEM files, empty for plain HTTP; with `tls_client_ca` clients have to
     show a certificate by it. `users` is a file with users and their hashed passwords, empty for none.
@@ -68,6 +69,7 @@ class MetricsSection(_Section, frozen=True, kw_only=True):
 
     listen: str = "127.0.0.1:9478"
     per_endpoint: bool = True
+    page: bool = True
     tls_cert: str = ""
     tls_key: str = ""
     tls_client_ca: str = ""

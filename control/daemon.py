@@ -51,6 +51,7 @@ from control.plugin.ipam import IpamDriver
 from control.plugin.network import NetworkDriver
 from control.plugin.server import build_plugin_app
 from control.watch import ProcessWatcher
+from control.web.page import add_page
 from control.workers import Workers
 from datapath.link_monitor import LinkMonitor
 from datapath.nft_monitor import TableMonitor
@@ -147,7 +148,10 @@ async def run(config: Config) -> bool:
         if metrics_socket is not None:
             scraper = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="scrape"))
             access.warn(config.metrics)
-            await _serve(build_metrics_app(metrics, scraper, access), metrics_socket, config, stack, access.tls)
+            app = build_metrics_app(metrics, scraper, access)
+            if config.metrics.page:
+                add_page(app, controller, scraper, access)
+            await _serve(app, metrics_socket, config, stack, access.tls)
         if config.plugin_socket_path is not None:
             await _serve_plugin(config.plugin_socket_path, controller, config, metrics, stack)
         api_socket = stack.enter_context(bind_unix(config.socket_path, config.daemon.group))

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
 
 from tests.hosts import Host
+from tests.netns.flows import sent_bits_per_second, udp_flow
 from tests.netns.lab import Lab
 from tests.terminal import Terminal
 
@@ -27,32 +24,6 @@ def lab(machine: Host) -> Lab:
     made = Lab(machine, "blue")
     assert made.a.pings(made.b.ip4)
     return made
-
-
-@contextmanager
-def flow(lab: Lab) -> Iterator[None]:
-    """8 Mbit/s of UDP payload from a to b, until the block ends."""
-    server = subprocess.Popen(lab.b.command("iperf3", "-s", "-1", "--forceflush"), stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    while "listening" not in server.stdout.readline():
-        assert server.poll() is None
-    client = subprocess.Popen(
-        lab.a.command("iperf3", "-c", lab.b.ip4, "-u", "-b", "8M", "-t", "120"), stdout=subprocess.DEVNULL
-    )
-    try:
-        yield
-    finally:
-        for process in (client, server):
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        server.stdout.close()
-
-
-def sent_bits_per_second(lab: Lab) -> float:
-    """What the device of a counted in about a second."""
-    before, begin = lab.a.link()["stats64"]["tx"]["bytes"], time.monotonic()
-    time.sleep(1)
-    return float((lab.a.link()["stats64"]["tx"]["bytes"] - before) * 8 / (time.monotonic() - begin))
 
 
 def cells(lines: list[str], name: str) -> list[str]:
@@ -70,9 +41,9 @@ def sends(name: str, expected: float, lines: list[str]) -> bool:
 
 
 def test_rates_on_the_screen_are_those_of_the_devices(lab: Lab) -> None:
-    with flow(lab), Terminal(lab.host.cli("top")) as terminal:
+    with udp_flow(lab.a, lab.b), Terminal(lab.host.cli("top")) as terminal:
         terminal.wait(lambda lines: cells(lines, "blue-a")[:1] not in ([], ["-"], ["0"]), "traffic to show")
-        expected = sent_bits_per_second(lab)
+        expected = sent_bits_per_second(lab.a)
         assert 6e6 < expected < 12e6
         lines = terminal.wait(partial(sends, "blue-a", expected), f"blue-a at {expected:.0f} b/s")
         out, inward, out_packets, _, fast, *_ = cells(lines, "blue-a")
@@ -118,13 +89,13 @@ def test_a_terminal_that_changes_its_size_is_filled(lab: Lab) -> None:
 
 
 def test_a_linkspand_that_goes_and_comes_back(lab: Lab) -> None:
-    with flow(lab), Terminal(lab.host.cli("top", "--interval", "0.5")) as terminal:
+    with udp_flow(lab.a, lab.b), Terminal(lab.host.cli("top", "--interval", "0.5")) as terminal:
         terminal.wait(lambda lines: cells(lines, "blue-a")[:1] not in ([], ["-"], ["0"]), "traffic to show")
         lab.host.stop(signal.SIGKILL)
         lines = terminal.wait(lambda lines: "Cannot connect to linkspand" in lines[1], "the screen to say so")
         assert cells(lines, "blue-a"), "what was known stays"
         lab.host.start()
-        expected = sent_bits_per_second(lab)
+        expected = sent_bits_per_second(lab.a)
         terminal.wait(
             lambda lines: "networks," in lines[1] and sends("blue-a", expected, lines), f"blue-a at {expected:.0f} b/s"
         )
@@ -139,9 +110,9 @@ def test_an_endpoint_that_leaves_goes_from_the_screen(lab: Lab) -> None:
 
 
 def test_json_has_the_rates_in_full(lab: Lab) -> None:
-    with flow(lab):
+    with udp_flow(lab.a, lab.b):
         asked = lab.host.popen(*lab.host.cli("top", "--json", "--interval=2", "-f", "network=blue"), stdout=-1)
-        expected = sent_bits_per_second(lab)
+        expected = sent_bits_per_second(lab.a)
         output, _ = asked.communicate(timeout=60)
     found = json.loads(output)
     assert 2 <= found["seconds"] < 20
