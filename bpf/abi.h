@@ -20,6 +20,12 @@
 #define LS_MAX_PEERS 65536      /* endpoints of other hosts */
 #define LS_MAX_NODES 4096       /* other hosts, and overlay networks */
 #define LS_MAX_DIRECT 32768     /* addresses of both families of endpoints on overlay networks */
+#define LS_MAX_LATENCIES 49152  /* (slot, kind) pairs of which something was timed */
+
+/* Buckets are those of Prometheus's native histograms of schema 2, four to a factor of two: from 15 ns to 13 s, which with
+ * the hash table's own fields fill 1 KiB. The first and the last take what is beyond. */
+#define LS_LATENCY_BUCKETS 120
+#define LS_LATENCY_SECOND 104 /* the bucket that ends at one second */
 
 /* Segments from here on (2^31) are parents: this plus the ifindex. */
 #define LS_PARENT_SEGMENT 2147483648
@@ -161,6 +167,31 @@ struct ls_counters {
 struct ls_drop_key {
 	__u32 slot;
 	__u32 reason; /* enum ls_drop_reason */
+};
+
+/* Map latencies: ls_latency_key -> ls_latency. Not per CPU: samples are rare, and are added atomically. */
+enum ls_latency_kind {
+	LS_LATENCY_FAST = 0,    /* from a packet's arrival until a program has handed it to the sandbox of slot */
+	LS_LATENCY_SLOW = 1,    /* from there until the kernel brings it to that sandbox's host end */
+	LS_LATENCY_TCP_RTT = 2, /* round trip of a connection whose local address is that of slot */
+};
+struct ls_latency_key {
+	__u32 slot;
+	__u32 kind; /* enum ls_latency_kind */
+};
+struct ls_latency {
+	__u64 total_ns;
+	__u64 buckets[120]; /* LS_LATENCY_BUCKETS, which cffi takes for no number */
+};
+
+/* Map sampling: per-CPU array of one, which packets are timed, and the one that the kernel has meanwhile. User space writes
+ * all of it when the rate changes. */
+struct ls_sampling {
+	__u64 begin_ns; /* the programs': CLOCK_MONOTONIC of the last arrival if that is timed, else 0 */
+	__u32 every;    /* one arrival in so many is timed; 0: none */
+	__u32 left;     /* the programs': arrivals until the next that is */
+	__u32 len;      /* the programs', of the packet that the kernel has; 0: none */
+	__u8 macs[12];  /* its destination and source */
 };
 
 /* Never renumber or reuse: the number is the metric's label. Names without LS_DROP_ are the label text. */

@@ -96,4 +96,20 @@ LS_ASSERT_SIZE(struct ls_drop_key, 8);
 LS_ASSERT_AT(struct ls_drop_key, slot, 0);
 LS_ASSERT_AT(struct ls_drop_key, reason, 4);
 
+LS_ASSERT_SIZE(struct ls_latency_key, 8);
+LS_ASSERT_AT(struct ls_latency_key, slot, 0);
+LS_ASSERT_AT(struct ls_latency_key, kind, 4);
+
+LS_ASSERT_SIZE(struct ls_latency, 968);
+LS_ASSERT_AT(struct ls_latency, total_ns, 0);
+LS_ASSERT_AT(struct ls_latency, buckets, 8);
+_Static_assert(sizeof(((struct ls_latency *)0)->buckets) == 8 * LS_LATENCY_BUCKETS, "buckets of struct ls_latency");
+
+LS_ASSERT_SIZE(struct ls_sampling, 32);
+LS_ASSERT_AT(struct ls_sampling, begin_ns, 0);
+LS_ASSERT_AT(struct ls_sampling, every, 8);
+LS_ASSERT_AT(struct ls_sampling, left, 12);
+LS_ASSERT_AT(struct ls_sampling, len, 16);
+LS_ASSERT_AT(struct ls_sampling, macs, 20);
+
 #endif

@@ -57,6 +57,14 @@ LS_MAP("hash", struct ls_neigh6_key, struct ls_neighbour, neigh6, LS_MAX_NEIGHBO
  * its copy in between and plain additions do. */
 LS_MAP("percpu_array", __u32, struct ls_counters, ep_counters, LS_MAX_ENDPOINTS, 0);
 LS_MAP("percpu_hash", struct ls_drop_key, __u64, ep_drops, LS_MAX_DROP_KEYS, BPF_F_NO_PREALLOC);
+
+/* Read and written once a packet at its arrival; nothing else on the CPU touches it in between, as above. */
+LS_MAP("percpu_array", __u32, struct ls_sampling, sampling, 1, 0);
+LS_MAP("hash", struct ls_latency_key, struct ls_latency, latencies, LS_MAX_LATENCIES, BPF_F_NO_PREALLOC);
+
+/* All zero: what an element of latencies begins with, too big for a program's stack. */
+LS_PRIVATE_MAP("array", __u32, struct ls_latency, no_latency, 1, 0);
+
 LS_PRIVATE_MAP("percpu_array", __u32, struct ls_flow, flows, 1 << LS_FLOW_BITS, 0);
 
 #endif

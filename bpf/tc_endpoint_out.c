@@ -3,8 +3,8 @@
  * ls_ep_out: tc ingress of an endpoint's host end, which sees all that the endpoint sends. Drops what is forged or
  * malformed, answers ARP requests and neighbour solicitations for known addresses, sends unicast for an endpoint on the
  * same segment straight into its sandbox or, in VXLAN or direct, to the host that it is on, and leaves everything else to
- * the kernel. Reads epoch, ep_by_if, fdb, peers, nodes, direct, neigh4 and neigh6, writes ep_counters, ep_drops and its
- * own flows. Changes no packet but those that it answers or sends to other hosts; touches none of a device that is not in
+ * the kernel. Reads epoch, ep_by_if, fdb, peers, nodes, direct, neigh4 and neigh6, writes ep_counters, ep_drops,
+ * sampling, latencies and its own flows. Changes no packet but those that it answers or sends to other hosts; touches none of a device that is not in
  * ep_by_if.
  */
 #include "lib/check.h"
@@ -77,6 +77,7 @@ LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u3
 
 int ls_ep_out(struct __sk_buff *skb)
 {
+	struct ls_sampling *sample = ls_arrived();
 	__u32 ifindex = skb->ifindex;
 	__u64 now = ls_flow_epoch();
 	struct ls_flow *flow = ls_flow_place(skb, ifindex);
@@ -84,17 +85,19 @@ int ls_ep_out(struct __sk_buff *skb)
 	struct ls_fdb to = {};
 	int verdict;
 
+	if (!sample)
+		return TC_ACT_UNSPEC;
 	if (likely(flow && ls_flow_is(flow, skb, ifindex, now) && ls_is_plain(skb, &flow->endpoint))) {
 		verdict = ls_path(skb, &flow->to, flow);
 		if (likely(verdict != LS_REMOTE))
-			return ls_exit_out(skb, flow->endpoint.slot, verdict, &flow->to);
+			return ls_exit_out(skb, flow->endpoint.slot, verdict, &flow->to, sample);
 	} else {
 		ep = ep_by_if.lookup(&ifindex);
 		if (!ep)
 			return TC_ACT_UNSPEC;
 		verdict = ls_judge(skb, ep, ifindex, now, flow, &to);
 		if (verdict != LS_REMOTE)
-			return ls_exit_out(skb, ep->slot, verdict, &to);
+			return ls_exit_out(skb, ep->slot, verdict, &to, sample);
 	}
 	return flow ? ls_exit_remote(skb, flow) : TC_ACT_UNSPEC;
 }

@@ -3,7 +3,7 @@
  * ls_switch_in: tc ingress of a switched parent, which sees what comes from the wire and what ls_switch_out and
  * ls_parent_out send here. Takes unicast for a station straight into its sandbox, gives stations their copies of group
  * packets, and takes the notes of the other programs off; all else is the host's. Reads epoch, fdb and stations, writes
- * ep_counters and its own flows.
+ * ep_counters, sampling, latencies and its own flows.
  *
  * Of its stations' own group packets that a switch sends back, a VEPA has its other stations get copies (bridged ones have
  * theirs already, private ones get none), as in drivers/net/macvlan.c, macvlan_multicast_rx.
@@ -52,12 +52,13 @@ LS_INLINE int ls_learn(const struct __sk_buff *skb, struct ls_flow *flow, __u32 
 int ls_switch_in(struct __sk_buff *skb)
 {
 	const struct ethhdr *eth = (void *)(long)skb->data;
+	struct ls_sampling *sample = ls_arrived();
 	__u32 ifindex = skb->ifindex;
 	__u16 note = skb->tc_index;
 	__u64 now = ls_flow_epoch();
 	struct ls_flow *flow;
 
-	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
+	if (!sample || (void *)(eth + 1) > (void *)(long)skb->data_end)
 		return TC_ACT_UNSPEC;
 	if (ls_is_group(eth->h_dest))
 		return ls_group_in(skb, eth, ifindex, note);
@@ -71,5 +72,6 @@ int ls_switch_in(struct __sk_buff *skb)
 	if (note != LS_NOTE_SHORT) /* else the sender's program has counted it */
 		ls_count_in(skb, flow->to.slot, 1);
 	bpf_skb_change_type(skb, PACKET_HOST);
+	ls_delivered_fast(sample, flow->to.slot);
 	return bpf_redirect_peer(flow->to.ifindex, 0);
 }

@@ -4,7 +4,7 @@
  * or malformed, and broadcasts past the station's limit. Sends unicast for the host in at the parent, unicast for another
  * bridged station straight into its sandbox, and everything else out by the parent; group packets go to all of these.
  * Nothing is left for the kernel. Reads epoch, ep_by_if, parents, fdb, neigh4 and neigh6, writes ep_counters, ep_drops,
- * limits and its own flows. Changes no packet; touches none of a device that is not in ep_by_if.
+ * limits, sampling, latencies and its own flows. Changes no packet; touches none of a device that is not in ep_by_if.
  */
 #include "lib/check.h"
 #include "lib/flow.h"
@@ -16,10 +16,11 @@
 #define LS_TO_WIRE LS_NO_SLOT
 #define LS_TO_HOST (LS_NO_SLOT - 1)
 
-LS_INLINE int ls_forward(struct __sk_buff *skb, __u32 slot, const struct ls_fdb *to, int is_tagged)
+LS_INLINE int ls_forward(struct __sk_buff *skb, __u32 slot, const struct ls_fdb *to, int is_tagged,
+			 struct ls_sampling *sample)
 {
 	if (to->slot != LS_TO_WIRE && to->slot != LS_TO_HOST)
-		return ls_exit_out(skb, slot, LS_PEER, to);
+		return ls_exit_out(skb, slot, LS_PEER, to, sample);
 	ls_count_out(skb, slot, 1);
 	if (to->slot == LS_TO_HOST && !is_tagged) {
 		skb->tc_index = LS_NOTE_SHORT;
@@ -89,7 +90,7 @@ LS_INLINE int ls_police(struct __sk_buff *skb, const struct ls_endpoint *ep, str
 
 /* All of it, for packets whose flow is not remembered. */
 LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u32 ifindex, __u64 now,
-		       struct ls_flow *flow)
+		       struct ls_flow *flow, struct ls_sampling *sample)
 {
 	__u32 parent_index = ep->segment & ~LS_PARENT_SEGMENT;
 	const struct ls_parent *parent = parents.lookup(&parent_index);
@@ -113,20 +114,23 @@ LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u3
 	to = ls_destination(ep, parent, parent_index, ifindex, eth->h_dest);
 	if (flow)
 		ls_flow_keep(flow, ifindex, now, eth->h_dest, ep, &to);
-	return ls_forward(skb, ep->slot, &to, l3.tags);
+	return ls_forward(skb, ep->slot, &to, l3.tags, sample);
 }
 
 int ls_switch_out(struct __sk_buff *skb)
 {
+	struct ls_sampling *sample = ls_arrived();
 	__u32 ifindex = skb->ifindex;
 	__u64 now = ls_flow_epoch();
 	struct ls_flow *flow = ls_flow_place(skb, ifindex);
 	const struct ls_endpoint *ep;
 
+	if (!sample)
+		return TC_ACT_UNSPEC;
 	if (likely(flow && ls_flow_is(flow, skb, ifindex, now) && ls_is_plain(skb, &flow->endpoint)))
-		return ls_forward(skb, flow->endpoint.slot, &flow->to, 0);
+		return ls_forward(skb, flow->endpoint.slot, &flow->to, 0, sample);
 	ep = ep_by_if.lookup(&ifindex);
 	if (!ep)
 		return TC_ACT_UNSPEC;
-	return ls_judge(skb, ep, ifindex, now, flow);
+	return ls_judge(skb, ep, ifindex, now, flow, sample);
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
  * ls_switch_to: tc egress of a switched station's host end, where copies of group packets come by. Counts them, and drops
- * those of the station's own packets, which the flooding bridge takes for another's. Reads ep_by_if, writes ep_counters.
+ * those of the station's own packets, which the flooding bridge takes for another's. Reads ep_by_if, writes ep_counters,
+ * sampling and latencies.
  */
 #include "lib/eth.h"
 #include "lib/verdict.h"

@@ -5,7 +5,8 @@
  * without (lib/direct.h) likewise; drops one whose sender is no endpoint of the host that it came from. Everything else is
  * the kernel's, unchanged: what is from or for an unknown host, of an unknown VNI, for a group or an unknown endpoint,
  * fragmented or marked as having met congestion (RFC 6040) outside of the VXLAN, or not IP. Reads epoch, nodes, node_by_ip,
- * vnis, fdb, peers, direct, neigh4 and neigh6, writes ep_counters, ep_drops and its own arrivals.
+ * vnis, fdb, peers, direct, neigh4 and neigh6, writes ep_counters, ep_drops, sampling, latencies
+ * and its own arrivals.
  */
 #include "lib/arrival.h"
 #include "lib/check.h"
@@ -156,7 +157,7 @@ LS_INLINE int ls_learn(struct ls_arrival *arrival, const struct ls_arrival_key *
  * the kernel does not do it with such a packet, which then is as it was. The outer UDP header was not checked, so what the
  * device vouches for is one checksum less (__skb_decr_checksum_unnecessary in include/linux/skbuff.h). */
 LS_INLINE int ls_pop(struct __sk_buff *skb, const struct ls_arrival_key *key, __u32 overhead, __be16 proto_be,
-		     __u32 ifindex)
+		     const struct ls_fdb *to, struct ls_sampling *sample)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
 	struct ethhdr eth __attribute__((aligned(8)));
@@ -170,7 +171,8 @@ LS_INLINE int ls_pop(struct __sk_buff *skb, const struct ls_arrival_key *key, __
 	eth.h_proto = proto_be;
 	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
 		return TC_ACT_SHOT; /* out of memory */
-	return bpf_redirect_peer(ifindex, 0);
+	ls_delivered_fast(sample, to->slot);
+	return bpf_redirect_peer(to->ifindex, 0);
 }
 
 /* Has the headers lie where they can be read: a device may leave all but the first few in fragments. */
@@ -271,7 +273,7 @@ LS_INLINE int ls_learn_direct(struct ls_arrival *arrival, const struct ls_arriva
 
 LS_INLINE int ls_count_arrival(const struct __sk_buff *skb, __u32 slot, __u64 packets, int action)
 {
-	struct ls_counters *counters = action == TC_ACT_UNSPEC ? 0 : ep_counters.lookup(&slot);
+	struct ls_counters *counters = ep_counters.lookup(&slot);
 
 	if (counters) {
 		counters->in_fast_packets += packets;
@@ -281,7 +283,7 @@ LS_INLINE int ls_count_arrival(const struct __sk_buff *skb, __u32 slot, __u64 pa
 }
 
 /* A packet without VXLAN. What is not from a peer for an endpoint is not remembered either: it is the host's own. */
-LS_INLINE int ls_take_direct(struct __sk_buff *skb, struct ls_arrival_key *key, __u64 now)
+LS_INLINE int ls_take_direct(struct __sk_buff *skb, struct ls_arrival_key *key, __u64 now, struct ls_sampling *sample)
 {
 	const struct ls_direct *target;
 	struct ls_arrival *arrival;
@@ -308,11 +310,13 @@ LS_INLINE int ls_take_direct(struct __sk_buff *skb, struct ls_arrival_key *key, 
 		return TC_ACT_UNSPEC;
 	if (bpf_skb_store_bytes(skb, 0, arrival->macs, sizeof(arrival->macs), 0))
 		return TC_ACT_SHOT; /* out of memory */
+	ls_delivered_fast(sample, arrival->to.slot);
 	return ls_count_arrival(skb, arrival->to.slot, ls_wire_packets(skb), bpf_redirect_peer(arrival->to.ifindex, 0));
 }
 
 int ls_uplink_in(struct __sk_buff *skb)
 {
+	struct ls_sampling *sample = ls_arrived();
 	struct ls_arrival_key key;
 	struct ls_arrival *arrival;
 	__u64 now = ls_flow_epoch();
@@ -321,11 +325,11 @@ int ls_uplink_in(struct __sk_buff *skb)
 	__be16 proto_be;
 	int dropped, action;
 
-	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
+	if (!sample || skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return TC_ACT_UNSPEC;
 	ls_pull_headers(skb);
 	if (!ls_parse(skb, &at, &key))
-		return ls_take_direct(skb, &key, now);
+		return ls_take_direct(skb, &key, now, sample);
 	proto_be = at.eth->h_proto;
 	arrival = ls_arrival_place(&key);
 	if (!arrival)
@@ -337,10 +341,13 @@ int ls_uplink_in(struct __sk_buff *skb)
 			return TC_ACT_SHOT;
 		}
 	}
-	if (!arrival->to.ifindex)
-		return ls_take_direct(skb, &key, now); /* perhaps a tunnel of the endpoints' own */
-	if (!ls_fits(skb, arrival->to.ifindex, at.overhead))
+	if (likely(arrival->to.ifindex) && ls_fits(skb, arrival->to.ifindex, at.overhead)) {
+		action = ls_pop(skb, &key, at.overhead, proto_be, &arrival->to, sample);
+		if (likely(action != TC_ACT_UNSPEC))
+			return ls_count_arrival(skb, arrival->to.slot, packets, action);
+	}
+	ls_left_to_kernel(sample, skb, at.overhead, skb->len - at.overhead);
+	if (arrival->to.ifindex)
 		return TC_ACT_UNSPEC;
-	action = ls_pop(skb, &key, at.overhead, proto_be, arrival->to.ifindex);
-	return ls_count_arrival(skb, arrival->to.slot, packets, action);
+	return ls_take_direct(skb, &key, now, sample); /* perhaps a tunnel of the endpoints' own */
 }

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 import msgspec
 
 from control.cluster_spec import DEFAULT_CLUSTER, ClusterSpec, ClusterTimes, InvalidOption, parse_spec
+from datapath.latency import DEFAULT_SAMPLE_EVERY, MAX_SAMPLE_EVERY
 
 DEFAULT_PATH = Path("/etc/linkspan/linkspan.toml")
 UNIX_PATH_MAX_BYTES = 107
@@ -64,7 +65,8 @@ class MetricsSection(_Section, frozen=True, kw_only=True):
     `page` whether the web page is served there too.
 
     `tls_cert` and `tls_key` are absolute paths of PEM files, empty for plain HTTP; with `tls_client_ca` clients have to
-    show a certificate by it. `users` is a file with users and their hashed passwords, empty for none.
+    show a certificate by it. `users` is a file with users and their hashed passwords, empty for none. One packet
+    in `forwarding_sample` has its forwarding timed, 0 for none.
     """
 
     listen: str = "127.0.0.1:9478"
@@ -74,6 +76,7 @@ class MetricsSection(_Section, frozen=True, kw_only=True):
     tls_key: str = ""
     tls_client_ca: str = ""
     users: str = ""
+    forwarding_sample: int = DEFAULT_SAMPLE_EVERY
 
 
 class DatapathSection(_Section, frozen=True, kw_only=True):
@@ -235,6 +238,10 @@ def _check(config: Config, where: str) -> None:
 def _check_metrics(section: MetricsSection, where: str) -> None:
     """What the files hold is looked at when they are needed."""
     listen_address(section.listen, where)
+    if not 0 <= section.forwarding_sample <= MAX_SAMPLE_EVERY:
+        raise ConfigError(
+            f"{where}: metrics.forwarding-sample must be 0, for none, or one packet in so many, to {MAX_SAMPLE_EVERY}"
+        )
     for key in ("tls_cert", "tls_key", "tls_client_ca", "users"):
         path = getattr(section, key)
         if path and not Path(path).is_absolute():

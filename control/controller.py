@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -204,11 +205,12 @@ class NetworkController:
 
     def endpoint_latencies(self) -> dict[EndpointId, dict[Kind, Histogram]]:
         """The latencies of all endpoints that have samples."""
-        found: dict[EndpointId, dict[Kind, Histogram]] = {}
+        by_driver: defaultdict[str, list[Endpoint]] = defaultdict(list)  # each reads all that there is
         for network in self._records.networks():
-            endpoints = self._records.on_network(network.id)
-            latencies = self._deps.driver_of(network).latencies(endpoints)
-            found |= {endpoint.id: latencies[endpoint.id] for endpoint in endpoints if endpoint.id in latencies}
+            by_driver[network.driver] += self._records.on_network(network.id)
+        found: dict[EndpointId, dict[Kind, Histogram]] = {}
+        for name, endpoints in by_driver.items():
+            found |= self._deps.drivers[name].latencies(endpoints)
         return found
 
     def driver_names(self) -> list[str]:

@@ -51,7 +51,12 @@ def make_drivers(config: Config, peering: Peering, accelerator: Accelerator) -> 
 def make_deps(config: Config) -> Deps:
     """Opens the store and builds the rest; raises StoreError. The kernel is not touched."""
     peering, observers = Peering(), Observers()
-    accelerator = Accelerator(config.bpffs_dir, config.run_dir, config.datapath.attach)
+    accelerator = Accelerator(
+        config.bpffs_dir,
+        config.run_dir,
+        config.datapath.attach,
+        sample_every=config.metrics.forwarding_sample,
+    )
     programs = accelerator.programs
     return Deps(
         store=TimedStore(

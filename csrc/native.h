@@ -14,6 +14,7 @@
 struct bpf_map_info;
 struct bpf_prog_info;
 struct __sk_buff;
+struct ls_latency;
 
 /* bpf.c: one bpf(2) command each. Descriptors returned are close-on-exec. */
 int ls_bpf_obj_get(const char *path);
@@ -60,6 +61,9 @@ int ls_netns_unshare(void);
 /* probe.c: sends `size` bytes from socket a to b and back, `count` times, and writes how long each took. Both are blocking
  * and connected to each other. -EAGAIN: nothing arrived in time, as SO_RCVTIMEO has it. */
 int ls_probe_round_trips(int a, int b, __u32 size, __u32 count, __u64 *ns);
+
+/* latency.c: of each value the first bucket in use, and the one behind the last; both 0 if none is. */
+void ls_latency_used(const struct ls_latency *values, __u32 count, __u8 *first, __u8 *end);
 
 /* links.c */
 struct ls_link {

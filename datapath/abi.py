@@ -23,6 +23,9 @@ MAX_PARENTS: Final[int] = lib.LS_MAX_PARENTS
 MAX_PEERS: Final[int] = lib.LS_MAX_PEERS
 MAX_NODES: Final[int] = lib.LS_MAX_NODES
 MAX_DIRECT: Final[int] = lib.LS_MAX_DIRECT
+MAX_LATENCIES: Final[int] = lib.LS_MAX_LATENCIES
+LATENCY_BUCKETS: Final[int] = lib.LS_LATENCY_BUCKETS
+LATENCY_SECOND: Final[int] = lib.LS_LATENCY_SECOND
 PARENT_SEGMENT: Final[int] = lib.LS_PARENT_SEGMENT
 EP_FAST: Final[int] = lib.LS_EP_FAST
 EP_BRIDGED: Final[int] = lib.LS_EP_BRIDGED
@@ -39,6 +42,14 @@ _DROP_REASONS: Final = sorted(ffi.typeof("enum ls_drop_reason").relements.items(
 _EITHER_FAMILY: Final = ("local", "remote", "next_hop", "address")
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _SCALARS: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+
+class LatencyKind(IntEnum):
+    """What was timed: the members of `enum ls_latency_kind` without LS_LATENCY_."""
+
+    FAST = lib.LS_LATENCY_FAST
+    SLOW = lib.LS_LATENCY_SLOW
+    TCP_RTT = lib.LS_LATENCY_TCP_RTT
 
 
 class DropReason(IntEnum):
@@ -287,6 +298,33 @@ class DropKey(_Record, ctype="struct ls_drop_key"):
     reason: int
 
 
+@dataclass(frozen=True)
+class LatencyKey(_Record, ctype="struct ls_latency_key"):
+    """Key of latencies."""
+
+    slot: int
+    kind: int
+
+
+@dataclass(frozen=True)
+class Latency(_Record, ctype="struct ls_latency"):
+    """Value of latencies; `buckets` is all of them, 8 bytes each."""
+
+    total_ns: int
+    buckets: bytes
+
+
+@dataclass(frozen=True)
+class Sampling(_Record, ctype="struct ls_sampling"):
+    """Value of sampling, of one CPU: one arrival in `every` is timed (0: none); the rest is the programs'."""
+
+    begin_ns: int = 0
+    every: int = 0
+    left: int = 0
+    len: int = 0
+    macs: bytes = bytes(12)
+
+
 RECORDS: Final = (
     Endpoint,
     FdbKey,
@@ -304,4 +342,7 @@ RECORDS: Final = (
     Limit,
     Counters,
     DropKey,
+    LatencyKey,
+    Latency,
+    Sampling,
 )

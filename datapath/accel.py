@@ -23,6 +23,7 @@ from datapath import abi, accel_state, bpf, devices, loader, pinned, rtnl
 from datapath.accel_state import Gateways
 from datapath.attached import Expected
 from datapath.expected import Difference
+from datapath.latency import DEFAULT_SAMPLE_EVERY, Histogram, Kind
 from datapath.maps import Maps
 from datapath.programs import Programs
 
@@ -85,8 +86,15 @@ class Accelerator:
     `programs` is what others that use the same bpffs directory share with it.
     """
 
-    def __init__(self, bpffs_dir: Path, run_dir: Path, attachment: Literal["auto", "clsact", "tcx"] = "auto") -> None:
-        self.programs = Programs(bpffs_dir, run_dir)
+    def __init__(
+        self,
+        bpffs_dir: Path,
+        run_dir: Path,
+        attachment: Literal["auto", "clsact", "tcx"] = "auto",
+        *,
+        sample_every: int = DEFAULT_SAMPLE_EVERY,
+    ) -> None:
+        self.programs = Programs(bpffs_dir, run_dir, sample_every)
         self._links_dir = bpffs_dir / "links"
         self.attachment: Attachment = "tcx" if attachment == "tcx" else "clsact"
         self.problem: str | None = "not started"
@@ -249,6 +257,10 @@ class Accelerator:
         """Whether the programs count for the endpoint behind a host end."""
         index = None if self.problem else devices.ifindex(ifname)
         return index is not None and self._open_maps().endpoint(index) is not None
+
+    def latencies(self) -> dict[int, dict[Kind, Histogram]]:
+        """By slot, of all drivers' endpoints; only what has samples."""
+        return {} if self.problem else self._open_maps().latencies()
 
     def _put(self, index: int, port: Port) -> None:
         """Senders are known before receivers, so that nobody is sent what would be dropped on the way back."""

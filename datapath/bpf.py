@@ -410,8 +410,15 @@ class Map:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Yields (key, value) of each entry, in the kernel's order.
 
-        Reads in batches where the kernel can. An entry that is written or deleted meanwhile may or may not appear.
+        An entry that is written or deleted meanwhile may or may not appear.
         """
+        width, size = self.info.key_size, self.value_size
+        for keys, values in self.batches():
+            for index in range(len(keys) // width):
+                yield keys[index * width : (index + 1) * width], values[index * size : (index + 1) * size]
+
+    def batches(self) -> Iterator[tuple[bytes, bytes]]:
+        """As `items`, keys and values of many entries at a time, concatenated; one at a time without batched reads."""
         previous: bytes | None = None
         capacity = self._batch_size()
         while True:
@@ -425,9 +432,8 @@ class Map:
                     yield from self._items_by_key()
                     return
                 raise
-            width, size = self.info.key_size, self.value_size
-            for index in range(len(keys) // width):
-                yield keys[index * width : (index + 1) * width], values[index * size : (index + 1) * size]
+            if keys:
+                yield keys, values
             if following is None:
                 return
             previous = following

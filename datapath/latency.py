@@ -6,10 +6,18 @@ classic buckets are sums of these. Source: Prometheus, "Native Histograms", stan
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+from datapath._native import ffi, lib
+from datapath.abi import LATENCY_BUCKETS, LATENCY_SECOND, Latency
+
+DEFAULT_SAMPLE_EVERY: Final = 64
+"""One packet in so many has its forwarding timed."""
+MAX_SAMPLE_EVERY: Final = 1_000_000
 
 SCHEMA: Final = 2
 _PER_OCTAVE: Final = 2**SCHEMA
@@ -61,3 +69,26 @@ class Histogram:
         for bucket, count in other.buckets.items():
             buckets[bucket] = buckets.get(bucket, 0) + count
         return Histogram(buckets, self.total_seconds + other.total_seconds)
+
+
+_TOTAL: Final = struct.Struct("=Q")
+_WORDS: Final = [struct.Struct(f"={count}Q") for count in range(LATENCY_BUCKETS + 1)]
+
+
+def parse(values: bytes) -> list[Histogram]:
+    """The histograms in values of the map latencies, which lie one behind the other (struct ls_latency in bpf/abi.h).
+
+    A host has thousands with some twenty buckets in use each, so the others are skipped in C.
+    """
+    total = len(values) // Latency.SIZE
+    first, end = ffi.new("__u8[]", total), ffi.new("__u8[]", total)
+    lib.ls_latency_used(ffi.from_buffer("struct ls_latency[]", values), total, first, end)
+    return [_histogram(values, number * Latency.SIZE, first[number], end[number]) for number in range(total)]
+
+
+def _histogram(values: bytes, at: int, first: int, end: int) -> Histogram:
+    counts = _WORDS[end - first].unpack_from(values, at + _TOTAL.size * (1 + first))
+    buckets = dict(zip(range(first - LATENCY_SECOND, end - LATENCY_SECOND), counts, strict=True))
+    if 0 in counts:
+        buckets = {bucket: count for bucket, count in buckets.items() if count}
+    return Histogram(buckets, _TOTAL.unpack_from(values, at)[0] / 1e9)

@@ -24,14 +24,18 @@ from datapath.abi import (
     Endpoint,
     FdbEntry,
     FdbKey,
+    LatencyKey,
+    LatencyKind,
     Limit,
     Neigh4Key,
     Neigh6Key,
     Neighbour,
     Parent,
+    Sampling,
     StationKey,
 )
-from datapath.bpf import Map
+from datapath.bpf import Map, possible_cpus
+from datapath.latency import Histogram, Kind, parse
 
 Address = IPv4Address | IPv6Address
 
@@ -39,6 +43,8 @@ _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 _GROUP_BIT: Final = 1
 _SECOND_NS: Final = 1_000_000_000
+_LATENCY_KEY: Final = struct.Struct("=II")
+_KINDS: Final = {LatencyKind[kind.name].value: kind for kind in Kind}
 _LABELS: Final = {int(reason): reason.label for reason in DropReason}
 
 
@@ -56,6 +62,8 @@ class Maps:
         self._limits = maps["limits"]
         self._counters = maps["ep_counters"]
         self._drops = maps["ep_drops"]
+        self._sampling = maps["sampling"]
+        self._latencies = maps["latencies"]
         self._epoch = maps["epoch"]
         self._epoch_lock = threading.Lock()
 
@@ -258,14 +266,34 @@ class Maps:
     def fill(self) -> dict[str, tuple[int, int]]:
         """(entries, most entries) by name, of the maps that can be full; reads their keys."""
         tables = {name: table for name, table in self._maps.items() if not table.is_array}
-        return {name: (sum(1 for _ in table.items()), table.info.max_entries) for name, table in tables.items()}
+        return {
+            name: (
+                sum(len(keys) // table.info.key_size for keys, _ in table.batches()),
+                table.info.max_entries,
+            )
+            for name, table in tables.items()
+        }
+
+    def sample(self, every: int) -> None:
+        """Has one arrival in so many timed, as `latencies` tells; 0 for none."""
+        self._sampling.update(_U32.pack(0), Sampling(every=every).pack() * possible_cpus())
+
+    def latencies(self) -> dict[int, dict[Kind, Histogram]]:
+        """What took how long, by slot; only what has samples."""
+        found: defaultdict[int, dict[Kind, Histogram]] = defaultdict(dict)
+        for keys, values in self._latencies.batches():
+            for (slot, kind), histogram in zip(_LATENCY_KEY.iter_unpack(keys), parse(values), strict=True):
+                found[slot][_KINDS[kind]] = histogram
+        return dict(found)
 
     def clear_slot(self, slot: int) -> None:
-        """Sets the slot's counters and drops to zero. For a slot that no endpoint uses: a program that counts
-        meanwhile may bring its CPU's old values back."""
+        """Sets the slot's counters and drops to zero, and forgets its latencies. For a slot that no endpoint uses: a
+        program that counts meanwhile may bring its CPU's old values back."""
         self._counters.update(_U32.pack(slot), bytes(self._counters.value_size))
         for reason in DropReason:
             self._drops.delete(DropKey(slot, reason).pack())
+        for kind in LatencyKind:
+            self._latencies.delete(LatencyKey(slot, kind).pack())
 
     def keep_only(
         self,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from datapath import abi, bpf, loader
+from datapath.latency import DEFAULT_SAMPLE_EVERY
 from datapath.maps import Maps
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -17,9 +18,11 @@ _FEW: Final = 8
 
 
 class Programs:
-    """Thread-safe. Descriptors stay open until `close`."""
+    """Thread-safe. Descriptors stay open until `close`. One packet in `sample_every` has its forwarding timed, 0 for
+    none."""
 
-    def __init__(self, bpffs_dir: Path, run_dir: Path) -> None:
+    def __init__(self, bpffs_dir: Path, run_dir: Path, sample_every: int = DEFAULT_SAMPLE_EVERY) -> None:
+        self._sample_every = sample_every
         self.bpffs_dir = bpffs_dir
         self._run_dir = run_dir
         self._lock = threading.Lock()
@@ -55,7 +58,9 @@ class Programs:
         self._is_compiled = loaded.compiled
         self._map_paths, self._program_paths = dict(loaded.maps), dict(loaded.programs)
         self._facts = {"programs": "compiled at start" if loaded.compiled else "taken from bpffs"}
-        return Maps.open(loaded.maps)
+        maps = Maps.open(loaded.maps)
+        maps.sample(self._sample_every)
+        return maps
 
     def __getitem__(self, name: str) -> int:
         """The descriptor of a loaded program."""

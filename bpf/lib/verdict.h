@@ -9,6 +9,7 @@
 #include <uapi/linux/if_packet.h>
 #include <uapi/linux/pkt_cls.h>
 #include "../maps.h"
+#include "latency.h"
 
 enum ls_verdict {
 	LS_KERNEL = 0,  /* slow path: the kernel gets the packet as it is */
@@ -73,7 +74,8 @@ LS_INLINE void ls_count_in(const struct __sk_buff *skb, __u32 slot, int is_fast)
 }
 
 /* The exit of the program at the endpoint's outward side. `to` matters for LS_PEER alone. */
-LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const struct ls_fdb *to)
+LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const struct ls_fdb *to,
+			  struct ls_sampling *sample)
 {
 	struct ls_counters *counters;
 	__u64 packets, bytes;
@@ -90,6 +92,7 @@ LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const 
 			counters->out_slow_packets += packets;
 			counters->out_slow_bytes += bytes;
 		}
+		ls_left_to_kernel(sample, skb, 0, bytes);
 		return TC_ACT_UNSPEC; /* not OK: programs and filters behind this one run too */
 	}
 	if (counters) {
@@ -105,6 +108,7 @@ LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const 
 	/* The host end's own MAC is not the packet's, so eth_type_trans() took it for another host's, and
 	 * ip_rcv() in the sandbox would drop it. */
 	bpf_skb_change_type(skb, PACKET_HOST);
+	ls_delivered_fast(sample, slot);
 	return bpf_redirect_peer(to->ifindex, 0);
 }
 
@@ -112,6 +116,7 @@ LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const 
 LS_INLINE int ls_exit_in(const struct __sk_buff *skb, __u32 slot)
 {
 	ls_count_in(skb, slot, 0);
+	ls_delivered_slow(skb, slot);
 	return TC_ACT_UNSPEC;
 }
 

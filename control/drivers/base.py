@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from control.errors import InvalidArgument, NotImplementedByDriver
-from control.model import Endpoint, EndpointSpec, Network, NetworkSpec, Sandbox
+from control.model import Endpoint, EndpointId, EndpointSpec, Network, NetworkSpec, Sandbox
 from control.plan import Step
 from datapath.attached import Expected
 from datapath.latency import Histogram, Kind
@@ -264,7 +264,7 @@ class Driver:
         """Counters by endpoint id; endpoints whose packets the driver does not see are left out."""
         return {}
 
-    def latencies(self, endpoints: Sequence[Endpoint]) -> dict[str, dict[Kind, Histogram]]:
+    def latencies(self, endpoints: Sequence[Endpoint]) -> dict[EndpointId, dict[Kind, Histogram]]:
         """Latencies by endpoint id, only what has samples; empty where nothing is measured.
 
         Forwarding is the receiver's, a round trip that of the endpoint whose address the socket has.
@@ -279,6 +279,13 @@ class Driver:
     def status(self) -> DriverStatus:
         """How the driver works on this host."""
         return DriverStatus()
+
+
+def of_slots(
+    by_slot: Mapping[int, dict[Kind, Histogram]], endpoints: Sequence[Endpoint]
+) -> dict[EndpointId, dict[Kind, Histogram]]:
+    """Latencies by endpoint id instead of by slot, of these endpoints."""
+    return {endpoint.id: by_slot[endpoint.slot] for endpoint in endpoints if endpoint.slot in by_slot}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,16 @@ from functools import partial
 import msgspec
 
 from control.drivers import inside, macvlan_options, macvlan_veth, returned
-from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, ParentState, Problem
+from control.drivers.base import (
+    Capabilities,
+    Driver,
+    DriverStatus,
+    EndpointCounters,
+    Join,
+    ParentState,
+    Problem,
+    of_slots,
+)
 from control.drivers.inside import mac_bytes
 from control.drivers.macvlan_devices import MacvlanDevices
 from control.drivers.macvlan_options import (
@@ -41,11 +50,12 @@ from control.drivers.macvlan_veth import VethPairs, switching
 from control.drivers.options import ACCEL, IFNAME, MTU, check_endpoint, check_network, is_on
 from control.drivers.parent import check_mtu_of_parent, mtu_problems, usable_parent
 from control.errors import AddressInUse, Conflict, Exhausted, Forbidden, InvalidArgument, NotImplementedByDriver
-from control.model import Endpoint, EndpointSpec, EndpointState, Network, NetworkSpec, PoolSpec, SandboxId
+from control.model import Endpoint, EndpointId, EndpointSpec, EndpointState, Network, NetworkSpec, PoolSpec, SandboxId
 from control.plan import Step
 from datapath import accel, conflict, devices, parents, rtnl
 from datapath.attached import Expected
 from datapath.expected import Snapshot, differences_in
+from datapath.latency import Histogram, Kind
 from datapath.link_monitor import LinkChange
 from datapath.uplink import Station, Uplinks
 
@@ -478,6 +488,9 @@ class MacvlanDriver(Driver):
             for endpoint in endpoints
             if endpoint.slot in by_slot
         }
+
+    def latencies(self, endpoints: Sequence[Endpoint]) -> dict[EndpointId, dict[Kind, Histogram]]:
+        return of_slots(self._uplinks.latencies(), endpoints)
 
     def status(self) -> DriverStatus:
         if self._uplinks.problem:

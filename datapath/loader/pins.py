@@ -63,6 +63,8 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "neigh6": Shape(MapType.HASH, abi.Neigh6Key.SIZE, abi.Neighbour.SIZE, abi.MAX_NEIGHBOURS, _NO_PREALLOC),
     "limits": Shape(MapType.ARRAY, _U32, abi.Limit.SIZE, abi.MAX_ENDPOINTS, 0),
     "ep_counters": Shape(MapType.PERCPU_ARRAY, _U32, abi.Counters.SIZE, abi.MAX_ENDPOINTS, 0),
+    "sampling": Shape(MapType.PERCPU_ARRAY, _U32, abi.Sampling.SIZE, 1, 0),
+    "latencies": Shape(MapType.HASH, abi.LatencyKey.SIZE, abi.Latency.SIZE, abi.MAX_LATENCIES, _NO_PREALLOC),
     "ep_drops": Shape(MapType.PERCPU_HASH, abi.DropKey.SIZE, _U64, abi.MAX_DROP_KEYS, _NO_PREALLOC),
 }
 

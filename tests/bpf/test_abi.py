@@ -49,6 +49,8 @@ STRUCTS = {
     "limits": (None, abi.Limit),
     "ep_counters": (None, abi.Counters),
     "ep_drops": (abi.DropKey, None),
+    "sampling": (None, abi.Sampling),
+    "latencies": (abi.LatencyKey, abi.Latency),
 }
 C_NAMES = {
     abi.Endpoint: "ls_endpoint",
@@ -65,6 +67,9 @@ C_NAMES = {
     abi.Limit: "ls_limit",
     abi.Counters: "ls_counters",
     abi.DropKey: "ls_drop_key",
+    abi.LatencyKey: "ls_latency_key",
+    abi.Latency: "ls_latency",
+    abi.Sampling: "ls_sampling",
     abi.DirectKey: "ls_direct_key",
     abi.Direct: "ls_direct",
 }

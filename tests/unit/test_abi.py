@@ -36,6 +36,9 @@ STRUCTS = {
     abi.Limit: "ls_limit",
     abi.Counters: "ls_counters",
     abi.DropKey: "ls_drop_key",
+    abi.LatencyKey: "ls_latency_key",
+    abi.Latency: "ls_latency",
+    abi.Sampling: "ls_sampling",
 }
 # The numbers are labels in stored metrics: this list only ever grows at its end.
 DROP_REASONS = [
@@ -95,6 +98,16 @@ RECORDS = st.one_of(
     st.builds(abi.Limit, cost_ns=u(64), spent=u(64)),
     st.builds(abi.Counters, *[u(64)] * 8),
     st.builds(abi.DropKey, slot=u(32), reason=u(32)),
+    st.builds(abi.LatencyKey, slot=u(32), kind=u(32)),
+    st.builds(abi.Latency, total_ns=u(64), buckets=st.integers(0, 255).map(lambda value: bytes([value]) * 960)),
+    st.builds(
+        abi.Sampling,
+        begin_ns=u(64),
+        every=u(32),
+        left=u(32),
+        len=u(32),
+        macs=st.binary(min_size=12, max_size=12),
+    ),
 )
 
 
@@ -131,7 +144,7 @@ def test_c_reads_from_a_packed_record_what_python_put_in(record):
         elif isinstance(value, IPv4Address):
             assert bytes(seen) == IPv6Address(f"::ffff:{value}").packed
         else:
-            assert bytes(seen) == (bytes(len(seen)) if value is None else getattr(value, "packed", value))
+            assert bytes(ffi.buffer(seen)) == (bytes(len(seen)) if value is None else getattr(value, "packed", value))
 
 
 @given(RECORDS)

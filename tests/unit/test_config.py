@@ -59,6 +59,7 @@ def test_keys_are_read(tmp_path: Path) -> None:
             idle-timeout-seconds = 5
             [metrics]
             listen = "off"
+            forwarding-sample = 0
             [datapath]
             accel = false
             attach = "clsact"
@@ -82,7 +83,7 @@ def test_keys_are_read(tmp_path: Path) -> None:
     assert config.run_dir == Path("/run/other")
     assert config.daemon.log_level == "debug"
     assert config.api.idle_timeout_seconds == 5.0
-    assert config.metrics.listen == "off"
+    assert (config.metrics.listen, config.metrics.forwarding_sample) == ("off", 0)
     assert (config.datapath.accel, config.datapath.attach) == (False, "clsact")
     assert config.ipam.default_pools == (
         DefaultPool(base="10.8.0.0/13", size=24),
@@ -146,6 +147,10 @@ def test_flags_lie_over_the_file(tmp_path: Path) -> None:
         (f'[daemon]\nrun-dir = "/{"x" * 100}"', "is too long for a unix socket: at most 107 bytes"),
         ('[datapath]\nattach = "xdp"', "`$.datapath.attach`"),
         ('[datapath]\naccel = "yes"', "`$.datapath.accel`"),
+        (
+            "[metrics]\nforwarding-sample = -1",
+            "metrics.forwarding-sample must be 0, for none, or one packet in so many",
+        ),
         ("[api]\nworkers = 0", "api.workers must be at least 1"),
         ("[api]\nidle-timeout-seconds = -1", "api.idle-timeout-seconds must be at least 0.1"),
         ("[api]\nbody-timeout-seconds = nan", "api.body-timeout-seconds must be at least 0.1"),
