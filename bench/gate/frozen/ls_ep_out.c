@@ -3,8 +3,8 @@
  * ls_ep_out: tc ingress of an endpoint's host end, which sees all that the endpoint sends. Drops what is forged or
  * malformed, answers ARP requests and neighbour solicitations for known addresses, sends unicast for an endpoint on the
  * same segment straight into its sandbox or, in VXLAN or direct, to the host that it is on, and leaves everything else to
- * the kernel. Reads epoch, ep_by_if, fdb, peers, nodes, direct, neigh4 and neigh6, writes ep_counters, ep_drops and its
- * own flows. Changes no packet but those that it answers or sends to other hosts; touches none of a device that is not in
+ * the kernel. Reads epoch, ep_by_if, fdb, peers, nodes, direct, neigh4 and neigh6, writes ep_counters, ep_drops,
+ * sampling, latencies and its own flows. Changes no packet but those that it answers or sends to other hosts; touches none of a device that is not in
  * ep_by_if.
  */
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
@@ -62,6 +62,12 @@
 #define LS_MAX_PEERS 65536      /* endpoints of other hosts */
 #define LS_MAX_NODES 4096       /* other hosts, and overlay networks */
 #define LS_MAX_DIRECT 32768     /* addresses of both families of endpoints on overlay networks */
+#define LS_MAX_LATENCIES 49152  /* (slot, kind) pairs of which something was timed */
+
+/* Buckets are those of Prometheus's native histograms of schema 2, four to a factor of two: from 15 ns to 13 s, which with
+ * the hash table's own fields fill 1 KiB. The first and the last take what is beyond. */
+#define LS_LATENCY_BUCKETS 120
+#define LS_LATENCY_SECOND 104 /* the bucket that ends at one second */
 
 /* Segments from here on (2^31) are parents: this plus the ifindex. */
 #define LS_PARENT_SEGMENT 2147483648
@@ -205,6 +211,31 @@ struct ls_drop_key {
 	__u32 reason; /* enum ls_drop_reason */
 };
 
+/* Map latencies: ls_latency_key -> ls_latency. Not per CPU: samples are rare, and are added atomically. */
+enum ls_latency_kind {
+	LS_LATENCY_FAST = 0,    /* from a packet's arrival until a program has handed it to the sandbox of slot */
+	LS_LATENCY_SLOW = 1,    /* from there until the kernel brings it to that sandbox's host end */
+	LS_LATENCY_TCP_RTT = 2, /* round trip of a connection whose local address is that of slot */
+};
+struct ls_latency_key {
+	__u32 slot;
+	__u32 kind; /* enum ls_latency_kind */
+};
+struct ls_latency {
+	__u64 total_ns;
+	__u64 buckets[120]; /* LS_LATENCY_BUCKETS, which cffi takes for no number */
+};
+
+/* Map sampling: per-CPU array of one, which packets are timed, and the one that the kernel has meanwhile. User space writes
+ * all of it when the rate changes. */
+struct ls_sampling {
+	__u64 begin_ns; /* the programs': CLOCK_MONOTONIC of the last arrival if that is timed, else 0 */
+	__u32 every;    /* one arrival in so many is timed; 0: none */
+	__u32 left;     /* the programs': arrivals until the next that is */
+	__u32 len;      /* the programs', of the packet that the kernel has; 0: none */
+	__u8 macs[12];  /* its destination and source */
+};
+
 /* Never renumber or reuse: the number is the metric's label. Names without LS_DROP_ are the label text. */
 enum ls_drop_reason {
 	LS_DROP_NONE = 0,
@@ -318,6 +349,22 @@ LS_ASSERT_SIZE(struct ls_drop_key, 8);
 LS_ASSERT_AT(struct ls_drop_key, slot, 0);
 LS_ASSERT_AT(struct ls_drop_key, reason, 4);
 
+LS_ASSERT_SIZE(struct ls_latency_key, 8);
+LS_ASSERT_AT(struct ls_latency_key, slot, 0);
+LS_ASSERT_AT(struct ls_latency_key, kind, 4);
+
+LS_ASSERT_SIZE(struct ls_latency, 968);
+LS_ASSERT_AT(struct ls_latency, total_ns, 0);
+LS_ASSERT_AT(struct ls_latency, buckets, 8);
+_Static_assert(sizeof(((struct ls_latency *)0)->buckets) == 8 * LS_LATENCY_BUCKETS, "buckets of struct ls_latency");
+
+LS_ASSERT_SIZE(struct ls_sampling, 32);
+LS_ASSERT_AT(struct ls_sampling, begin_ns, 0);
+LS_ASSERT_AT(struct ls_sampling, every, 8);
+LS_ASSERT_AT(struct ls_sampling, left, 12);
+LS_ASSERT_AT(struct ls_sampling, len, 16);
+LS_ASSERT_AT(struct ls_sampling, macs, 20);
+
 #endif
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
@@ -417,7 +464,169 @@ LS_MAP("hash", struct ls_neigh6_key, struct ls_neighbour, neigh6, LS_MAX_NEIGHBO
  * its copy in between and plain additions do. */
 LS_MAP("percpu_array", __u32, struct ls_counters, ep_counters, LS_MAX_ENDPOINTS, 0);
 LS_MAP("percpu_hash", struct ls_drop_key, __u64, ep_drops, LS_MAX_DROP_KEYS, BPF_F_NO_PREALLOC);
+
+/* Read and written once a packet at its arrival; nothing else on the CPU touches it in between, as above. */
+LS_MAP("percpu_array", __u32, struct ls_sampling, sampling, 1, 0);
+LS_MAP("hash", struct ls_latency_key, struct ls_latency, latencies, LS_MAX_LATENCIES, BPF_F_NO_PREALLOC);
+
+/* All zero: what an element of latencies begins with, too big for a program's stack. */
+LS_PRIVATE_MAP("array", __u32, struct ls_latency, no_latency, 1, 0);
+
 LS_PRIVATE_MAP("percpu_array", __u32, struct ls_flow, flows, 1 << LS_FLOW_BITS, 0);
+
+#endif
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * How long packets take from their arrival until they are handed to a sandbox, one in `every`.
+ *
+ * A program that packets arrive at begins with ls_arrived, which says when, or that this packet is not timed. The fast path
+ * ends with ls_delivered_fast. What the kernel gets is noted by ls_left_to_kernel, and known again at the receiver's host end by
+ * ls_delivered_slow: a bridge brings it there before anything else arrives on the CPU. A packet that is queued on its way, for
+ * another CPU or as in a VXLAN device, meanwhile loses its note to the next arrival, and is not counted: better none than
+ * another's time.
+ */
+#ifndef LINKSPAN_LATENCY_H
+#define LINKSPAN_LATENCY_H
+
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The bucket of ls_latency that a duration belongs to.
+ */
+#ifndef LINKSPAN_BUCKET_H
+#define LINKSPAN_BUCKET_H
+
+/* Within the first bucket, and within the last. */
+#define LS_LATENCY_MIN_NS 14ULL
+#define LS_LATENCY_MAX_NS 13000000000ULL
+
+/* 1 if a < b, for numbers below 2^63. No jump: the verifier would walk all that follows once for each outcome. */
+LS_INLINE __u32 ls_is_less(__u64 a, __u64 b)
+{
+	return (a - b) >> 63;
+}
+
+/* The position of the highest bit that is set; `x` is not 0. By counting the bits of 2^(position+1) - 1, likewise without a
+ * jump (Warren, Hacker's Delight, 5-1 and 5-3). */
+LS_INLINE __u32 ls_log2(__u64 x)
+{
+	x |= x >> 1;
+	x |= x >> 2;
+	x |= x >> 4;
+	x |= x >> 8;
+	x |= x >> 16;
+	x |= x >> 32;
+	x -= (x >> 1) & 0x5555555555555555ULL;
+	x = (x & 0x3333333333333333ULL) + ((x >> 2) & 0x3333333333333333ULL);
+	x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+	return (x * 0x0101010101010101ULL >> 56) - 1;
+}
+
+/*
+ * Bounds are 2^(k/4) seconds and belong to the bucket below. In units of 2^-38 s, rounded up, a duration is at most 2^n
+ * exactly if one less than it has no bit from n on. The bounds between are 2^(1/4), 2^(1/2) and 2^(3/4) of 2^n, here of
+ * 2^62; no whole number of nanoseconds lies between one of them and where it is in these units (tests/bpf/test_latency.py
+ * tries all).
+ */
+LS_INLINE __u32 ls_latency_bucket(__u64 ns)
+{
+	__u64 units, mantissa;
+	__u32 octave;
+
+	if (ns < LS_LATENCY_MIN_NS)
+		ns = LS_LATENCY_MIN_NS;
+	if (ns > LS_LATENCY_MAX_NS)
+		ns = LS_LATENCY_MAX_NS;
+	units = ((ns << 29) + 1953124) / 1953125 - 1; /* 2^38 / 10^9 = 2^29 / 5^9 */
+	octave = ls_log2(units);
+	mantissa = units << (62 - octave);
+	return LS_LATENCY_SECOND + 4 * (octave + 1 - 38) - ls_is_less(mantissa, 0x4c1bf828c6dc54b7ULL) -
+	       ls_is_less(mantissa, 0x5a827999fcef3242ULL) - ls_is_less(mantissa, 0x6ba27e656b4eb57aULL);
+}
+
+#endif
+
+/* A packet has arrived. Never null, but the verifier does not know. */
+LS_INLINE struct ls_sampling *ls_arrived(void)
+{
+	__u32 first = 0;
+	struct ls_sampling *sample = sampling.lookup(&first);
+
+	if (!sample)
+		return 0;
+	sample->begin_ns = 0;
+	if (likely(sample->left)) {
+		sample->left -= 1;
+	} else if (sample->every) {
+		/* At random, or of two flows that take turns only one would be seen. The mean is `every`. */
+		sample->left = bpf_get_prandom_u32() % (2 * sample->every - 1);
+		sample->len = 0;
+		sample->begin_ns = bpf_ktime_get_ns();
+	}
+	return sample;
+}
+
+LS_INLINE void ls_add_latency(__u32 slot, __u32 kind, __u64 ns)
+{
+	struct ls_latency_key key = { .slot = slot, .kind = kind };
+	struct ls_latency *latency = latencies.lookup(&key);
+	__u32 bucket = 0;
+
+	if (!latency) {
+		struct ls_latency *empty = no_latency.lookup(&bucket);
+
+		if (!empty)
+			return;
+		/* Another CPU may have made it since: then this makes none. */
+		latencies.insert(&key, empty);
+		latency = latencies.lookup(&key);
+		if (!latency)
+			return;
+	}
+	bucket = ls_latency_bucket(ns);
+	if (bucket >= LS_LATENCY_BUCKETS)
+		return; /* for the verifier */
+	lock_xadd(&latency->buckets[bucket], 1);
+	lock_xadd(&latency->total_ns, ns);
+}
+
+/* The fast path is about to hand the packet to the sandbox of the endpoint with this slot. */
+LS_INLINE void ls_delivered_fast(struct ls_sampling *sample, __u32 slot)
+{
+	if (likely(!sample->begin_ns))
+		return;
+	ls_add_latency(slot, LS_LATENCY_FAST, bpf_ktime_get_ns() - sample->begin_ns);
+	sample->begin_ns = 0;
+}
+
+/* The kernel gets the packet, whose inner Ethernet header is at `offset` and which has `len` bytes from there on. */
+LS_INLINE void ls_left_to_kernel(struct ls_sampling *sample, struct __sk_buff *skb, __u32 offset, __u32 len)
+{
+	if (likely(!sample->begin_ns))
+		return;
+	if (!bpf_skb_load_bytes(skb, offset, sample->macs, sizeof(sample->macs)))
+		sample->len = len;
+}
+
+/* Whether two pairs of MACs are the same. */
+LS_INLINE int ls_are_macs(const __u8 *a, const __u8 *b)
+{
+	return ls_load64(a) == ls_load64(b) && ls_load32(a + 8) == ls_load32(b + 8);
+}
+
+/* The kernel has brought a packet to the host end of the endpoint with this slot. The first copy of one for a group is the
+ * one that counts. */
+LS_INLINE void ls_delivered_slow(const struct __sk_buff *skb, __u32 slot)
+{
+	const __u8 *macs = (void *)(long)skb->data;
+	__u32 first = 0;
+	struct ls_sampling *sample = sampling.lookup(&first);
+
+	if (!sample || likely(!sample->begin_ns) || sample->len != skb->len ||
+	    (void *)(macs + sizeof(sample->macs)) > (void *)(long)skb->data_end || !ls_are_macs(macs, sample->macs))
+		return;
+	ls_add_latency(slot, LS_LATENCY_SLOW, bpf_ktime_get_ns() - sample->begin_ns);
+	sample->begin_ns = 0;
+}
 
 #endif
 
@@ -484,7 +693,8 @@ LS_INLINE void ls_count_in(const struct __sk_buff *skb, __u32 slot, int is_fast)
 }
 
 /* The exit of the program at the endpoint's outward side. `to` matters for LS_PEER alone. */
-LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const struct ls_fdb *to)
+LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const struct ls_fdb *to,
+			  struct ls_sampling *sample)
 {
 	struct ls_counters *counters;
 	__u64 packets, bytes;
@@ -501,6 +711,7 @@ LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const 
 			counters->out_slow_packets += packets;
 			counters->out_slow_bytes += bytes;
 		}
+		ls_left_to_kernel(sample, skb, 0, bytes);
 		return TC_ACT_UNSPEC; /* not OK: programs and filters behind this one run too */
 	}
 	if (counters) {
@@ -516,6 +727,7 @@ LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const 
 	/* The host end's own MAC is not the packet's, so eth_type_trans() took it for another host's, and
 	 * ip_rcv() in the sandbox would drop it. */
 	bpf_skb_change_type(skb, PACKET_HOST);
+	ls_delivered_fast(sample, slot);
 	return bpf_redirect_peer(to->ifindex, 0);
 }
 
@@ -523,6 +735,7 @@ LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const 
 LS_INLINE int ls_exit_in(const struct __sk_buff *skb, __u32 slot)
 {
 	ls_count_in(skb, slot, 0);
+	ls_delivered_slow(skb, slot);
 	return TC_ACT_UNSPEC;
 }
 
@@ -1616,6 +1829,7 @@ LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u3
 
 int ls_ep_out(struct __sk_buff *skb)
 {
+	struct ls_sampling *sample = ls_arrived();
 	__u32 ifindex = skb->ifindex;
 	__u64 now = ls_flow_epoch();
 	struct ls_flow *flow = ls_flow_place(skb, ifindex);
@@ -1623,17 +1837,19 @@ int ls_ep_out(struct __sk_buff *skb)
 	struct ls_fdb to = {};
 	int verdict;
 
+	if (!sample)
+		return TC_ACT_UNSPEC;
 	if (likely(flow && ls_flow_is(flow, skb, ifindex, now) && ls_is_plain(skb, &flow->endpoint))) {
 		verdict = ls_path(skb, &flow->to, flow);
 		if (likely(verdict != LS_REMOTE))
-			return ls_exit_out(skb, flow->endpoint.slot, verdict, &flow->to);
+			return ls_exit_out(skb, flow->endpoint.slot, verdict, &flow->to, sample);
 	} else {
 		ep = ep_by_if.lookup(&ifindex);
 		if (!ep)
 			return TC_ACT_UNSPEC;
 		verdict = ls_judge(skb, ep, ifindex, now, flow, &to);
 		if (verdict != LS_REMOTE)
-			return ls_exit_out(skb, ep->slot, verdict, &to);
+			return ls_exit_out(skb, ep->slot, verdict, &to, sample);
 	}
 	return flow ? ls_exit_remote(skb, flow) : TC_ACT_UNSPEC;
 }
