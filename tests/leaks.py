@@ -105,7 +105,7 @@ def map_dump(host: Host, name: str) -> list[Any]:
 
 
 def _maps(host: Host) -> list[str]:
-    names = ("ep_by_if", "fdb", "parents", "stations", "neigh6", "ep_drops", "latencies")
+    names = ("ep_by_if", "fdb", "parents", "stations", "neigh6", "ep_drops")
     found = [f"{name} {element}" for name in names for element in map_dump(host, name)]
     gateways = map_dump(host, "neigh4")
     return found + [f"neigh4 {element}" for element in gateways[1:]]
