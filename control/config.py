@@ -60,6 +60,19 @@ class ApiSection(_Section, frozen=True, kw_only=True):
     workers: int = 16
 
 
+class ProberSection(_Section, frozen=True, kw_only=True):
+    """Echo requests between endpoints of a network, and between nodes. Every `interval_seconds` each asks the next
+    `targets`, unless it is busy: with `idle_only` those are left alone whose own TCP connections have told the round
+    trip. What is not answered in `timeout_seconds` is lost.
+    """
+
+    enabled: bool = False
+    interval_seconds: float = 10.0
+    timeout_seconds: float = 1.0
+    targets: int = 2
+    idle_only: bool = True
+
+
 class MetricsSection(_Section, frozen=True, kw_only=True):
     """`listen` is an address and a port, or "off"; `per_endpoint` whether endpoints have series, besides networks;
     `page` whether the web page is served there too.
@@ -77,6 +90,7 @@ class MetricsSection(_Section, frozen=True, kw_only=True):
     tls_client_ca: str = ""
     users: str = ""
     forwarding_sample: int = DEFAULT_SAMPLE_EVERY
+    prober: ProberSection = ProberSection()
 
 
 class DatapathSection(_Section, frozen=True, kw_only=True):
@@ -227,12 +241,27 @@ def _check(config: Config, where: str) -> None:
         if not least <= getattr(config.cluster, key) <= most:
             raise ConfigError(f"{where}: cluster.{key.replace('_', '-')} must be in {least}..{most}")
     _check_metrics(config.metrics, where)
+    _check_prober(config.metrics.prober, where)
     for pool in config.ipam.default_pools:
         _check_pool(pool, where)
     try:
         cluster_of(config)
     except InvalidOption as error:
         raise ConfigError(f"{where}: cluster.{error.option}: {error.problem}") from error
+
+
+def _check_prober(section: ProberSection, where: str) -> None:
+    if section.interval_seconds < 1:
+        raise ConfigError(
+            f"{where}: metrics.prober.interval-seconds must be at least 1, not {section.interval_seconds:g}"
+        )
+    if not 0 < section.timeout_seconds <= section.interval_seconds:
+        raise ConfigError(
+            f"{where}: metrics.prober.timeout-seconds must be more than 0 and at most the interval of "
+            f"{section.interval_seconds:g}, not {section.timeout_seconds:g}"
+        )
+    if not 1 <= section.targets <= 16:
+        raise ConfigError(f"{where}: metrics.prober.targets must be from 1 to 16, not {section.targets}")
 
 
 def _check_metrics(section: MetricsSection, where: str) -> None:

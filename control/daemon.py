@@ -45,11 +45,13 @@ from control.firewall_watch import FirewallWatcher
 from control.link_watch import LinkWatcher
 from control.metrics import Metrics, release
 from control.metrics.access import Access
+from control.metrics.probes import ProbeCollector
 from control.metrics.server import build_metrics_app
 from control.notify import notify
 from control.plugin.ipam import IpamDriver
 from control.plugin.network import NetworkDriver
 from control.plugin.server import build_plugin_app
+from control.prober import Prober
 from control.watch import ProcessWatcher
 from control.web.page import add_page
 from control.workers import Workers
@@ -133,6 +135,7 @@ async def run(config: Config) -> bool:
         controller = await workers.change(build_controller, config)
         metrics = Metrics(per_endpoint=config.metrics.per_endpoint)
         metrics.watch(controller)
+        _probe(controller, config, metrics, workers, stack)
         links = _monitor_links(stack)
         await _start_controller(controller, workers, stack)
         watcher = ProcessWatcher(controller, workers)
@@ -245,6 +248,17 @@ async def _start_controller(controller: NetworkController, workers: Workers, sta
         await workers.change(controller.start)
     finally:
         stack.push_async_callback(workers.read, controller.stop)
+
+
+def _probe(
+    controller: NetworkController, config: Config, metrics: Metrics, workers: Workers, stack: AsyncExitStack
+) -> None:
+    if not config.metrics.prober.enabled:
+        return
+    prober = Prober(controller, config.metrics.prober)
+    metrics.register(ProbeCollector(prober, per_endpoint=config.metrics.per_endpoint))
+    stack.push_async_callback(workers.read, prober.close)
+    prober.start()
 
 
 def _watch_firewall(controller: NetworkController, workers: Workers, stack: AsyncExitStack) -> None:

@@ -43,7 +43,11 @@ def test_every_key_stands_in_the_example() -> None:
     for section in msgspec.structs.fields(Config):
         assert f"[{section.encode_name}]" in text
         for field in msgspec.structs.fields(section.type):
-            if field.encode_name != "default-pools":
+            if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+                assert f"[{section.encode_name}.{field.encode_name}]" in text
+                for inner in msgspec.structs.fields(field.type):
+                    assert f"\n{inner.encode_name} = " in text, inner.encode_name
+            elif field.encode_name != "default-pools":
                 assert f"\n{field.encode_name} = " in text, field.encode_name
 
 
