@@ -7,7 +7,7 @@ KERNEL ?= 6.12
 KERNEL_TESTS ?= tests/bpf
 KERNEL_MATRIX ?= ../shared/kernel-matrix
 
-.PHONY: help setup demo demo-docker demo-overlay test lint unit kernel bench bench-gate docs clean
+.PHONY: help setup demo demo-docker demo-overlay test lint unit kernel bench bench-gate panels docs clean
 
 help: ## list the targets
 	$(Q)grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ bench: setup ## the measured bars, as tables and in out/bench.json: SUITES="late
 
 bench-gate: setup ## what a change may cost, as hard limits; part of `make test`
 	$(Q)$(PY) -m bench.gate $(GATES)
+
+panels: setup ## the pictures of docs/dashboards.md, from a Prometheus that scrapes nodes with traffic
+	$(Q)$(PY) -m bench.panels
 
 clean: ## remove what was built
 	$(Q)rm -rf .venv build dist *.egg-info out datapath/_native.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
