@@ -88,4 +88,25 @@ struct ls_link {
 int ls_links_dump(int sock, struct ls_link **links);
 void ls_links_free(struct ls_link *links);
 
+/* exposition.c */
+#define LS_HISTOGRAM_BUCKETS 256
+#define LS_HISTOGRAM_BYTES 16384 /* more than any histogram's numbers take in either format */
+struct ls_histogram {
+	double total_seconds;
+	__u32 used; /* buckets that are in use, at most LS_HISTOGRAM_BUCKETS, in ascending order */
+	int bucket[256];
+	__u64 count[256];
+};
+struct ls_octaves {
+	int first; /* classic bounds are 2**first, 2**(first + step) … seconds, `bounds` of them */
+	int step;
+	__u32 bounds;
+	int per_octave; /* native buckets between two powers of two */
+};
+/* `around` are the texts before and after the series of each line, one behind the other, each with its NUL. */
+__u32 ls_histogram_text(char *out, const struct ls_histogram *h, const struct ls_octaves *octaves, const char *around,
+			const char *series, __u32 series_size);
+__u32 ls_histogram_protobuf(char *out, const struct ls_histogram *h, const struct ls_octaves *octaves,
+			    const double *bounds, int schema, double zero_threshold);
+
 #endif

@@ -16,7 +16,6 @@ from prometheus_client.registry import CollectorRegistry
 from prometheus_client.samples import Exemplar, Sample
 
 from control.metrics.writer import Labels, Octaves, Rows, Timed
-from datapath.latency import SCHEMA, Histogram
 
 _TABLE: Final[dict[str, str]] = {
     "LabelPair": "name:string:1 value:string:2",
@@ -33,8 +32,6 @@ _TABLE: Final[dict[str, str]] = {
 }
 _COUNTER, _GAUGE, _HISTOGRAM = 0, 1, 4
 """MetricType."""
-_ZERO_THRESHOLD: Final = 2.0**-128
-"""Tells a native histogram; nothing takes so little."""
 _FIXED: Final = struct.Struct("<d")
 
 
@@ -69,7 +66,11 @@ class Protobuf:
     media_type = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
 
     def labels(self, pairs: Labels) -> bytes:
-        encoded: bytes = _CLASSES["Metric"](label=_pairs(dict(pairs))).SerializeToString()
+        """Fields 1 of a Metric: LabelPairs, each of a name (1) and a value (2)."""
+        encoded = b""
+        for name, value in pairs:
+            body = b"\x0a%b\x12%b" % (_sized(name.encode()), _sized(value.encode()))
+            encoded += b"\x0a%b" % _sized(body)
         return encoded
 
     more = labels
@@ -82,11 +83,11 @@ class Protobuf:
         yield from _family(f"{name}_total", help_text, _COUNTER, metrics)
 
     def histograms(self, name: str, help_text: str, rows: Timed, octaves: Octaves) -> Iterator[bytes]:
-        bounds = [*octaves.bounds, float("inf")]
+        encoder = octaves.encoder()
         metrics = []
         for who, what, histogram in rows:
-            body = _histogram(histogram, octaves, bounds)
-            metrics.append(_metric(b"%b%b\x3a%b%b" % (who, what, _varint(len(body)), body)))
+            body = encoder.protobuf(histogram)
+            metrics.append(_metric(b"%b%b\x3a%b" % (who, what, _sized(body))))
         yield from _family(name, help_text, _HISTOGRAM, metrics)
 
     def registry(self, registry: CollectorRegistry) -> Iterator[bytes]:
@@ -107,45 +108,26 @@ def _family(name: str, help_text: str, kind: int, metrics: Iterable[bytes]) -> I
 
 
 def _metric(body: bytes) -> bytes:
-    return b"\x22%b%b" % (_varint(len(body)), body)
+    return b"\x22%b" % _sized(body)
 
 
-def _histogram(histogram: Histogram, octaves: Octaves, bounds: list[float]) -> bytes:
-    """Classic buckets, and the native ones as runs of buckets with the differences from one to the next."""
-    counts = octaves.cumulative(histogram)
-    spans: list[list[int]] = []
-    deltas: list[int] = []
-    following, before = None, 0
-    for bucket in sorted(histogram.buckets):
-        if bucket == following:
-            spans[-1][1] += 1
-        else:
-            spans.append([bucket - (following or 0), 1])
-        deltas.append(histogram.buckets[bucket] - before)
-        following, before = bucket + 1, histogram.buckets[bucket]
-    body: bytes = _CLASSES["Histogram"](
-        sample_count=counts[-1],
-        sample_sum=histogram.total_seconds,
-        bucket=[
-            _CLASSES["Bucket"](cumulative_count=count, upper_bound=bound)
-            for count, bound in zip(counts, bounds, strict=True)
-        ],
-        schema=SCHEMA,
-        zero_threshold=_ZERO_THRESHOLD,
-        zero_count=0,
-        positive_span=[_CLASSES["BucketSpan"](offset=offset, length=length) for offset, length in spans],
-        positive_delta=deltas,
-    ).SerializeToString()
-    return body
+def _sized(body: bytes) -> bytes:
+    return _varint(len(body)) + body
 
 
 def _varint(value: int) -> bytes:
+    if value < len(_SHORT):
+        return _SHORT[value]
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+_SHORT: Final = [bytes((size,)) if size < 0x80 else bytes((size & 0x7F | 0x80, size >> 7)) for size in range(1 << 11)]
+"""The lengths of most messages."""
 
 
 def _pairs(labels: Mapping[str, str]) -> list[Any]:

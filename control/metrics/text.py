@@ -6,7 +6,6 @@ Sources: Prometheus, Exposition formats; the OpenMetrics specification 1.0.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
 
 from prometheus_client import exposition
 from prometheus_client.openmetrics import exposition as openmetrics
@@ -35,16 +34,10 @@ class Text:
     def histograms(self, name: str, help_text: str, rows: Timed, octaves: Octaves) -> Iterator[bytes]:
         yield _head(name, help_text, "histogram")
         bounds = [*map(floatToGoString, octaves.bounds), "+Inf"]
-        lines = "".join(f'{name}_bucket{{%b,le="{bound}"}} %d\n' for bound in bounds)
-        template = f"{lines}{name}_count{{%b}} %d\n{name}_sum{{%b}} %.9g\n".encode()
-
-        def pieces() -> Iterator[bytes]:
-            for who, what, histogram in rows:
-                series, counts = who + what, octaves.cumulative(histogram)
-                values = chain.from_iterable((series, count) for count in counts)
-                yield template % (*values, series, counts[-1], series, histogram.total_seconds)
-
-        yield from in_parts(pieces())
+        lines = [(f"{name}_bucket{{", f',le="{bound}"}} ') for bound in bounds]
+        lines += [(f"{name}_count{{", "} "), (f"{name}_sum{{", "} ")]
+        encoder = octaves.encoder([(before.encode(), after.encode()) for before, after in lines])
+        yield from in_parts(encoder.text(who + what, histogram) for who, what, histogram in rows)
 
     def registry(self, registry: CollectorRegistry) -> Iterator[bytes]:
         yield exposition.generate_latest(registry)

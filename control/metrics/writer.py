@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Final, Protocol
 
 from prometheus_client.registry import CollectorRegistry
 
-from datapath.latency import SCHEMA, Histogram
+from datapath.exposition import Encoder
+from datapath.latency import Histogram
 
 _PART_BYTES: Final = 1 << 16
-_PER_OCTAVE: Final = 2**SCHEMA
 
 Labels = Sequence[tuple[str, str]]
 Rows = Iterable[tuple[bytes, bytes, int]]
@@ -38,14 +37,8 @@ class Octaves:
     def bounds(self) -> list[float]:
         return [2.0**octave for octave in range(self.first, self.last + 1, self.step)]
 
-    def cumulative(self, histogram: Histogram) -> list[int]:
-        """How many samples were at most each bound, and how many there are."""
-        size = (self.last - self.first) // self.step + 2
-        counts = [0] * size
-        for bucket, count in histogram.buckets.items():
-            place = -(-(-(-bucket // _PER_OCTAVE) - self.first) // self.step)
-            counts[min(max(place, 0), size - 1)] += count
-        return list(accumulate(counts))
+    def encoder(self, lines: Sequence[tuple[bytes, bytes]] = ()) -> Encoder:
+        return Encoder(self.first, self.last, self.step, lines)
 
 
 class Writer(Protocol):
