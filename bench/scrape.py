@@ -51,6 +51,8 @@ from datapath.maps import Maps
 ENDPOINTS: Final = 4000
 NETWORKS: Final = 10
 _REASON: Final = next(iter(abi.DropReason))
+_SAMPLES: Final = b"".join((7 * (40 <= bucket < 60)).to_bytes(8, "little") for bucket in range(abi.LATENCY_BUCKETS))
+"""Twenty buckets in use."""
 _WRITERS: Final[Mapping[str, Callable[[], Writer]]] = {"text": Text, "OpenMetrics": OpenMetrics, "protobuf": Protobuf}
 
 
@@ -78,7 +80,7 @@ class _NoSandboxes(SandboxFiles):
 
 @contextmanager
 def _filled_maps() -> Iterator[Maps]:
-    """Maps in which every endpoint has counted on all CPUs, and every tenth has dropped."""
+    """Maps in which every endpoint has counted on all CPUs, and has latencies of all kinds; every tenth has dropped."""
     made = {}
     for name, each in SHAPES.items():
         kind = bpf.MapType(each.type)
@@ -91,6 +93,9 @@ def _filled_maps() -> Iterator[Maps]:
             maps.endpoint_put(slot + 10, abi.Endpoint(1 + slot % NETWORKS, slot, None, mac, 0, None, None))
             values = os.urandom(made["ep_counters"].value_size)
             made["ep_counters"].update(slot.to_bytes(4, "little"), bytes(byte & 0x3F for byte in values))
+            for timed in abi.LatencyKind:
+                record = abi.Latency(10**6, _SAMPLES)
+                made["latencies"].update(abi.LatencyKey(slot, timed).pack(), record.pack())
             if slot % 10 == 0:
                 key = abi.DropKey(slot, _REASON)
                 made["ep_drops"].update(key.pack(), (7).to_bytes(8, "little") * bpf.possible_cpus())
@@ -98,7 +103,7 @@ def _filled_maps() -> Iterator[Maps]:
 
 
 @contextmanager
-def _controller(maps: Maps) -> Iterator[NetworkController]:
+def _controller(maps: Maps, *, has_latencies: bool) -> Iterator[NetworkController]:
     with tempfile.TemporaryDirectory(prefix="linkspan-scrape-") as directory:
         store = SqliteStore(Path(directory) / "linkspan.db")
         networks = [
@@ -133,7 +138,7 @@ def _controller(maps: Maps) -> Iterator[NetworkController]:
                 drivers={"bridge": _Counting(maps)},
                 files=_NoSandboxes(Path(directory)),
                 ports=HostPorts(),
-                slots=Slots(),
+                slots=Slots(latencies=lambda _: maps.latencies() if has_latencies else {}),
                 map_fill=maps.fill,
                 run_dir=Path(directory),
                 state_dir=Path(directory),
@@ -147,26 +152,29 @@ def _controller(maps: Maps) -> Iterator[NetworkController]:
 
 
 def suite(rounds: int) -> Result:
-    """Scrapes by turns in all formats."""
-    with before_others(), _filled_maps() as maps, _controller(maps) as controller:
-        metrics = Metrics()
-        metrics.watch(controller)
-        took: dict[str, list[float]] = {name: [] for name in _WRITERS}
-        sizes: dict[str, int] = {}
+    """Scrapes by turns in all formats, of endpoints that have no samples of latencies, and of such that have all."""
+    took: dict[str, list[float]] = {}
+    sizes: dict[str, int] = {}
+    with before_others(), _filled_maps() as maps:
         before = resident_bytes(os.getpid())
-        for _ in range(rounds):
-            for name, writer in _WRITERS.items():
-                begin = time.process_time()
-                sizes[name] = sum(len(part) for part in metrics.expose(writer()))
-                took[name].append((time.process_time() - begin) * 1e3)
+        for what, has_latencies in (("counters", False), ("counters and latencies", True)):
+            with _controller(maps, has_latencies=has_latencies) as controller:
+                metrics = Metrics()
+                metrics.watch(controller)
+                for _ in range(rounds):
+                    for name, writer in _WRITERS.items():
+                        begin = time.process_time()
+                        sizes[f"{name}, {what}"] = sum(len(part) for part in metrics.expose(writer()))
+                        took.setdefault(f"{name}, {what}", []).append((time.process_time() - begin) * 1e3)
         grown = (resident_bytes(os.getpid()) - before) / 1e6
-    rows = []
-    for name, values in took.items():
-        of = spread(values)
-        rows.append([name, f"{of.median:.0f}", f"{of.low:.0f} .. {of.high:.0f}", f"{sizes[name] / 1e6:.1f}"])
+    spreads = {name: spread(values) for name, values in took.items()}
+    rows = [
+        [name, f"{of.median:.0f}", f"{of.low:.0f} .. {of.high:.0f}", f"{sizes[name] / 1e6:.1f}"]
+        for name, of in spreads.items()
+    ]
     table = Table(
         f"A scrape with {ENDPOINTS} endpoints on {NETWORKS} networks", ("", "p50 (ms)", "10 % .. 90 %", "MB"), rows
     )
-    bars = [Bar(f"scrape of {ENDPOINTS} endpoints, {name}", "<", 200, spread(took[name]), "ms") for name in _WRITERS]
+    bars = [Bar(f"scrape of {ENDPOINTS} endpoints, {name}", "<", 200, of, "ms") for name, of in spreads.items()]
     bars.append(Bar("memory that scrapes leave behind", "<", 20, single(grown), "MB"))
     return Result([table], bars, {"took_ms": took, "bytes": sizes, "grown_mb": grown})

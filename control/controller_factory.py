@@ -70,7 +70,9 @@ def make_deps(config: Config) -> Deps:
         routed_networks=devices.routed_networks,
         predefined_options={"bridge": {NAME: DEFAULT_BRIDGE}},
         observers=observers,
-        slots=Slots(partial(_slot_counters, programs), programs.clear_slot, programs.count_since),
+        slots=Slots(
+            partial(_slot_counters, programs), programs.clear_slot, programs.count_since, programs.slot_latencies
+        ),
         map_fill=programs.map_fill,
         peering=peering,
         cluster=cluster_of(config),

@@ -286,6 +286,11 @@ class Maps:
                 found[slot][_KINDS[kind]] = histogram
         return dict(found)
 
+    def slot_latencies(self, slot: int) -> dict[Kind, Histogram]:
+        """What took how long of one slot, whether an endpoint has it or not; only what has samples."""
+        found = ((kind, self._latencies.lookup(LatencyKey(slot, number).pack())) for number, kind in _KINDS.items())
+        return {kind: parse(value)[0] for kind, value in found if value is not None}
+
     def clear_slot(self, slot: int) -> None:
         """Sets the slot's counters and drops to zero, and forgets its latencies. For a slot that no endpoint uses: a
         program that counts meanwhile may bring its CPU's old values back."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from datapath import abi, bpf, loader
-from datapath.latency import DEFAULT_SAMPLE_EVERY
+from datapath.latency import DEFAULT_SAMPLE_EVERY, Histogram, Kind
 from datapath.maps import Maps
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -109,6 +109,15 @@ class Programs:
             return {slot: maps.slot_counters(slot) for slot in slots}
         drops = maps.drops()
         return {slot: (counted, drops.get(slot, {})) for slot, counted in maps.counters(slots).items()}
+
+    def slot_latencies(self, slots: Collection[int] | None) -> dict[int, dict[Kind, Histogram]]:
+        """As `slot_counters`, what took how long; of all slots for None, and only what has samples."""
+        maps = self._maps
+        if maps is None:
+            return {}
+        if slots is not None and len(slots) < _FEW:
+            return {slot: found for slot in slots if (found := maps.slot_latencies(slot))}
+        return {slot: found for slot, found in maps.latencies().items() if slots is None or slot in slots}
 
     def clear_slot(self, slot: int) -> None:
         """Has a slot, that no endpoint has, count from zero."""
