@@ -126,7 +126,9 @@ def add_bridge(ifname: str, *, mac: str, mtu: int, ipv6: bool, snooping: bool = 
     index = socket.if_nametoindex(ifname)
     # Not at creation: only a later change tells br_netfilter, which else drops fragments of more than 1,500 bytes.
     with _iproute(f"set MTU and MAC of {ifname}") as ip:
-        ip.link("set", index=index, mtu=mtu, address=mac)
+        ip.link("set", index=index, mtu=mtu)
+        if ip.get_links(index)[0].get_attr("IFLA_ADDRESS") != mac:  # to set it makes the device forget its neighbours
+            ip.link("set", index=index, address=mac)
     ignore_router_advertisements(ifname)
     requests = [] if ipv6 else [rtnl.link_no_auto_address(index, ifname)]
     with rtnl.Rtnl() as netlink:

@@ -48,9 +48,10 @@ def _restore_peer(join: Join, mtu: int) -> None:
     if join.netns_path is None:
         return
     with rtnl.Rtnl(join.netns_path) as netlink:
-        index, ifname = netlink.ifindex(join.endpoint.ifname), join.endpoint.ifname
-        if index is not None:
-            netlink.apply([rtnl.link_restore(index, ifname, mtu=mtu, mac=mac_bytes(join.endpoint.mac))])
+        wanted, ifname = (mtu, mac_bytes(join.endpoint.mac)), join.endpoint.ifname
+        for link in links.dump(netlink.fileno()):
+            if link.ifname == ifname and (link.mtu, link.mac) != wanted:
+                netlink.apply([rtnl.link_restore(link.ifindex, ifname, mtu=mtu, mac=wanted[1])])
 
 
 def remains(endpoint: Endpoint) -> bool:
