@@ -208,4 +208,50 @@ enum ls_drop_reason {
 	LS_DROP_SPOOFED_PEER = 9,  /* came from a node that the Ethernet source is no endpoint of */
 };
 
+/* What programs that are built to be traced tell of one packet, in order; see lib/trace.h. The operand is an ifindex where
+ * nothing else is said, and 0 where there is nothing to say. Names without LS_TOLD_ are what users see. */
+#define LS_MAX_DECISIONS 16
+enum ls_told {
+	LS_TOLD_DROP = 1,	    /* enum ls_drop_reason */
+	LS_TOLD_REDIRECT = 2,	    /* out by the device */
+	LS_TOLD_REDIRECT_IN = 3,    /* in at the device, as if it had come from its wire */
+	LS_TOLD_REDIRECT_PEER = 4,  /* into the sandbox, out of the other end of this host end */
+	LS_TOLD_REDIRECT_NEIGH = 5, /* out by the device, with the MAC of the next hop */
+	LS_TOLD_COPY = 6,	    /* a copy goes out by the device */
+	LS_TOLD_COPY_IN = 7,	    /* a copy comes in at the device */
+	LS_TOLD_NO_ENDPOINT = 8,    /* no endpoint is behind the device */
+	LS_TOLD_SENDER = 9,	    /* slot: the packet is one that this endpoint may send */
+	LS_TOLD_NOT_CONNECTED = 10, /* the sender may exchange packets with no other endpoint */
+	LS_TOLD_FDB = 11,	    /* host end of the endpoint that has the destination MAC */
+	LS_TOLD_NO_FDB = 12,	    /* no endpoint of this host has the destination MAC */
+	LS_TOLD_TOO_LONG = 13,	    /* longer than the MTU of the receiver */
+	LS_TOLD_ANSWERED = 14,	    /* the question is the answer now */
+	LS_TOLD_NOT_ANSWERED = 15,  /* nobody is known who has the address that is asked for */
+	LS_TOLD_PEER = 16,	    /* index into nodes, of the host that the destination MAC is on */
+	LS_TOLD_NO_PEER = 17,	    /* no endpoint of another host has the destination MAC */
+	LS_TOLD_NO_WAY = 18,	    /* index into nodes: no way there is known */
+	LS_TOLD_WAY_TOO_SMALL = 19, /* MTU of the way: the packet does not fit */
+	LS_TOLD_VXLAN = 20,	    /* VNI in the outer headers */
+	LS_TOLD_DIRECT = 21,	    /* index into nodes: as it is, to the MAC of the host */
+	LS_TOLD_HOST = 22,	    /* parent: for the host */
+	LS_TOLD_WIRE = 23,	    /* parent: for what is at the other end of its wire */
+	LS_TOLD_STATION = 24,	    /* slot of the station that is the receiver */
+	LS_TOLD_NO_TUNNEL = 25,	    /* no VXLAN, or such as the kernel has to look at */
+	LS_TOLD_SEGMENT = 26,	    /* segment of the VNI */
+	LS_TOLD_NO_SEGMENT = 27,    /* VNI that no network here has */
+	LS_TOLD_NODE = 28,	    /* index into nodes, of the host that the packet came from */
+	LS_TOLD_NO_NODE = 29,	    /* came from no host that is known, or is for another address than that knows */
+};
+
+struct ls_decision {
+	__u32 what; /* enum ls_told */
+	__u32 operand;
+};
+
+/* Map decisions: array of one. User space sets `count` to 0 before a run. */
+struct ls_decisions {
+	__u32 count;
+	struct ls_decision each[16]; /* LS_MAX_DECISIONS: cffi takes numbers alone here */
+};
+
 #endif

@@ -112,4 +112,12 @@ LS_ASSERT_AT(struct ls_sampling, left, 12);
 LS_ASSERT_AT(struct ls_sampling, len, 16);
 LS_ASSERT_AT(struct ls_sampling, macs, 20);
 
+LS_ASSERT_SIZE(struct ls_decision, 8);
+LS_ASSERT_AT(struct ls_decision, what, 0);
+LS_ASSERT_AT(struct ls_decision, operand, 4);
+
+LS_ASSERT_SIZE(struct ls_decisions, 132);
+LS_ASSERT_AT(struct ls_decisions, count, 0);
+LS_ASSERT_AT(struct ls_decisions, each, 4);
+
 #endif

@@ -11,7 +11,11 @@
 #include "lib/compiler.h"
 
 /* What is remembered of one pair of sender and destination: see lib/flow.h. */
+#ifdef LS_TRACE
+#define LS_FLOW_BITS 1 /* nothing is remembered */
+#else
 #define LS_FLOW_BITS 10 /* 112 KiB a CPU, well inside its second-level cache */
+#endif
 struct ls_flow {
 	__u64 epoch;
 	struct ls_fdb to; /* ifindex 0: the kernel's */
@@ -55,12 +59,12 @@ LS_MAP("hash", struct ls_neigh6_key, struct ls_neighbour, neigh6, LS_MAX_NEIGHBO
 
 /* Per CPU: a tc program runs in softirq context or with bottom halves off, so nothing else on the CPU touches
  * its copy in between and plain additions do. */
-LS_MAP("percpu_array", __u32, struct ls_counters, ep_counters, LS_MAX_ENDPOINTS, 0);
-LS_MAP("percpu_hash", struct ls_drop_key, __u64, ep_drops, LS_MAX_DROP_KEYS, BPF_F_NO_PREALLOC);
+LS_COUNT_MAP("percpu_array", __u32, struct ls_counters, ep_counters, LS_MAX_ENDPOINTS, 0);
+LS_COUNT_MAP("percpu_hash", struct ls_drop_key, __u64, ep_drops, LS_MAX_DROP_KEYS, BPF_F_NO_PREALLOC);
 
 /* Read and written once a packet at its arrival; nothing else on the CPU touches it in between, as above. */
-LS_MAP("percpu_array", __u32, struct ls_sampling, sampling, 1, 0);
-LS_MAP("hash", struct ls_latency_key, struct ls_latency, latencies, LS_MAX_LATENCIES, BPF_F_NO_PREALLOC);
+LS_COUNT_MAP("percpu_array", __u32, struct ls_sampling, sampling, 1, 0);
+LS_COUNT_MAP("hash", struct ls_latency_key, struct ls_latency, latencies, LS_MAX_LATENCIES, BPF_F_NO_PREALLOC);
 
 /* All zero: what an element of latencies begins with, too big for a program's stack. */
 LS_PRIVATE_MAP("array", __u32, struct ls_latency, no_latency, 1, 0);

@@ -20,10 +20,13 @@ LS_INLINE struct ls_fdb ls_destination(const struct ls_endpoint *ep, __u32 ifind
 	struct ls_fdb nowhere = {};
 	const struct ls_fdb *found;
 
-	if (!(ep->flags & LS_EP_FAST))
+	if (!(ep->flags & LS_EP_FAST)) {
+		LS_TELL(NOT_CONNECTED, ifindex);
 		return nowhere;
+	}
 	__builtin_memcpy(key.mac, mac, ETH_ALEN);
 	found = fdb.lookup(&key);
+	LS_TELL_FOUND(found && found->ifindex != ifindex, FDB, found->ifindex, NO_FDB);
 	return found && found->ifindex != ifindex ? *found : nowhere;
 }
 
@@ -38,13 +41,18 @@ LS_INLINE struct ls_peer ls_remote(const struct ls_endpoint *ep, const __u8 *mac
 		return nobody;
 	__builtin_memcpy(key.mac, mac, ETH_ALEN);
 	found = peers.lookup(&key);
+	LS_TELL_FOUND(found, PEER, found->node, NO_PEER);
 	return found ? *found : nobody;
 }
 
 LS_INLINE int ls_path(struct __sk_buff *skb, const struct ls_fdb *to, const struct ls_flow *flow)
 {
-	if (likely(to->ifindex))
-		return ls_fits(skb, to->ifindex, 0) ? LS_PEER : LS_KERNEL;
+	if (likely(to->ifindex)) {
+		if (ls_fits(skb, to->ifindex, 0))
+			return LS_PEER;
+		LS_TELL(TOO_LONG, to->ifindex);
+		return LS_KERNEL;
+	}
 	return flow && flow->peer.vni ? LS_REMOTE : LS_KERNEL;
 }
 
@@ -65,6 +73,7 @@ LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u3
 		if (verdict != LS_FORWARD)
 			return verdict;
 	}
+	LS_TELL(SENDER, ep->slot);
 	*to = ls_destination(ep, ifindex, eth->h_dest);
 	if (flow)
 		ls_flow_keep(flow, ifindex, now, eth->h_dest, ep, to);
@@ -93,8 +102,10 @@ int ls_ep_out(struct __sk_buff *skb)
 			return ls_exit_out(skb, flow->endpoint.slot, verdict, &flow->to, sample);
 	} else {
 		ep = ep_by_if.lookup(&ifindex);
-		if (!ep)
+		if (!ep) {
+			LS_TELL(NO_ENDPOINT, ifindex);
 			return TC_ACT_UNSPEC;
+		}
 		verdict = ls_judge(skb, ep, ifindex, now, flow, &to);
 		if (verdict != LS_REMOTE)
 			return ls_exit_out(skb, ep->slot, verdict, &to, sample);

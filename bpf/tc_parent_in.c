@@ -52,6 +52,8 @@ LS_INLINE int ls_between_stations(struct __sk_buff *skb, const struct ls_flow *f
 			return TC_ACT_SHOT;
 		}
 	}
+	LS_TELL(SENDER, slot);
+	LS_TELL(STATION, flow->to.slot);
 	ls_count_out(skb, slot, 0);
 	ls_count_in(skb, flow->to.slot, 0);
 	return TC_ACT_UNSPEC;
@@ -82,7 +84,7 @@ int ls_parent_in(struct __sk_buff *skb)
 {
 	const struct ethhdr *eth = (void *)(long)skb->data;
 	__u32 ifindex = skb->ifindex;
-	__u16 note = skb->tc_index;
+	__u16 note = LS_NOTE_IN(skb);
 	__u64 now = ls_flow_epoch();
 	struct ls_flow *flow;
 

@@ -85,10 +85,13 @@ LS_INLINE int ls_from_station(struct __sk_buff *skb, const struct ls_flow *flow,
 			return TC_ACT_SHOT;
 		}
 	}
+	LS_TELL(SENDER, slot);
 	if (flow->to.ifindex && !l3.tags) {
+		LS_TELL(HOST, ifindex);
 		ls_count_out(skb, slot, 1);
 		return ls_turn(skb, ifindex);
 	}
+	LS_TELL(WIRE, ifindex);
 	ls_count_out(skb, slot, 0);
 	if (is_copied && !l3.tags)
 		return ls_copy(skb, ifindex, LS_NOTE_HOST);

@@ -11,7 +11,7 @@
 int ls_station_out(struct __sk_buff *skb)
 {
 	const struct ethhdr *eth = (void *)(long)skb->data;
-	__u32 slot = skb->tc_classid;
+	__u32 slot = LS_CLASS_OF(skb);
 
 	if ((void *)(eth + 1) > (void *)(long)skb->data_end || !ls_is_for_all(eth->h_dest) || ls_may_send(slot))
 		return TC_ACT_UNSPEC;

@@ -54,7 +54,7 @@ int ls_switch_in(struct __sk_buff *skb)
 	const struct ethhdr *eth = (void *)(long)skb->data;
 	struct ls_sampling *sample = ls_arrived();
 	__u32 ifindex = skb->ifindex;
-	__u16 note = skb->tc_index;
+	__u16 note = LS_NOTE_IN(skb);
 	__u64 now = ls_flow_epoch();
 	struct ls_flow *flow;
 

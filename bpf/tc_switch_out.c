@@ -23,9 +23,11 @@ LS_INLINE int ls_forward(struct __sk_buff *skb, __u32 slot, const struct ls_fdb 
 		return ls_exit_out(skb, slot, LS_PEER, to, sample);
 	ls_count_out(skb, slot, 1);
 	if (to->slot == LS_TO_HOST && !is_tagged) {
+		LS_TELL(HOST, to->ifindex);
 		skb->tc_index = LS_NOTE_SHORT;
 		return bpf_redirect(to->ifindex, BPF_F_INGRESS);
 	}
+	LS_TELL(WIRE, to->ifindex);
 	skb->tc_index = 0;
 	return bpf_redirect(to->ifindex, 0);
 }
@@ -41,8 +43,10 @@ LS_INLINE struct ls_fdb ls_destination(const struct ls_endpoint *ep, const struc
 			to.slot = LS_TO_HOST;
 	} else if (ep->flags & LS_EP_BRIDGED) {
 		found = ls_switch_port(ep->segment, mac);
-		if (found && found->ifindex != ifindex)
+		if (found && found->ifindex != ifindex) {
+			LS_TELL(FDB, found->ifindex);
 			to = *found;
+		}
 	}
 	return to;
 }
@@ -106,6 +110,7 @@ LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u3
 		ls_count_drop(ep->slot, -verdict);
 		return TC_ACT_SHOT;
 	}
+	LS_TELL(SENDER, ep->slot);
 	eth = (void *)(long)skb->data;
 	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
 		return TC_ACT_SHOT;
@@ -130,7 +135,9 @@ int ls_switch_out(struct __sk_buff *skb)
 	if (likely(flow && ls_flow_is(flow, skb, ifindex, now) && ls_is_plain(skb, &flow->endpoint)))
 		return ls_forward(skb, flow->endpoint.slot, &flow->to, 0, sample);
 	ep = ep_by_if.lookup(&ifindex);
-	if (!ep)
+	if (!ep) {
+		LS_TELL(NO_ENDPOINT, ifindex);
 		return TC_ACT_UNSPEC;
+	}
 	return ls_judge(skb, ep, ifindex, now, flow, sample);
 }

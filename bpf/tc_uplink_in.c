@@ -127,21 +127,30 @@ LS_INLINE int ls_learn(struct ls_arrival *arrival, const struct ls_arrival_key *
 
 	ls_arrival_keep(arrival, key, now);
 	segment = vnis.lookup(&vni);
-	if (!segment)
+	if (!segment) {
+		LS_TELL(NO_SEGMENT, vni);
 		return 0;
+	}
+	LS_TELL(SEGMENT, *segment);
 	ls_address(address.remote, key->from, overhead);
 	number = node_by_ip.lookup(&address);
 	node = number ? nodes.lookup((__u32 *)number) : 0;
 	ls_address(address.remote, key->at, overhead);
 	if (!node || ls_load64(node->local) != ls_load64(address.remote) ||
-	    ls_load64(node->local + 8) != ls_load64(address.remote + 8))
+	    ls_load64(node->local + 8) != ls_load64(address.remote + 8)) {
+		LS_TELL(NO_NODE, 0);
 		return 0;
+	}
+	LS_TELL(NODE, *number);
 	receiver.segment = source.segment = *segment;
 	__builtin_memcpy(receiver.mac, &key->macs, ETH_ALEN);
 	__builtin_memcpy(source.mac, (void *)&key->macs + ETH_ALEN, ETH_ALEN);
 	to = fdb.lookup(&receiver);
-	if (!to)
+	if (!to) {
+		LS_TELL(NO_FDB, 0);
 		return 0;
+	}
+	LS_TELL(FDB, to->ifindex);
 	arrival->to.slot = to->slot;
 	sender = peers.lookup(&source);
 	if (sender ? sender->node != *number : !!fdb.lookup(&source)) {
@@ -328,8 +337,10 @@ int ls_uplink_in(struct __sk_buff *skb)
 	if (!sample || skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return TC_ACT_UNSPEC;
 	ls_pull_headers(skb);
-	if (!ls_parse(skb, &at, &key))
+	if (!ls_parse(skb, &at, &key)) {
+		LS_TELL(NO_TUNNEL, 0);
 		return ls_take_direct(skb, &key, now, sample);
+	}
 	proto_be = at.eth->h_proto;
 	arrival = ls_arrival_place(&key);
 	if (!arrival)

@@ -42,6 +42,7 @@ class Lib:
     LS_LATENCY_FAST: int
     LS_LATENCY_SLOW: int
     LS_LATENCY_TCP_RTT: int
+    LS_MAX_DECISIONS: int
     LS_PARENT_SEGMENT: int
     LS_EP_FAST: int
     LS_EP_BRIDGED: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -26,6 +27,7 @@ MAX_DIRECT: Final[int] = lib.LS_MAX_DIRECT
 MAX_LATENCIES: Final[int] = lib.LS_MAX_LATENCIES
 LATENCY_BUCKETS: Final[int] = lib.LS_LATENCY_BUCKETS
 LATENCY_SECOND: Final[int] = lib.LS_LATENCY_SECOND
+MAX_DECISIONS: Final[int] = lib.LS_MAX_DECISIONS
 PARENT_SEGMENT: Final[int] = lib.LS_PARENT_SEGMENT
 EP_FAST: Final[int] = lib.LS_EP_FAST
 EP_BRIDGED: Final[int] = lib.LS_EP_BRIDGED
@@ -39,6 +41,7 @@ NEIGH_ROUTER: Final[int] = lib.LS_NEIGH_ROUTER
 NEIGH_SILENT: Final[int] = lib.LS_NEIGH_SILENT
 
 _DROP_REASONS: Final = sorted(ffi.typeof("enum ls_drop_reason").relements.items(), key=lambda member: member[1])
+_TOLD: Final = sorted(ffi.typeof("enum ls_told").relements.items(), key=lambda member: member[1])
 _EITHER_FAMILY: Final = ("local", "remote", "next_hop", "address")
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 _SCALARS: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
@@ -60,6 +63,16 @@ class DropReason(IntEnum):
     @property
     def label(self) -> str:
         """The metric's label, as in "spoofed_mac"."""
+        return self.name.lower()
+
+
+class Told(IntEnum):
+    """What a traced program tells: the members of `enum ls_told` without LS_TOLD_."""
+
+    vars().update({name.removeprefix("LS_TOLD_"): number for name, number in _TOLD})
+
+    @property
+    def label(self) -> str:
         return self.name.lower()
 
 
@@ -325,6 +338,26 @@ class Sampling(_Record, ctype="struct ls_sampling"):
     macs: bytes = bytes(12)
 
 
+@dataclass(frozen=True)
+class Decision(_Record, ctype="struct ls_decision"):
+    """One of a packet's decisions; `what` is a Told."""
+
+    what: int
+    operand: int
+
+
+@dataclass(frozen=True)
+class Decisions(_Record, ctype="struct ls_decisions"):
+    """Value of decisions: how many there are, and room for MAX_DECISIONS."""
+
+    count: int
+    each: bytes
+
+    def __iter__(self) -> Iterator[Decision]:
+        for number in range(self.count):
+            yield Decision.unpack(self.each[number * Decision.SIZE : (number + 1) * Decision.SIZE])
+
+
 RECORDS: Final = (
     Endpoint,
     FdbKey,
@@ -345,4 +378,6 @@ RECORDS: Final = (
     LatencyKey,
     Latency,
     Sampling,
+    Decision,
+    Decisions,
 )

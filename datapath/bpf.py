@@ -261,19 +261,20 @@ def prog_test_run(
     mark: int = 0,
     gso_segs: int = 0,
     gso_size: int = 0,
+    cb: int = 0,
     repeat: int = 1,
 ) -> TestRun:
     """Runs a program on a packet (at least 14 bytes: the Ethernet header) without any device sending it.
 
-    The keyword arguments fill struct __sk_buff of a SCHED_CLS program; other types take none. With an `ifindex` > 0 the
-    program runs as on that device of the calling thread's network namespace. `repeat` runs work on one packet: what
-    one changes the next one sees.
+    The keyword arguments fill struct __sk_buff of a SCHED_CLS program, `cb` the first word there; other types take
+    none. With an `ifindex` > 0 the program runs as on that device of the calling thread's network namespace. `repeat`
+    runs work on one packet: what one changes the next one sees.
     """
     out_size = ffi.new("__u32 *", len(data) + _TEST_RUN_ROOM)
     out = ffi.new("char[]", out_size[0])
     retval, duration = ffi.new("__u32 *"), ffi.new("__u32 *")
     ctx = ffi.NULL
-    if ifindex or ingress_ifindex or mark or gso_segs or gso_size:
+    if ifindex or ingress_ifindex or mark or gso_segs or gso_size or cb:
         ctx = ffi.new(
             "struct __sk_buff *",
             {
@@ -282,6 +283,7 @@ def prog_test_run(
                 "mark": mark,
                 "gso_segs": gso_segs,
                 "gso_size": gso_size,
+                "cb": [cb],
             },
         )
     result = lib.ls_bpf_prog_test_run(fd, data, len(data), out, out_size, ctx, repeat, retval, duration)

@@ -11,6 +11,7 @@ from typing import Final
 from datapath import abi, bpf, loader
 from datapath.latency import DEFAULT_SAMPLE_EVERY, Histogram, Kind
 from datapath.maps import Maps
+from datapath.trace import Tracer
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _FEW: Final = 8
@@ -24,6 +25,7 @@ class Programs:
     def __init__(self, bpffs_dir: Path, run_dir: Path, sample_every: int = DEFAULT_SAMPLE_EVERY) -> None:
         self._sample_every = sample_every
         self.bpffs_dir = bpffs_dir
+        self.tracer = Tracer(bpffs_dir, run_dir)
         self._run_dir = run_dir
         self._lock = threading.Lock()
         self._maps: Maps | None = None
@@ -135,6 +137,7 @@ class Programs:
 
     def close(self) -> None:
         """Idempotent. What is attached goes on."""
+        self.tracer.close()
         with self._lock:
             if self._maps is not None:
                 self._maps.close()

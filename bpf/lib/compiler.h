@@ -30,6 +30,16 @@
 #define LS_PRIVATE_MAP(_type, _key, _value, _name, _max_entries, _flags) \
 	BPF_F_TABLE(_type, _key, _value, _name, _max_entries, _flags)
 
+/* The loader passes LS_TRACE, the directory of the map of one value that traced programs tell their decisions in, to build
+ * them. They count for nobody: what programs count in is their own there, and holds next to nothing. */
+#ifdef LS_TRACE
+#define LS_TRACE_MAP(_value, _name) BPF_TABLE_PINNED("array", __u32, _value, _name, 1, LS_TRACE "/" #_name, 0)
+#define LS_COUNT_MAP(_type, _key, _value, _name, _max_entries, _flags) \
+	LS_PRIVATE_MAP(_type, _key, _value, _name, 1, _flags)
+#else
+#define LS_COUNT_MAP LS_MAP
+#endif
+
 /* Unaligned words of packets and map values, in memory order. All machines that the kernel's BPF JITs run the
  * fast path on load them in one instruction; the verifier allows it where the kernel does. */
 LS_INLINE __u16 ls_load16(const void *from)

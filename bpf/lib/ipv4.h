@@ -85,8 +85,11 @@ LS_INLINE int ls_answer_arp(struct __sk_buff *skb, __u32 segment, const __u8 *as
 
 	__builtin_memcpy(&key.ip4, request->tpa, sizeof(key.ip4));
 	owner = neigh4.lookup(&key);
-	if (!owner || (owner->flags & LS_NEIGH_SILENT) || ls_mac_equal(owner->mac, asker))
+	if (!owner || (owner->flags & LS_NEIGH_SILENT) || ls_mac_equal(owner->mac, asker)) {
+		LS_TELL(NOT_ANSWERED, 0);
 		return 0;
+	}
+	LS_TELL(ANSWERED, 0);
 	__builtin_memcpy(reply.eth.h_dest, asker, ETH_ALEN);
 	__builtin_memcpy(reply.eth.h_source, owner->mac, ETH_ALEN);
 	reply.eth.h_proto = bpf_htons(ETH_P_ARP);

@@ -131,8 +131,11 @@ LS_INLINE int ls_answer_nd(struct __sk_buff *skb, __u32 segment, const __u8 *ask
 
 	__builtin_memcpy(key.ip6, target, sizeof(key.ip6));
 	owner = neigh6.lookup(&key);
-	if (!owner || (owner->flags & LS_NEIGH_SILENT) || ls_mac_equal(owner->mac, asker))
+	if (!owner || (owner->flags & LS_NEIGH_SILENT) || ls_mac_equal(owner->mac, asker)) {
+		LS_TELL(NOT_ANSWERED, 0);
 		return 0;
+	}
+	LS_TELL(ANSWERED, 0);
 	__builtin_memcpy(reply.eth.h_dest, asker, ETH_ALEN);
 	__builtin_memcpy(reply.eth.h_source, owner->mac, ETH_ALEN);
 	reply.eth.h_proto = bpf_htons(ETH_P_IPV6);

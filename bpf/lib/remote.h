@@ -137,16 +137,23 @@ LS_INLINE int ls_send_remote(struct __sk_buff *skb, struct ls_flow *flow)
 	struct ls_inner inner;
 	int is_ip4;
 
-	if (!node || !node->ifindex || (void *)(eth + 1) + sizeof(struct iphdr) > (void *)(long)skb->data_end)
+	if (!node || !node->ifindex || (void *)(eth + 1) + sizeof(struct iphdr) > (void *)(long)skb->data_end) {
+		LS_TELL(NO_WAY, number);
 		return 0;
+	}
 	inner.proto_be = eth->h_proto;
 	if (inner.proto_be != bpf_htons(ETH_P_IP) && inner.proto_be != bpf_htons(ETH_P_IPV6))
 		return 0;
-	if (ls_is_direct(skb, flow) && ls_fits_way(skb, eth, node, 0))
+	if (ls_is_direct(skb, flow) && ls_fits_way(skb, eth, node, 0)) {
+		LS_TELL(DIRECT, number);
 		return ls_send_direct(skb, node);
+	}
 	is_ip4 = ls_is_mapped(node->remote);
-	if (!ls_fits_way(skb, eth, node, is_ip4 ? sizeof(struct ls_tunnel4) : sizeof(struct ls_tunnel6)))
+	if (!ls_fits_way(skb, eth, node, is_ip4 ? sizeof(struct ls_tunnel4) : sizeof(struct ls_tunnel6))) {
+		LS_TELL(WAY_TOO_SMALL, node->mtu);
 		return 0;
+	}
+	LS_TELL(VXLAN, flow->peer.vni);
 	inner.len = skb->len;
 	inner.class = ls_traffic_class(eth + 1, inner.proto_be);
 	inner.hash = bpf_get_hash_recalc(skb);

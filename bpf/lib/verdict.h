@@ -10,6 +10,7 @@
 #include <uapi/linux/pkt_cls.h>
 #include "../maps.h"
 #include "latency.h"
+#include "trace.h"
 
 enum ls_verdict {
 	LS_KERNEL = 0,  /* slow path: the kernel gets the packet as it is */
@@ -33,6 +34,7 @@ LS_INLINE void ls_count_drop(__u32 slot, __u32 reason)
 	__u64 *packets = ep_drops.lookup(&key);
 	__u64 one = 1;
 
+	LS_TELL(DROP, reason);
 	if (packets)
 		*packets += 1;
 	else

@@ -4,6 +4,7 @@ Maps and programs are pinned in a bpffs, so they outlive the process. In `bpffs_
 
     abi-<ABI_VERSION>/maps/<map>             kept as long as the ABI: endpoints and counters outlive an upgrade
     abi-<ABI_VERSION>/progs/<program>-<key>  key: 12 hex digits over sources, kernel and ABI version
+    abi-<ABI_VERSION>/trace/<program>-<key>  the same built to be traced, since somebody first traced a packet
 
 (bpffs reserves dots in names.) Compiling takes bcc, hence LLVM, and happens in a child process that exits. When all
 pins are there, nothing is compiled and no child is started.
@@ -48,11 +49,13 @@ __all__ = [
     "Unavailable",
     "VerifierRejected",
     "load",
+    "load_traced",
     "prune",
 ]
 
 _CHILD: Final = Path(__file__).with_name("child.py")
 _LOG_NAME: Final = "loader.log"
+_TRACE_LOG_NAME: Final = "loader-trace.log"
 _LOCK_POLL_S: Final = 0.02
 _CLANG_ERROR: Final = re.compile(r".*\berror: .*")
 # What libbcc and the kernel wrap around the verifier's reason.
@@ -94,10 +97,46 @@ def load(
         is_cold = not all(path.exists() for path in layout.programs().values())
         if is_cold:
             log_path = str(Path(run_dir) / _LOG_NAME)
-            _compile(layout, directory, Path(log_path), python, started + timeout_s)
+            build = _Build(layout.programs(), pins.SHAPES, {})
+            _compile(layout, directory, build, Path(log_path), python, started + timeout_s)
     return Loaded(
         programs={name: str(path) for name, path in layout.programs().items()},
         maps={name: str(path) for name, path in layout.maps().items()},
+        compiled=is_cold,
+        seconds=time.monotonic() - started,
+        log_path=log_path,
+    )
+
+
+def load_traced(
+    bpffs_dir: str,
+    *,
+    run_dir: str = "/run/linkspan",
+    python: str = "/usr/bin/python3",
+    timeout_s: float = 60.0,
+    source_dir: str | None = None,
+) -> Loaded:
+    """Makes sure that programs that tell what they decide are pinned beside those of `load`, into whose maps they
+    look; `maps` is the map of decisions alone.
+
+    Blocks as `load` does, and raises LoaderError; also when the sources are not those that were loaded.
+    """
+    started = time.monotonic()
+    directory = Path(source_dir) if source_dir else sources.DIRECTORY
+    layout = pins.Layout(Path(bpffs_dir), sources.key(directory))
+    log_path: str | None = None
+    with _locked(layout, started + timeout_s):
+        if not all(path.exists() for path in (*layout.maps().values(), *layout.programs().values())):
+            raise Unavailable("the programs of these sources", f"others are pinned in {bpffs_dir}; restart linkspand")
+        pins.make_decisions(layout)
+        is_cold = not all(path.exists() for path in layout.traced().values())
+        if is_cold:
+            log_path = str(Path(run_dir) / _TRACE_LOG_NAME)
+            traced = _Build(layout.traced(), pins.TRACE_SHAPES, {"LS_TRACE": str(layout.trace_dir)})
+            _compile(layout, directory, traced, Path(log_path), python, started + timeout_s)
+    return Loaded(
+        programs={name: str(path) for name, path in layout.traced().items()},
+        maps={pins.DECISIONS: str(layout.trace_dir / pins.DECISIONS)},
         compiled=is_cold,
         seconds=time.monotonic() - started,
         log_path=log_path,
@@ -135,19 +174,29 @@ def _locked(layout: pins.Layout, deadline: float) -> Iterator[None]:
         os.close(fd)
 
 
-def _compile(layout: pins.Layout, directory: Path, log_path: Path, python: str, deadline: float) -> None:
+@dataclass(frozen=True)
+class _Build:
+    """What to build of the sources: programs by name and pin, their maps, and paths that they are to know by a name."""
+
+    programs: Mapping[str, Path]
+    shapes: Mapping[str, pins.Shape]
+    definitions: Mapping[str, str]
+
+
+def _compile(layout: pins.Layout, directory: Path, build: _Build, log_path: Path, python: str, deadline: float) -> None:
     request = {
         "programs": [
             {
                 "name": name,
-                "text": _flatten(directory, source),
-                "is_xdp": source.startswith("xdp_"),
-                "pin": str(layout.programs()[name]),
+                "text": _flatten(directory, sources.PROGRAMS[name]),
+                "is_xdp": sources.PROGRAMS[name].startswith("xdp_"),
+                "pin": str(pin),
             }
-            for name, source in sources.PROGRAMS.items()
+            for name, pin in build.programs.items()
         ],
-        "maps": {name: shape.fields() for name, shape in pins.SHAPES.items()},
+        "maps": {name: shape.fields() for name, shape in build.shapes.items()},
         "map_dir": str(layout.map_dir),
+        "definitions": {"LS_MAP_DIR": str(layout.map_dir), **build.definitions},
     }
     with tempfile.TemporaryDirectory(prefix="linkspan-headers-") as tree:
         headers.make_tree(Path(tree))

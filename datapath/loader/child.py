@@ -3,8 +3,8 @@
 Reads one JSON request from stdin and writes one JSON reply to stdout; what clang and the verifier say goes to stderr.
 Imports the standard library and bcc alone.
 
-Request: {"programs": [{"name", "text", "pin"}], "maps": {name: shape}, "map_dir", "include"}; a shape is
-[type, key size, value size, max entries, flags]. All maps are pinned in map_dir already.
+Request: {"programs": [{"name", "text", "pin"}], "maps": {name: shape}, "map_dir", "definitions": {macro: string},
+"include"}; a shape is [type, key size, value size, max entries, flags]. All maps are pinned in map_dir already.
 Reply: {"ok": true}, or {"error": "bcc" | "compile" | "maps" | "load" | "pin", "program", "detail", "errno"}.
 """
 
@@ -67,12 +67,12 @@ def run(request: dict[str, Any]) -> None:
     except ImportError as error:
         raise Failed("bcc", detail=error) from error
     lib = bcc.libbcc.lib
-    definition = "-DLS_MAP_DIR=" + json.dumps(request["map_dir"])
+    definitions = [f"-D{macro}={json.dumps(text)}" for macro, text in request["definitions"].items()]
     for program in request["programs"]:
         name = program["name"]
         print(f"== {name}: bcc {bcc.__version__}", file=sys.stderr, flush=True)
         try:
-            module = bcc.BPF(text=program["text"], cflags=[definition])
+            module = bcc.BPF(text=program["text"], cflags=definitions)
         except Exception as error:
             raise Failed("compile", name, error) from error
         for table, shape in compiled_shapes(lib, module.module).items():

@@ -7,7 +7,7 @@ import os
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -69,6 +69,16 @@ SHAPES: Final[Mapping[str, Shape]] = {
 }
 
 
+# What traced programs have otherwise (bpf/lib/trace.h): a map for their decisions, and maps of their own to count in.
+DECISIONS: Final = "decisions"
+_COUNTED: Final = ("ep_counters", "ep_drops", "sampling", "latencies")
+TRACE_SHAPES: Final[Mapping[str, Shape]] = {
+    **SHAPES,
+    **{name: replace(SHAPES[name], max_entries=1) for name in _COUNTED},
+    DECISIONS: Shape(MapType.ARRAY, _U32, abi.Decisions.SIZE, 1, 0),
+}
+
+
 @dataclass(frozen=True)
 class Layout:
     """The paths of one version's pins under `root`; `key` tells its programs from others'."""
@@ -88,11 +98,18 @@ class Layout:
     def program_dir(self) -> Path:
         return self.abi_dir / "progs"
 
+    @property
+    def trace_dir(self) -> Path:
+        return self.abi_dir / "trace"
+
     def maps(self) -> dict[str, Path]:
         return {name: self.map_dir / name for name in SHAPES}
 
     def programs(self) -> dict[str, Path]:
         return {name: self.program_dir / f"{name}-{self.key}" for name in sources.PROGRAMS}
+
+    def traced(self) -> dict[str, Path]:
+        return {name: self.trace_dir / f"{name}-{self.key}" for name in sources.TRACED}
 
 
 def make_directories(layout: Layout) -> None:
@@ -121,7 +138,15 @@ def make_maps(layout: Layout) -> None:
         for path in layout.programs().values():
             path.unlink(missing_ok=True)
     for name in missing:
-        _make(name, layout.maps()[name])
+        _make(name, SHAPES[name], layout.maps()[name])
+
+
+def make_decisions(layout: Layout) -> None:
+    """Makes the directory of what is traced, and the map of decisions there; raises LoaderError."""
+    layout.trace_dir.mkdir(mode=0o700, exist_ok=True)
+    path = layout.trace_dir / DECISIONS
+    if not path.exists():
+        _make(DECISIONS, TRACE_SHAPES[DECISIONS], path)
 
 
 def remove_others(layout: Layout) -> list[Path]:
@@ -129,6 +154,9 @@ def remove_others(layout: Layout) -> list[Path]:
     keep = set(layout.programs().values())
     removed = [path for path in sorted(layout.program_dir.iterdir()) if path not in keep]
     removed += [path for path in sorted(layout.map_dir.iterdir()) if path.name not in SHAPES]
+    if layout.trace_dir.exists():
+        keep |= {*layout.traced().values(), layout.trace_dir / DECISIONS}
+        removed += [path for path in sorted(layout.trace_dir.iterdir()) if path not in keep]
     for path in removed:
         path.unlink()
     for directory in sorted(layout.root.iterdir()):
@@ -149,8 +177,7 @@ def refusal(error: OSError) -> LoaderError | None:
     return None
 
 
-def _make(name: str, path: Path) -> None:
-    shape = SHAPES[name]
+def _make(name: str, shape: Shape, path: Path) -> None:
     new = path.with_name(f"new-{name}")
     try:
         new.unlink(missing_ok=True)

@@ -39,6 +39,8 @@ STRUCTS = {
     abi.LatencyKey: "ls_latency_key",
     abi.Latency: "ls_latency",
     abi.Sampling: "ls_sampling",
+    abi.Decision: "ls_decision",
+    abi.Decisions: "ls_decisions",
 }
 # The numbers are labels in stored metrics: this list only ever grows at its end.
 DROP_REASONS = [
@@ -108,6 +110,8 @@ RECORDS = st.one_of(
         len=u(32),
         macs=st.binary(min_size=12, max_size=12),
     ),
+    st.builds(abi.Decision, what=u(32), operand=u(32)),
+    st.builds(abi.Decisions, count=u(32), each=st.binary(min_size=128, max_size=128)),
 )
 
 
