@@ -54,6 +54,7 @@ from control.sandboxes import (
     kill_processes,
     process_start,
 )
+from control.tracing import Tracing
 from datapath.latency import Histogram, Kind
 from datapath.link_monitor import LinkChange
 
@@ -88,6 +89,7 @@ class NetworkController:
             discard_network=self._networks.discard,
             discard_sandbox=self._discard_sandbox,
         )
+        self.tracing = Tracing(deps, self._records, self.global_networks.node_addresses, self.global_networks.elsewhere)
         self._sandbox_locks = KeyedLocks()
         self._mender = Mender(
             deps,

@@ -130,6 +130,19 @@ class GlobalNetworks:
             raise not_joined(network_name)
         return self._session
 
+    def elsewhere(self, network: Network) -> dict[Address, tuple[str, ...]]:
+        """The endpoints of a network on other nodes by address, with their names; none while the host is no node."""
+        session = self._session
+        if session is None:
+            return {}
+        others = (each for each in session.endpoints(network.id).values() if each.node != session.node)
+        return {address: each.names for each in others for address in each.addresses}
+
+    def node_addresses(self) -> dict[str, Address]:
+        """The cluster's nodes by name, this one included; none while the host is no node."""
+        session = self._session
+        return {} if session is None else {name: node.address for name, node in session.nodes().items()}
+
     def networks(self) -> list[Network]:
         """All global networks that this host has records of."""
         return [network for network in self._records.networks() if network.is_global]

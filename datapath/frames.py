@@ -112,6 +112,11 @@ def outer(frame: bytes) -> Outer:
     )
 
 
+def mac_of(text: str) -> bytes:
+    """The bytes of a MAC with colons or dashes; raises ValueError for what is not hex."""
+    return bytes.fromhex(text.replace(":", "").replace("-", ""))
+
+
 def group_mac(address: Address) -> bytes:
     """The MAC of a multicast address (RFC 1112, 6.4; RFC 2464, 7)."""
     if isinstance(address, IPv4Address):

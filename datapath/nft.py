@@ -354,6 +354,12 @@ def _shown(element: Any) -> str:
             return json.dumps(element)
 
 
+def listed(*arguments: str) -> str:
+    """What nft(8) prints of the ruleset; empty for what is not there. Raises NftError without nft(8)."""
+    done = _nft(*arguments)
+    return done.stdout if done.returncode == 0 else ""
+
+
 def _changes(verb: str, elements: Sequence[tuple[str, str]]) -> str:
     return "".join(f"{verb} element {TABLE} {name} {{ {element} }}\n" for name, element in elements)
 

@@ -29,6 +29,7 @@ from datapath.rtnl import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    NTF_MASTER,
     NTF_SELF,
     NUD_PERMANENT,
     RTM_DELNEIGH,
@@ -51,6 +52,7 @@ NO_MAC: Final = bytes(6)
 NLM_F_APPEND: Final = 0x800
 RTM_GETNEIGH: Final = 30
 NDA_IFINDEX: Final = 8
+NDA_MASTER: Final = 9
 NTF_EXT_LEARNED: Final = 0x10
 IFLA_VXLAN_ID, IFLA_VXLAN_LOCAL, IFLA_VXLAN_TOS, IFLA_VXLAN_LEARNING, IFLA_VXLAN_PORT = 1, 4, 6, 7, 15
 IFLA_VXLAN_LOCAL6, IFLA_VXLAN_UDP_CSUM, IFLA_VXLAN_UDP_ZERO_CSUM6_RX, IFLA_VXLAN_DF = 17, 18, 20, 29
@@ -191,6 +193,12 @@ def fdb_dump(index: int, label: str) -> Request:
     return Request(f"list the FDB of {label}", RTM_GETNEIGH, 0, body)
 
 
+def bridge_entry_get(bridge: int, mac: bytes) -> Request:
+    """Asks a bridge for the port that it has a MAC behind (RTM_GETNEIGH of one entry, Linux 5.0)."""
+    body = _NDMSG.pack(socket.AF_BRIDGE, 0, 0, NTF_MASTER, 0) + attr(NDA_LLADDR, mac) + u32(NDA_MASTER, bridge)
+    return Request(f"look up {mac.hex(':')} on bridge {bridge}", RTM_GETNEIGH, 0, body, _GONE)
+
+
 def neighbours_dump(index: int, label: str, family: int) -> Request:
     """Asks for all neighbours of a device, of AF_INET or AF_INET6."""
     body = _NDMSG.pack(family, 0, 0, 0, 0) + u32(NDA_IFINDEX, index)
@@ -199,8 +207,9 @@ def neighbours_dump(index: int, label: str, family: int) -> Request:
 
 class Entry(NamedTuple):
     """What a RTM_NEWNEIGH says: an entry of an FDB or a neighbour. `state` is NUD_*, `flags` NTF_*, `destination`
-    packed, in network order; empty bytes are not said."""
+    packed, in network order; empty bytes are not said. `ifindex` is the device's, of a bridge's FDB the port's."""
 
+    ifindex: int
     state: int
     flags: int
     mac: bytes
@@ -209,7 +218,7 @@ class Entry(NamedTuple):
 
 def entry(body: bytes) -> Entry:
     """Reads one message's body."""
-    _, _, state, flags, _ = _NDMSG.unpack_from(body)
+    _, ifindex, state, flags, _ = _NDMSG.unpack_from(body)
     mac = destination = b""
     offset = _NDMSG.size
     while offset + _NLA.size <= len(body):
@@ -221,4 +230,4 @@ def entry(body: bytes) -> Entry:
         elif kind == NDA_DST:
             destination = body[offset + 4 : offset + length]
         offset += (length + 3) & ~3
-    return Entry(state, flags, mac, destination)
+    return Entry(ifindex, state, flags, mac, destination)

@@ -26,9 +26,9 @@ NOTE_HOST: Final = 0x4C52
 
 @dataclass(frozen=True)
 class Decision:
-    """What a program tells of a packet; `operand` is as bpf/abi.h has it for each `what`."""
+    """What a program tells of a packet: a label of `abi.Told`, and an operand as bpf/abi.h has it for each."""
 
-    what: Told
+    what: str
     operand: int
 
 
@@ -40,9 +40,9 @@ class Run:
     packet: bytes
     decisions: tuple[Decision, ...]
 
-    def operand(self, what: Told) -> int | None:
+    def operand(self, what: str) -> int | None:
         """That of the last decision of a kind, None where there is none."""
-        return next((each.operand for each in reversed(self.decisions) if each.what is what), None)
+        return next((each.operand for each in reversed(self.decisions) if each.what == what), None)
 
 
 class Tracer:
@@ -66,7 +66,7 @@ class Tracer:
             told.update(_KEY, bytes(told.value_size))
             done = bpf.prog_test_run(self._programs[program], packet, ifindex=ifindex, cb=context)
             raw = told.lookup(_KEY) or bytes(told.value_size)
-        decisions = tuple(Decision(Told(each.what), each.operand) for each in abi.Decisions.unpack(raw))
+        decisions = tuple(Decision(Told(each.what).label, each.operand) for each in abi.Decisions.unpack(raw))
         return Run(_ACTIONS[done.retval], done.data_out, decisions)
 
     def _open(self) -> bpf.Map:

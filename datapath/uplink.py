@@ -29,6 +29,7 @@ from datapath.latency import Histogram, Kind
 from datapath.maps import Maps
 from datapath.programs import Programs
 from datapath.switch import Switch, Switching
+from datapath.trace import Tracer
 
 LOG = logging.getLogger(__name__)
 
@@ -101,6 +102,10 @@ class Uplinks:
         self.problem: str | None = "not started"
         self.fallbacks: dict[str, str] = {}
         self.attachment: Attachment = "clsact"
+
+    @property
+    def tracer(self) -> Tracer:
+        return self._programs.tracer
 
     def start(
         self,

@@ -15,7 +15,7 @@ from datapath.loader import sources
 from tests.hosts import ROOT, Host
 
 OWN = "linkspan0"
-MAPS = set(re.findall(r'LS_MAP\("\w+", [^,]+, [^,]+, (\w+),', (ROOT / "bpf/maps.h").read_text()))
+MAPS = set(re.findall(r'LS_(?:COUNT_)?MAP\("\w+", [^,]+, [^,]+, (\w+),', (ROOT / "bpf/maps.h").read_text()))
 PROGRAMS = tuple(f"{name}-" for name in sources.PROGRAMS)
 
 
@@ -89,9 +89,8 @@ def _pins(host: Host) -> list[str]:
     found = []
     for path in host.run("find", str(root), "-type", "f", "-printf", "%P\\n", check=False).stdout.split():
         directory, _, name = path.rpartition("/")
-        is_expected = (directory == "abi-1/maps" and name in MAPS) or (
-            directory == "abi-1/progs" and name.startswith(PROGRAMS)
-        )
+        is_map = (directory == "abi-1/maps" and name in MAPS) or (directory, name) == ("abi-1/trace", "decisions")
+        is_expected = is_map or (directory in ("abi-1/progs", "abi-1/trace") and name.startswith(PROGRAMS))
         if not is_expected:
             found.append(f"pin {path}")
     return found

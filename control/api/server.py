@@ -29,6 +29,7 @@ from control.api.networks import NetworkHandlers
 from control.api.sandboxes import SandboxHandlers
 from control.api.stats import StatsHandlers
 from control.api.system import SystemHandlers
+from control.api.trace import TraceHandlers
 from control.api.versions import NEWEST, Version, negotiate
 from control.config import ApiSection
 from control.errors import ControlError
@@ -65,6 +66,7 @@ def build_app(context: Context) -> web.Application:
         *NetworkHandlers(context).routes(),
         *SandboxHandlers(context).routes(),
         *ClusterHandlers(context).routes(),
+        *TraceHandlers(context).routes(),
         *StatsHandlers(context).routes(),
         *DoctorHandlers(context).routes(),
         Route("*", "/{elsewhere:(?s:.*)}", _elsewhere),  # last: the first that fits is taken

@@ -72,6 +72,7 @@ cli = Group(
         "rm": "control.cli.sandbox:rm",
         "run": "control.cli.sandbox:run",
         "top": "control.cli.top:top",
+        "trace": "control.cli.trace:trace",
         "version": "control.cli.version:version",
     },
 )

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from control.drivers.walk import Walk
 from control.errors import InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, EndpointId, EndpointSpec, Network, NetworkSpec, Sandbox
 from control.plan import Step
@@ -259,6 +260,11 @@ class Driver:
     def info(self, network: Network) -> dict[str, str]:
         """What `inspect` shows under Status: device names, the path packets take, fallbacks and why."""
         return {}
+
+    def trace(self, walk: Walk) -> None:
+        """Follows a frame from the endpoint's device to where it ends, and tells in the walk what happens to it. Sends
+        nothing and changes nothing; may block for a second. Raises OSError and LoaderError."""
+        raise NotImplementedByDriver(f"the driver {self.name} traces no packets")
 
     def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
         """Counters by endpoint id; endpoints whose packets the driver does not see are left out."""

@@ -17,7 +17,7 @@ from typing import ClassVar, Final
 import msgspec
 
 from control.addressing import link_local
-from control.drivers import bridge_expected, bridge_shared, inside, ports_of_bridge
+from control.drivers import bridge_expected, bridge_shared, inside, ports_of_bridge, walk_bridge
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, Problem, of_slots
 from control.drivers.bridge_names import (
     BRIDGE_MACS,
@@ -44,6 +44,7 @@ from control.drivers.options import (
     check_prefix,
     is_on,
 )
+from control.drivers.walk import Walk
 from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument
 from control.model import Endpoint, EndpointId, EndpointSpec, Network, NetworkSpec
 from control.plan import Step
@@ -460,6 +461,16 @@ class BridgeDriver(Driver):
 
     def latencies(self, endpoints: Sequence[Endpoint]) -> dict[EndpointId, dict[Kind, Histogram]]:
         return of_slots(self._accel.latencies(), endpoints)
+
+    def trace(self, walk: Walk) -> None:
+        walk_bridge.follow(walk, self._trace_way(walk.network))
+
+    def _trace_way(self, network: Network) -> walk_bridge.Way:
+        if not self._is_accelerated(network):
+            return walk_bridge.Way(None, f"network {network.name} has {ACCEL}=off")
+        if self._accel.problem:
+            return walk_bridge.Way(None, self._accel.problem)
+        return walk_bridge.Way(self._accel.programs.tracer)
 
     def status(self) -> DriverStatus:
         if self._accel.problem:

@@ -16,7 +16,7 @@ from functools import partial
 
 import msgspec
 
-from control.drivers import inside, macvlan_options, macvlan_veth, returned
+from control.drivers import inside, macvlan_options, macvlan_veth, returned, walk_macvlan
 from control.drivers.base import (
     Capabilities,
     Driver,
@@ -49,6 +49,7 @@ from control.drivers.macvlan_stations import station_of
 from control.drivers.macvlan_veth import VethPairs, switching
 from control.drivers.options import ACCEL, IFNAME, MTU, check_endpoint, check_network, is_on
 from control.drivers.parent import check_mtu_of_parent, mtu_problems, usable_parent
+from control.drivers.walk import Walk
 from control.errors import AddressInUse, Conflict, Exhausted, Forbidden, InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, EndpointId, EndpointSpec, EndpointState, Network, NetworkSpec, PoolSpec, SandboxId
 from control.plan import Step
@@ -479,6 +480,24 @@ class MacvlanDriver(Driver):
     def _problem(self, network: Network) -> str | None:
         """Why there are no programs on the network's parent."""
         return self._uplinks.problem or self._uplinks.fallbacks.get(f"parent {self._parents.ifname(network)}")
+
+    def trace(self, walk: Walk) -> None:
+        network, networks = walk.network, walk.names.networks
+        bridged = [
+            each
+            for each in walk.names.endpoints
+            if self.shares_link(network, other := networks[each.network_id]) and mode_of(other) == "bridge"
+        ]
+        problem = self._problem(network) if self._is_accelerated(network) else f"network {network.name} has {ACCEL}=off"
+        way = walk_macvlan.Way(
+            parent=self._parents.ifname(network),
+            bridged=bridged,
+            mode=mode_of(network),
+            tracer=None if problem else self._uplinks.tracer,
+            why=problem or "",
+            is_limited=broadcast_limit(network) > 0,
+        )
+        walk_macvlan.follow(walk, way)
 
     def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
         """From the programs on the parents. What macvlan hands to a group's members is counted for its sender alone."""

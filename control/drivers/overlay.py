@@ -21,7 +21,7 @@ import msgspec
 
 from control.cluster import secrecy
 from control.cluster_spec import VNI_LIST, not_joined
-from control.drivers import overlay_mtu
+from control.drivers import overlay_mtu, walk_bridge
 from control.drivers.base import Capabilities, DriverStatus, Join, Problem
 from control.drivers.bridge import SHARD_CAPACITY, Beside, BridgeDriver
 from control.drivers.bridge_names import BRIDGE_MACS, bridge_name
@@ -473,6 +473,10 @@ class OverlayDriver(BridgeDriver):
         if network.options.get(DIRECT, "off") != "off":
             facts[DIRECT] = self._direct_facts(network)
         return facts
+
+    def _trace_way(self, network: Network) -> walk_bridge.Way:
+        tunnels = self._need_encrypting(network).tunnels if is_encrypted(network) else None
+        return replace(super()._trace_way(network), tunnels=tunnels)
 
     def status(self) -> DriverStatus:
         if self._peering.address is None:

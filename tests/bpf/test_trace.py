@@ -68,14 +68,14 @@ def trace(lab: Lab, tracer: Tracer, program: str, packet: Ether | bytes, ifname:
     if not context:
         live = lab.run(program, packet, ifname)
         assert (traced.action, without_id(traced.packet)) == (ACTIONS[live.retval], without_id(live.data_out))
-        dropped = [told.operand for told in traced.decisions if told.what is Told.DROP]
+        dropped = [told.operand for told in traced.decisions if told.what == "drop"]
         reasons = {reason for of in lab.maps.drops().values() for reason in of}
         assert [abi.DropReason(reason).label for reason in dropped] == sorted(reasons)
     return traced
 
 
 def told(run: Run) -> list[tuple[Told, int]]:
-    return [(each.what, each.operand) for each in run.decisions]
+    return [(Told[each.what.upper()], each.operand) for each in run.decisions]
 
 
 # -- bridge ----------------------------------------------------------------------------------------------------------

@@ -172,6 +172,9 @@ filters = st.dictionaries(
 filter_texts = filters.map(json.dumps) | st.text(max_size=20)
 flags = st.sampled_from(["", "1", "true", "0", "no", "x"])
 moments = st.sampled_from(["0", "1", "1.5", "-1", "1h", "2020-01-01", "x", ""])
+names = st.sampled_from(["", "x", "bridge/x", "10.0.0.1", "::1", "0123456789ab"])
+protocols = st.sampled_from(["", "tcp", "udp", "icmp", "sctp"])
+numbers = st.sampled_from(["", "0", "80", "65536", "-1", "x"])
 nothing: st.SearchStrategy[dict[str, str]] = st.just({})
 
 
@@ -199,6 +202,7 @@ OPERATIONS: Final[dict[tuple[str, str], tuple[type[msgspec.Struct] | None, st.Se
     ("POST", "/networks/{ref}/connect"): (NetworkConnect, nothing),
     ("POST", "/networks/{ref}/disconnect"): (NetworkDisconnect, nothing),
     ("GET", "/linkspan/status"): (None, nothing),
+    ("GET", "/linkspan/trace"): (None, query(**{"from": names, "to": names, "proto": protocols, "port": numbers})),
     ("GET", "/linkspan/sandboxes"): (None, query(all=flags)),
     ("POST", "/linkspan/sandboxes"): (SandboxCreate, nothing),
     ("GET", "/linkspan/sandboxes/{ref}"): (None, nothing),

@@ -98,7 +98,7 @@ def test_answers_are_read_whatever_else_they_say(attributes: Attributes, mac: by
     fields = {"family": socket.AF_INET, "ifindex": 7, "state": PERMANENT, "flags": EXT_LEARNED}
     body = pyroute2_packs(RTM_NEWNEIGH, 0, ndmsg, fields, attributes)[16:]
     for odd_end in (b"", b"\0", b"\0\0\0\0", b"\3\0\1\0"):
-        assert rtnl_vxlan.entry(body + odd_end) == (PERMANENT, EXT_LEARNED, mac, destination)
+        assert rtnl_vxlan.entry(body + odd_end) == (7, PERMANENT, EXT_LEARNED, mac, destination)
 
 
 def test_errors_name_peer_node_and_device() -> None:

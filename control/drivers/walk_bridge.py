@@ -1,0 +1,180 @@
+"""A frame of an endpoint behind a host end: past its programs, the Linux bridge, and the VXLAN device on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from control.drivers.walk import KERNEL, Path, Walk, is_for, macs
+from control.drivers.walk_host import routed
+from datapath import frames, kernel_path
+from datapath.kernel_path import Device
+from datapath.trace import Run, Tracer
+
+PROGRAM_OUT: Final = "ls_ep_out"
+PROGRAM_IN: Final = "ls_ep_in"
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a driver knows of its network: the programs, None where none runs, and `why`; the namespace of the tunnels
+    that the VXLAN device of an encrypted network sends into."""
+
+    tracer: Tracer | None
+    why: str = ""
+    tunnels: str | None = None
+
+
+def follow(walk: Walk, way: Way) -> None:
+    """Follows the frame from the endpoint's host end on; raises OSError and LoaderError."""
+    name = walk.endpoint.host_ifname
+    port = kernel_path.device(name)
+    if port is None:
+        walk.finish(
+            "lost", "", f"device {name}, the endpoint's host end, is gone: linkspand makes it again at its start"
+        )
+        return
+    if way.tracer is None:
+        walk.say(KERNEL, name, "no_program", f"no program runs on {name}: {way.why}")
+    else:
+        run = way.tracer.run(PROGRAM_OUT, walk.frame, port.ifindex)
+        walk.tell(PROGRAM_OUT, name, run)
+        if walk.end is not None:
+            return
+        if run.action == "redirect":
+            _redirected(walk, run)
+            return
+        walk.say(PROGRAM_OUT, name, "kernel", "left to the kernel as it is: the bridge gets it")
+    _bridged(walk, port, way)
+
+
+def _redirected(walk: Walk, run: Run) -> None:
+    peer = run.operand("redirect_peer")
+    if run.operand("answered") is not None:
+        walk.answer = frames.answer(run.packet)
+        walk.finish("answered", "fast", f"{walk.destination} is at {walk.answer.hex(':')}")
+    elif peer is not None:
+        walk.deliver(peer, "fast")
+    elif run.operand("vxlan") is not None:
+        outer = frames.outer(run.packet)
+        ends = f"{outer.source} port {outer.source_port} to {outer.destination} port {outer.destination_port}"
+        walk.say(PROGRAM_OUT, "", "outer", f"outer headers: UDP from {ends}, VNI {outer.vni}")
+        uplink = kernel_path.device(run.operand("redirect_neigh") or 0)
+        _away(walk, walk.names.node(outer.destination), f"in VXLAN by {_name(uplink)}", "fast")
+    else:
+        uplink = kernel_path.device(run.operand("redirect") or 0)
+        whose = run.packet[:6].hex(":")
+        _away(walk, f"the node with MAC {whose}", f"without VXLAN by {_name(uplink)}", "fast")
+
+
+def _bridged(walk: Walk, port: Device, way: Way) -> None:
+    bridge = kernel_path.device(port.master) if port.master else None
+    if bridge is None:
+        walk.finish("lost", "slow", f"{port.ifname} is no port of a bridge: linkspand mends that at its start")
+        return
+    if walk.is_question:
+        _asked(walk, port, bridge)
+        return
+    if walk.mac[0] & 1:
+        ports = kernel_path.flooded_ports(bridge.ifindex)
+        others = ", ".join(name for name in ports if name != port.ifname) or "no other port"
+        walk.say(KERNEL, bridge.ifname, "flood", f"the bridge copies it to the host and to {others}")
+        walk.finish("delivered", "slow", f"copies arrive at all that are on {bridge.ifname} (slow path)")
+        return
+    behind = bridge.ifindex if walk.mac == bridge.mac else kernel_path.bridge_entry(bridge.ifindex, walk.mac)
+    out = kernel_path.device(behind) if behind is not None else None
+    shown = walk.mac.hex(":")
+    if out is None:
+        walk.say(KERNEL, bridge.ifname, "no_fdb", f"bridge fdb: no port has {shown}")
+        walk.finish(
+            "lost", "slow", f"nothing on {bridge.ifname} has {shown}, and no endpoint's port takes what is flooded"
+        )
+    elif out.ifindex == bridge.ifindex:
+        walk.say(KERNEL, bridge.ifname, "fdb", f"bridge fdb: {shown} is the bridge's own, so the host routes")
+        routed(walk, bridge)
+    elif port.is_isolated and out.is_isolated:
+        walk.finish(
+            "dropped", "slow", f"the bridge drops it: ports {port.ifname} and {out.ifname} are isolated (no icc)"
+        )
+    else:
+        walk.say(KERNEL, bridge.ifname, "fdb", f"bridge fdb: {shown} is behind {out.ifname}")
+        _out_of(walk, out, way)
+
+
+def _out_of(walk: Walk, out: Device, way: Way) -> None:
+    if out.kind == "vxlan":
+        _tunnelled(walk, out, way)
+        return
+    is_endpoints = walk.names.find(lambda each: each.host_ifname == out.ifname) is not None
+    peer = None if is_endpoints else kernel_path.device(out.peer)
+    if peer is not None and peer.master:  # the trunk to another shard of the network
+        walk.say(KERNEL, out.ifname, "trunk", f"by the trunk to {peer.ifname}")
+        _bridged(walk, peer, way)
+        return
+    if way.tracer is not None:
+        walk.say(PROGRAM_IN, out.ifname, "counted", "counted as delivered by the slow path")
+    walk.deliver(out.ifindex, "slow")
+
+
+def _asked(walk: Walk, port: Device, bridge: Device) -> None:
+    """Who answers a question that all on the bridge get."""
+    target = walk.destination
+    walk.say(KERNEL, bridge.ifname, "flood", f"the bridge asks all: who has {target}?")
+    own = kernel_path.route(target)
+    owner = walk.names.find(lambda each: each.network_id == walk.network.id and is_for(each, target))
+    there = kernel_path.device(owner.host_ifname) if owner is not None else None
+    if own is not None and own.type == "local":
+        walk.answer = bridge.mac
+        walk.finish("answered", "slow", f"the host's kernel answers: it has {target}, at {bridge.mac.hex(':')}")
+    elif owner is not None and there is not None and not (port.is_isolated and there.is_isolated):
+        walk.answer = macs(owner)
+        walk.finish("answered", "slow", f"{walk.names.of(owner)} answers: it has {target}, at {owner.mac}")
+    elif owner is not None:
+        walk.finish("dropped", "slow", f"{walk.names.of(owner)} has {target}, but is not asked: isolated (no icc)")
+    else:
+        _asked_elsewhere(walk, bridge)
+
+
+def _asked_elsewhere(walk: Walk, bridge: Device) -> None:
+    for name in kernel_path.flooded_ports(bridge.ifindex):
+        port = kernel_path.device(name)
+        if port is None or port.kind != "vxlan":
+            continue
+        known = kernel_path.neighbour(walk.destination, port.ifindex) or kernel_path.neighbour(
+            walk.destination, bridge.ifindex
+        )
+        if known is not None:
+            walk.answer = known[0]
+            walk.finish("answered", "slow", f"the kernel answers for another node: {walk.answer.hex(':')} ({name})")
+            return
+    walk.finish(
+        "lost", "slow", f"nobody on network {walk.network.name} has {walk.destination}: the question is in vain"
+    )
+
+
+def _tunnelled(walk: Walk, vxlan: Device, way: Way) -> None:
+    node = kernel_path.vxlan_entry(vxlan, walk.mac)
+    if node is None:
+        walk.finish("lost", "slow", f"VXLAN device {vxlan.ifname} knows no node for {walk.mac.hex(':')}")
+        return
+    walk.say(KERNEL, vxlan.ifname, "vxlan", f"vxlan fdb: {walk.mac.hex(':')} is on {walk.names.node(node)}")
+    out = kernel_path.route(node, netns_path=way.tunnels)
+    if out is None:
+        walk.finish("lost", "slow", f"there is no route to {node}")
+        return
+    where = "in the tunnels' namespace" if way.tunnels else "on the underlay"
+    walk.say(KERNEL, out.ifname, "route", f"route {out.matched} {where}: by {out.ifname}")
+    how = f"encrypted by WireGuard device {out.ifname}" if way.tunnels else f"in VXLAN by {out.ifname}"
+    _away(walk, walk.names.node(node), how, "slow")
+
+
+def _away(walk: Walk, node: str, how: str, path: Path) -> None:
+    walk.finish(
+        "sent",
+        path,
+        f"leaves for {node} {how} ({path} path); what becomes of it there this node cannot know",
+    )
+
+
+def _name(found: Device | None) -> str:
+    return found.ifname if found is not None else "a device that is gone"

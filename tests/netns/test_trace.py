@@ -1,0 +1,221 @@
+"""`linkspan trace` says what then really happens to such a packet: its path, its drop, its rule, its next hop."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+
+from tests.hosts import Host, wait_for
+from tests.leaks import purge
+from tests.netns.conftest import linkspan_host, no_bridge_netfilter
+from tests.netns.lab import Lab
+from tests.netns.lan import HOST4, PARENT, ROUTER4, lan_host, lan_net
+from tests.netns.outside import HOST4 as OWN4
+from tests.netns.outside import OUTSIDE4, UPLINK, outside
+from tests.netns.test_macvlan import join, made
+from tests.traffic import Place, Station, growth, settled, tallies
+
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("trace")]
+net, on_lan = lan_net, lan_host
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[tuple[Host, Place]]:
+    with linkspan_host(before=no_bridge_netfilter) as machine, outside(machine) as other:
+        yield machine, other
+        purge(machine)
+
+
+@pytest.fixture(scope="module")
+def machine(world: tuple[Host, Place]) -> Host:
+    return world[0]
+
+
+@pytest.fixture(scope="module")
+def front(machine: Host) -> Lab:
+    return Lab(machine, "front", EnableIPv6=True)
+
+
+def trace(machine: Host, *args: str) -> Any:
+    return json.loads(machine.linkspan("trace", "--json", *args, check=False).stdout)
+
+
+def decisions(found: Any, by: str = "ls_ep_out") -> list[str]:
+    return [step["decision"] for step in found["steps"] if step["by"] == by]
+
+
+def paths(machine: Host, sender: Station, target: str) -> set[tuple[str, ...]]:
+    """The directions and paths of the packets of ten pings, as the sender's counters have them."""
+    before = settled(lambda: tallies(machine, sender.name), "the sender to be quiet")
+    sender.pings(target, "-c10", "-i0.01")
+    return {key[1:] for key in growth(before, tallies(machine, sender.name)) if key[0] == "packets"}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_fast_path_is_the_one_that_pings_take(machine: Host, front: Lab, version: int) -> None:
+    target = front.b.ip4 if version == 4 else front.b.ip6
+    first = trace(machine, front.a.name, target)
+    assert "answered" in decisions(first), "the MAC is asked for first, and the program answers"
+    assert front.a.pings(target)
+    found = trace(machine, front.a.name, target)
+    assert found["end"]["outcome"] == first["end"]["outcome"] == "delivered"
+    assert found["end"]["text"] == f"arrives at eth0 of {front.b.name} (fast path)"
+    assert decisions(found)[-3:] == ["sender", "fdb", "redirect_peer"]
+    taken = paths(machine, front.a, target)
+    assert {("out", "fast"), ("in", "fast")} <= taken
+
+
+def test_a_trace_is_in_no_counter(machine: Host, front: Lab) -> None:
+    ends = (front.a.name, front.b.name)
+    before = settled(lambda: [tallies(machine, name) for name in ends], "all to be quiet")
+    trace(machine, *ends)
+    trace(machine, *ends, "--from-ip", "10.1.1.1")
+    assert [tallies(machine, name) for name in ends] == before
+
+
+def test_what_is_forged_is_dropped_for_the_reason_that_is_counted(machine: Host, front: Lab) -> None:
+    forged = {
+        "spoofed_ip4": (["--from-ip", "10.1.1.1"], Ether(src=front.a.mac) / IP(src="10.1.1.1", dst=front.b.ip4)),
+        "spoofed_mac": (
+            ["--from-mac", "02:00:00:00:00:09"],
+            Ether(src="02:00:00:00:00:09") / IP(src=front.a.ip4, dst=front.b.ip4),
+        ),
+    }
+    for reason, (flags, packet) in forged.items():
+        found = trace(machine, front.a.name, front.b.name, *flags)
+        assert (found["end"]["outcome"], reason in found["end"]["text"]) == ("dropped", True)
+        packet.dst = front.b.mac
+        before = tallies(machine, front.a.name)
+        with front.a.wire() as wire:
+            wire.send(packet / UDP())
+        wait_for(
+            lambda b=before, r=reason: growth(b, tallies(machine, front.a.name)).get(("drops", r)) == 1,  # type: ignore[misc]
+            f"one packet to be dropped as {reason}",
+        )
+
+
+def test_between_networks_the_rule_that_is_named_counts(machine: Host, front: Lab) -> None:
+    back = Lab(machine, "back")
+    found = trace(machine, front.a.name, back.a.name)
+    assert found["end"]["outcome"] == "dropped"
+    assert "networks are isolated" in found["end"]["text"]
+
+    def dropped() -> int:
+        listed = machine.run("nft", "list", "chain", "inet", "linkspan", "forward").stdout
+        match = re.search(r'counter packets (\d+) .*"networks are isolated"', listed)
+        assert match is not None
+        return int(match[1])
+
+    before = dropped()
+    assert not front.a.pings(back.a.ip4, "-c1", wait_s=0.2)
+    assert dropped() > before
+
+
+def test_to_the_outside_it_leaves_by_the_device_and_with_the_source_that_are_named(
+    world: tuple[Host, Place], front: Lab
+) -> None:
+    machine, other = world
+    found = trace(machine, front.a.name, OUTSIDE4)
+    assert (found["end"]["outcome"], found["end"]["path"]) == ("sent", "slow")
+    assert f"leaves by {UPLINK} for {OUTSIDE4}" in found["end"]["text"]
+    [masquerade] = [step["text"] for step in found["steps"] if step["decision"] == "masquerade"]
+    assert masquerade.endswith(f"source becomes {OWN4}")
+    with other.wire() as wire:
+        assert front.a.pings(OUTSIDE4)
+        seen = [Ether(frame) for frame in wire.until_idle()]
+    assert {packet[IP].src for packet in seen if IP in packet and packet[IP].dst == OUTSIDE4} == {OWN4}
+
+
+def test_a_published_port_leads_to_its_endpoint(machine: Host, front: Lab) -> None:
+    """Container engines alone publish ports; here the map is filled by hand."""
+    element = f"{{ 0.0.0.0/0 . tcp . 8080 : {front.b.ip4} . 80 }}"
+    machine.run("nft", "add", "element", "inet", "linkspan", "translated4", element)
+    try:
+        found = trace(machine, front.a.name, OWN4, "--proto", "tcp", "--port", "8080")
+        assert found["end"]["text"] == f"arrives at eth0 of {front.b.name} (slow path)"
+        assert any(f"{front.b.ip4}:80 (published)" in step["text"] for step in found["steps"])
+        other = trace(machine, front.a.name, OWN4, "--proto", "tcp", "--port", "8081")
+        assert other["end"]["text"] == f"arrives at the host, which has {OWN4} (slow path)"
+    finally:
+        machine.run("nft", "delete", "element", "inet", "linkspan", "translated4", element)
+
+
+def test_without_programs_the_bridge_carries_it(machine: Host) -> None:
+    plain = Lab(machine, "plain", accel="off")
+    assert plain.a.pings(plain.b.ip4)
+    found = trace(machine, plain.a.name, plain.b.name)
+    assert found["end"] == {
+        "outcome": "delivered",
+        "path": "slow",
+        "text": f"arrives at eth0 of {plain.b.name} (slow path)",
+    }
+    words = [step["text"] for step in found["steps"]]
+    assert any("no program runs" in text and "linkspan.accel=off" in text for text in words)
+    ports = machine.run("bridge", "fdb", "show", "br", plain.bridge).stdout
+    [behind] = re.findall(rf"^{plain.b.mac} dev (\S+) ", ports, re.MULTILINE)
+    assert f"bridge fdb: {plain.b.mac} is behind {behind}" in words
+
+
+def test_isolated_ports_are_told_as_such(machine: Host) -> None:
+    lone = Lab(machine, "lone", Options={"com.docker.network.bridge.enable_icc": "false"})
+    found = trace(machine, lone.a.name, lone.b.name)
+    assert (found["end"]["outcome"], "isolated" in found["end"]["text"]) == ("dropped", True)
+    assert not lone.a.pings(lone.b.ip4, "-c1", wait_s=0.2)
+
+
+def test_what_cannot_be_traced_is_refused_with_the_remedy(machine: Host, front: Lab) -> None:
+    machine.linkspan("network", "connect", "back", front.c.name)
+    machine.linkspan("network", "connect", "back", front.b.name)
+    machine.sandbox("hosted", "host")
+    cases = {
+        ("nobody", front.b.name): "no sandbox or endpoint nobody",
+        ("hosted", front.b.name): "uses the host's stack",
+        (front.b.name, front.c.name): "is on several networks: say which",
+        (f"back/{front.a.name}", front.b.name): "is not on network back",
+        (front.a.name, front.b.name, "--proto", "icmp", "--port", "7"): "icmp has no ports",
+        (front.a.name, front.b.name, "--proto", "sctp"): "invalid protocol",
+        (front.a.name, front.b.name, "--from-mac", "xy"): "invalid MAC address",
+        (front.a.name, "fe80::1%eth9"): "",
+    }
+    for args, words in cases.items():
+        done = machine.linkspan("trace", *args, check=False)
+        assert done.returncode != 0
+        assert words in done.stderr
+
+
+def test_humans_get_numbered_steps(machine: Host, front: Lab) -> None:
+    lines = machine.linkspan("trace", front.a.name, front.b.name).stdout.splitlines()
+    assert lines[0] == f"icmp from {front.a.name} ({front.a.ip4}) to {front.b.ip4}, network front (bridge)"
+    assert [line.split()[0] for line in lines[1:-1]] == [str(number) for number in range(1, len(lines) - 1)]
+    assert lines[-1] == f"  => delivered: arrives at eth0 of {front.b.name} (fast path)"
+
+
+# -- macvlan ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["macvlan", "veth"])
+def test_a_macvlan_endpoint_s_packets(on_lan: Host, device: str) -> None:
+    machine, switched = on_lan, device == "veth"
+    options = {"linkspan__macvlan_device": "veth"} if switched else {}
+    made(machine, device, "192.168.32.0/24", parent=PARENT, **options)
+    a, b = join(machine, f"{device}-a", device), join(machine, f"{device}-b", device)
+    assert a.pings(b.ip4)
+    assert a.pings(HOST4)
+    assert a.pings(ROUTER4)
+    sibling, own, wire = (trace(machine, a.name, target) for target in (b.name, HOST4, ROUTER4))
+    path = "fast" if switched else "slow"
+    assert sibling["end"]["text"] == f"arrives at eth0 of {b.name} ({path} path)"
+    assert ("out", path) in paths(machine, a, b.ip4)
+    assert own["end"]["text"] == f"arrives at the host by way of {PARENT} (fast path)"
+    assert ("out", "fast") in paths(machine, a, HOST4)
+    assert (wire["end"]["outcome"], wire["end"]["path"]) == ("sent", path)
+    assert f"leaves by {PARENT}" in wire["end"]["text"]
+    assert ("out", path) in paths(machine, a, ROUTER4)
+    forged = trace(machine, a.name, ROUTER4, "--from-ip", "10.1.1.1")
+    assert (forged["end"]["outcome"], "spoofed_ip4" in forged["end"]["text"]) == ("dropped", True)
