@@ -42,8 +42,8 @@ kernel: setup ## tests in a guest of another kernel: KERNEL=6.1, KERNEL_TESTS="t
 	$(Q)$(KERNEL_MATRIX)/prepare $(KERNEL)
 	$(Q)$(KERNEL_MATRIX)/run -t 1800 $(KERNEL) '$(PY) -m pytest -q --timeout 1500 -p no:cacheprovider $(KERNEL_TESTS)'
 
-bench: setup ## the measured bars, as tables and in out/bench.json: SUITES="latency join" make bench
-	$(Q)$(PY) -m bench $(SUITES)
+bench: setup ## the measured bars, as tables and as a report in bench/results/: SUITES="latency join" make bench
+	$(Q)$(PY) -m bench --report $(SUITES)
 
 bench-gate: setup ## what a change may cost, as hard limits; part of `make test`
 	$(Q)$(PY) -m bench.gate $(GATES)

@@ -25,11 +25,12 @@ from bench import (
     overlay,
     overlay_join,
     plugin,
+    results,
     scrape,
     storm,
     throughput,
 )
-from bench.report import Bar, Result, bar_table, environment
+from bench.report import Bar, Result, Table, bar_table, environment
 from bench.world import BenchError
 
 SUITES: Final[Mapping[str, tuple[Callable[[int], Result], int]]] = {
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = environment()
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     bars: list[Bar] = []
+    tables: dict[str, Sequence[Table]] = {}
     data: dict[str, object] = {"machine": machine}
     failed = []
     for name in arguments.suite or SUITES:
@@ -72,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed.append(name)
             continue
         bars += result.bars
+        tables[name] = result.tables
         data[name] = {
             **result.data,
             "bars": [{**asdict(bar), "is_met": bar.is_met} for bar in result.bars],
@@ -85,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(data, indent=1) + "\n")
     print(f"\nall values: {arguments.json}")
+    if arguments.report:
+        print(f"report: {results.write(machine, tables | {'bars': [bar_table(bars)]}, bars, data)}")
     if failed:
         return 2
     return 0 if all(bar.is_met for bar in bars) else 1
@@ -95,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("suite", nargs="*", choices=[*SUITES, []], help=f"{', '.join(SUITES)}; default: all")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each suite, instead of its own number")
     parser.add_argument("--json", type=Path, metavar="FILE", default=DEFAULT_JSON, help=f"default: {DEFAULT_JSON}")
+    parser.add_argument("--report", action="store_true", help="write bench/results/: report, pictures, all values")
     return parser
 
 

@@ -69,6 +69,6 @@ def verdict(values: Sequence[float], limit: float) -> Verdict:
     return "FAILED" if found.least > limit else "undecided"
 
 
-def is_enough(values: Sequence[float], limit: float) -> bool:
+def is_enough(values: Sequence[float], limit: float, most: int = MOST) -> bool:
     """Whether no more is to be measured: it is decided, or one gives up."""
-    return len(values) >= MOST or verdict(values, limit) != "undecided"
+    return len(values) >= most or verdict(values, limit) != "undecided"

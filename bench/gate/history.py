@@ -15,9 +15,9 @@ FILE: Final = Path(__file__).resolve().parents[1] / "history.jsonl"
 
 
 def append(figures: Mapping[str, float], path: Path = FILE) -> None:
-    """Adds a line: when, which commit, on which machine, and the figures rounded to 4 digits."""
+    """Adds a line: when, which commit, on which machine, and the figures rounded to 6 digits."""
     line = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit(), **environment()}
-    rounded = {name: float(f"{value:.4g}") for name, value in figures.items()}
+    rounded = {name: float(f"{value:.6g}") for name, value in figures.items()}
     with path.open("a") as file:
         file.write(json.dumps(line | {"figures": rounded}) + "\n")
 

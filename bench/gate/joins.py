@@ -23,7 +23,7 @@ from bench.joining import NETWORK, connect, disconnect
 from bench.world import BenchError, World, running, wait_for, world
 
 JOINS: Final = 15
-_START_S: Final = 180.0
+START_S: Final = 180.0
 """The programs are compiled first, which takes seconds, and minutes beside much other work."""
 _COUNTED: Final = (sys.executable, str(Path(__file__).with_name("counted.py")))
 _CALL: Final = re.compile(r"\d+ +([\d.]+) (\w+)\(")
@@ -56,7 +56,7 @@ def gate(_sources: Path) -> Outcome:
 def figures() -> Mapping[str, float]:
     """The counts by their names in gates.toml."""
     with world() as machine:
-        machine.start(_START_S)
+        machine.start(START_S)
         found = {"linkspand, 0 endpoints: resident MB": resident_bytes(machine.daemon_pid) / 1e6}
         machine.api("POST", "/networks/create", {"Name": NETWORK, "IPAM": {"Config": [{"Subnet": "10.99.0.0/16"}]}})
         machine.sandbox("spare", "none")
@@ -66,7 +66,7 @@ def figures() -> Mapping[str, float]:
         found[f"linkspand, {MANY} endpoints: resident MB"] = resident_bytes(machine.daemon_pid) / 1e6
         found |= _traced(machine)
         machine.stop()
-        machine.start(_START_S, program=_COUNTED)
+        machine.start(START_S, program=_COUNTED)
         found["a join: Python function calls"] = _function_calls(machine)
         return found
 
