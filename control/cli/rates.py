@@ -10,8 +10,9 @@ from typing import Any, Final
 from datapath.latency import Histogram, Kind
 
 STATS_PATH: Final = "/linkspan/stats"
-LATENCY_WINDOW_S: Final = 10.0
-"""Latencies are of samples, which are few on a quiet network: they are looked at over a longer time than rates."""
+LATENCY_LEAST_S: Final = 5.0
+"""Latencies are of samples, which are few on a quiet network: they are looked at over a longer time than rates, this to
+twice as long, so that few documents need to be kept."""
 HISTORY_S: Final = 60.0
 
 _NOTHING: Final = Histogram({}, 0.0)
@@ -104,26 +105,22 @@ class Recorder:
     def __init__(self, interval_s: float) -> None:
         self.rows: tuple[Row, ...] = ()
         self.seconds = 0.0
-        self._documents: deque[Document] = deque()
+        self.document: Document | None = None
+        """The last one."""
+        self._marks: tuple[Document, ...] = ()
         self._history: dict[str, deque[float]] = {}
         self._history_length = max(2, round(HISTORY_S / interval_s))
 
-    @property
-    def document(self) -> Document | None:
-        """The last one."""
-        return self._documents[-1] if self._documents else None
-
     def add(self, document: Document) -> None:
         """Takes the next document. One from before a reboot says nothing of those after it, and is forgotten."""
-        documents = self._documents
-        if documents and document["monotonic"] <= documents[-1]["monotonic"]:
-            documents.clear()
-        documents.append(document)
-        while document["monotonic"] - documents[0]["monotonic"] > LATENCY_WINDOW_S and len(documents) > 2:
-            documents.popleft()
-        before = documents[-2] if len(documents) > 1 else None
+        before, self.document = self.document, document
+        if before is not None and document["monotonic"] <= before["monotonic"]:
+            before, self._marks = None, ()
         self.seconds = document["monotonic"] - before["monotonic"] if before else 0.0
-        self.rows = tuple(self._rows(document, _endpoints(before), _endpoints(documents[0])))
+        oldest = self._marks[0] if self._marks else None
+        self.rows = tuple(self._rows(document, _endpoints(before), _endpoints(oldest)))
+        if not self._marks or document["monotonic"] - self._marks[-1]["monotonic"] >= LATENCY_LEAST_S:
+            self._marks = (*self._marks[-1:], document)
         self._remember()
 
     def history(self, row_id: str) -> Sequence[float]:

@@ -70,8 +70,8 @@ _KEYS: Final = (
     "OUT is what a sandbox sends, IN is what it is delivered. FAST is the share of",
     "packets that programs carried. P50 and P99 are of the time from a packet's",
     "arrival on the host to its sandbox, RTT of the round trips of the sandboxes' TCP",
-    "connections, both of the last 10 s. Bars are bits per second of the last minute,",
-    "in and out together.",
+    "connections, both of the last 5 to 10 s. Bars are bits per second of the last",
+    "minute, in and out together.",
 )
 
 

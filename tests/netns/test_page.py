@@ -25,12 +25,14 @@ pytestmark = pytest.mark.xdist_group("page")
 PAGE = "http://127.0.0.1:9478/"
 HOSTILE = '<img src="http://192.0.2.1/x" onerror="document.title=1"><script>document.title=2</script>'
 RATES = """
-    const [key] = arguments;
-    const texts = [...document.querySelectorAll(`[data-key="${key}"] > text`)].map((text) => text.textContent);
-    const found = texts.join(" ").match(/\\u2191([0-9.]+)([kMGT]?) \\u2193([0-9.]+)([kMGT]?)/);
     const value = (digits, prefix) => digits * ({k: 1e3, M: 1e6, G: 1e9, T: 1e12}[prefix] ?? 1);
-    return found && [value(found[1], found[2]), value(found[3], found[4])];
+    function rates(key) {
+        const texts = [...document.querySelectorAll(`[data-key="${key}"] > text`)].map((text) => text.textContent);
+        const found = texts.join(" ").match(/\\u2191([0-9.]+)([kMGT]?) \\u2193([0-9.]+)([kMGT]?)/);
+        return found ? [value(found[1], found[2]), value(found[3], found[4])] : [0, 0];
+    }
 """
+"""JavaScript: what a box says of bits per second, sent and delivered."""
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +75,20 @@ def test_hosts_networks_endpoints_and_wires_are_drawn(page: Browser, lab: Lab) -
 
 
 def test_rates_are_those_of_the_devices(page: Browser, lab: Lab) -> None:
+    a, b, network = f"endpoint:{lab.a.endpoint_id}", f"endpoint:{lab.b.endpoint_id}", f"network:{lab.id}"
     with udp_flow(lab.a, lab.b):
-        page.wait(f"return (() => {{ {RATES} }})()?.[0] > 1e6", "traffic to show", f"endpoint:{lab.a.endpoint_id}")
+        page.wait(f"{RATES} return rates(arguments[0])[0] > 1e6", "traffic to show", a)
         expected = sent_bits_per_second(lab.a)
-        near = f"const [out] = (() => {{ {RATES} }})(); return Math.abs(out / arguments[1] - 1) < 0.3"
-        page.wait(near, f"a to send {expected:.0f} b/s", f"endpoint:{lab.a.endpoint_id}", expected)
-        sent, _ = page.run(RATES, f"endpoint:{lab.a.endpoint_id}")
-        assert page.run(RATES, f"endpoint:{lab.b.endpoint_id}")[1] == pytest.approx(sent, rel=0.05)
-        assert page.run(RATES, f"network:{lab.id}") == pytest.approx([sent, sent], rel=0.05)
-        wire = f"network:{lab.id} endpoint:{lab.a.endpoint_id}"
-        assert page.run(
-            "return document.querySelector(`[data-key='${arguments[0]}']`).classList.contains('fast')", wire
+        page.wait(
+            f"""{RATES}
+            const [a, b, network, expected] = arguments;
+            const near = (one, other, share) => Math.abs(one / other - 1) < share;
+            const [sent] = rates(a);
+            const wire = document.querySelector(`[data-key="${{network}} ${{a}}"]`);
+            return near(sent, expected, 0.3) && near(rates(b)[1], sent, 0.05) && wire.classList.contains("fast")
+                && near(rates(network)[0], sent, 0.05) && near(rates(network)[1], sent, 0.05);""",
+            f"a to send {expected:.0f} b/s to b over their network, by programs",
+            *(a, b, network, expected),
         )
 
 
@@ -180,7 +185,7 @@ def test_more_than_500_endpoints_are_drawn_as_few(
     assert chromium.texts(".box.rest > title") == ["101 more"]
     for endpoint in controller.endpoints():
         driver.tallies[endpoint.id] = EndpointCounters(out_fast_packets=10, out_fast_bytes=10_000_000)
-    chromium.wait(f"return (() => {{ {RATES} }})()?.[0] > 1e8", "the sum of their rates", f"rest:{network.id}")
+    chromium.wait(f"{RATES} return rates(arguments[0])[0] > 1e8", "the sum of their rates", f"rest:{network.id}")
 
 
 def joined(network: Network, place: int) -> Endpoint:

@@ -112,7 +112,7 @@ def test_latencies_are_of_the_last_seconds_and_of_all_endpoints() -> None:
     recorder = recorded(*(at(second, 10 * second) for second in range(1, 31)))
     rates = recorder.rows[0].rates
     assert rates is not None
-    assert rates.forwarding.buckets == {-80: 100}, "of the ten seconds before the last document"
+    assert rates.forwarding.buckets == {-80: 90}, "of the nine seconds since one that is at least five seconds old"
     assert not rates.tcp_rtt.buckets
     recorder.add(document(31, blue=[endpoint("a", 1, fast={"-80": 310}, tcp_rtt={"-40": 5}), endpoint("b", 1)]))
     rates = recorder.rows[0].rates

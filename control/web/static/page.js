@@ -1,9 +1,8 @@
-// Asks for /stats every two seconds, has it drawn, and looks after the filter, the keyboard and the details.
+// Asks for /stats again and again, has it drawn, and looks after the filter, the keyboard and the details.
 
-import { Recorder, duration, number } from "./rates.js";
+import { HISTORY, PERIOD_S, Recorder, duration, number } from "./rates.js";
 import { Picture, layout, nameOfBox, ratesOfBox, setText } from "./topology.js";
 
-const PERIOD_MS = 2000;
 const DEADLINE_MS = 10000;
 const STATS = new URL("stats", location.origin + location.pathname);  // without a password that the address may hold
 const at = (id) => document.getElementById(id);
@@ -16,19 +15,30 @@ let current = null;   // the key of the box that the tab key comes to
 let isPaused = false;
 
 async function look() {
-  if (!isPaused && !document.hidden) {
-    try {
-      const response = await fetch(STATS, { signal: AbortSignal.timeout(DEADLINE_MS) });
-      if (!response.ok) throw new Error(`it answers ${response.status}`);
-      recorder.add(await response.json());
-      setState("");
+  try {
+    const stats = isPaused || document.hidden ? null : await ask();
+    if (stats) {
+      recorder.add(stats);
       draw();
-    } catch (error) {
-      const shown = recorder.document ? ` What is shown is of ${clock(recorder.document.at)}.` : "";
-      setState(`linkspand does not answer (${error.message}).${shown}`);
     }
+  } finally {
+    setTimeout(look, PERIOD_S * 1000);
   }
-  setTimeout(look, PERIOD_MS);
+}
+
+// The next document; null when there is none, which the page then says.
+async function ask() {
+  try {
+    const response = await fetch(STATS, { signal: AbortSignal.timeout(DEADLINE_MS) });
+    if (!response.ok) throw new Error(`it answers ${response.status}`);
+    const stats = await response.json();
+    setState("");
+    return stats;
+  } catch (error) {
+    const shown = recorder.document ? ` What is shown is of ${clock(recorder.document.at)}.` : "";
+    setState(`linkspand does not answer (${error.message}).${shown}`);
+    return null;
+  }
 }
 
 function setState(text) {
@@ -93,10 +103,10 @@ function drawDetails() {
   setText(at("details").querySelector("h2"), nameOfBox(box));
   const history = recorder.history((box.endpoint ?? box.network)?.id);
   const peak = Math.max(...history, 1);
-  const step = 240 / 59;
+  const step = 240 / (HISTORY - 1);
   const points = history.map((bits, place) => `${240 - (history.length - 1 - place) * step} ${46 - (bits / peak) * 44}`);
   at("minute").firstElementChild.setAttribute("d", points.length ? `M${points.join("L")}` : "");
-  setText(at("peak"), history.length ? `peak ${number(Math.max(...history))} b/s, both ways, in ${history.length * 2} s` : "");
+  setText(at("peak"), history.length ? `peak ${number(Math.max(...history))} b/s, both ways, in ${history.length * PERIOD_S} s` : "");
   const rows = factsOf(box).filter(([, value]) => value !== "");
   at("details").querySelector("tbody").replaceChildren(...rows.map(([name, value]) => {
     const row = document.createElement("tr");

@@ -1,7 +1,8 @@
 // Rates and latencies from documents of /stats that are taken one after the other; docs/views.md describes them.
 
-const LATENCY_WINDOW_S = 10;  // latencies are of samples, which are few on a quiet network
-const HISTORY = 60;           // rates that are remembered of each row
+const LATENCY_LEAST_S = 5;  // latencies are of samples, which are few on a quiet network: of this to twice as long
+export const PERIOD_S = 2;
+export const HISTORY = 30;  // rates that are remembered of each row: a minute
 const TALLIES = ["out_fast", "out_slow", "in_fast", "in_slow"].flatMap((way) => [`${way}_packets`, `${way}_bytes`]);
 
 // Takes one document after the other. `networks` are the last one's, each and each of its endpoints with `rates`, which
@@ -9,23 +10,19 @@ const TALLIES = ["out_fast", "out_slow", "in_fast", "in_slow"].flatMap((way) => 
 export class Recorder {
   networks = [];
   document = null;
-  #documents = [];
+  #marks = [];
   #history = new Map();
 
   add(document) {
-    const documents = this.#documents;
-    if (documents.length && document.monotonic <= documents.at(-1).monotonic) {
-      documents.length = 0;  // the host has been started anew, and its counters with it
-    }
-    documents.push(document);
-    while (documents.length > 2 && document.monotonic - documents[0].monotonic > LATENCY_WINDOW_S) {
-      documents.shift();
+    let before = this.document;
+    if (before && document.monotonic <= before.monotonic) {  // the host has been started anew, and its counters with it
+      before = null;
+      this.#marks = [];
     }
     this.document = document;
-    const before = documents.length > 1 ? documents.at(-2) : null;
     const seconds = before ? document.monotonic - before.monotonic : 0;
     const earlier = endpointsOf(before);
-    const oldest = endpointsOf(documents[0]);
+    const oldest = endpointsOf(this.#marks[0]);
     this.networks = document.networks.map((network) => {
       const grown = [];
       const endpoints = network.endpoints.map((endpoint) => {
@@ -36,6 +33,9 @@ export class Recorder {
       const isKnown = grown.length > 0 || (seconds > 0 && endpoints.length === 0);
       return { ...network, endpoints, rates: isKnown ? ratesOf(grown, seconds, document.latency_schema) : null };
     });
+    if (!this.#marks.length || document.monotonic - this.#marks.at(-1).monotonic >= LATENCY_LEAST_S) {
+      this.#marks = [...this.#marks.slice(-1), document];
+    }
     this.#remember();
   }
 
