@@ -41,9 +41,10 @@ def sends(name: str, expected: float, lines: list[str]) -> bool:
 
 
 def shows_the_flow(expected: float, lines: list[str]) -> bool:
-    """Whether blue-a is seen to send so many bits per second, in packets that iperf3 fills to the MTU, to blue-b."""
+    """Whether blue-a is seen to send so many bits per second, in packets that iperf3 fills to the MTU, to blue-b, and
+    how long those take."""
     a, b = cells(lines, "blue-a"), cells(lines, "blue-b")
-    if len(b) < 4 or not sends("blue-a", expected, lines):
+    if len(b) < 7 or not sends("blue-a", expected, lines):
         return False
     out, packets, received = value(a[0]), value(a[2]), value(b[1])
     return (
@@ -52,6 +53,8 @@ def shows_the_flow(expected: float, lines: list[str]) -> bool:
         and abs(out / 8 / packets / 1490 - 1) < MARGIN
         and value(b[0]) < out / 10
         and abs(received / out - 1) < 0.02
+        and b[5].endswith("s")
+        and b[6].endswith("s")
     )
 
 
