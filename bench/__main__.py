@@ -21,6 +21,7 @@ from bench import (
     joining,
     latency,
     macvlan,
+    metrics,
     micro,
     overlay,
     overlay_join,
@@ -44,6 +45,7 @@ SUITES: Final[Mapping[str, tuple[Callable[[int], Result], int]]] = {
     "cluster": (cluster.suite, 1000),
     "plugin": (plugin.suite, 100),
     "daemon": (daemon.suite, 10),
+    "metrics": (metrics.suite, 150),
     "scrape": (scrape.suite, 30),
     "micro": (micro.suite, 0),
 }

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -74,13 +74,15 @@ def measure(
     protos: Sequence[Proto] = PROTOS,
     beside: Mapping[str, int] = MappingProxyType({}),
     server_cpu: int = CPU,
+    before: Callable[[str], None] = lambda _: None,
     seed: int = 1,
 ) -> Measured:
     """Round trips of every path and protocol, by (path's name, protocol): the same rounds of each, at most `rounds`.
 
-    `beside` gives, by path's name, the pid of a stopped process that runs in that path's turns alone. Clients are on
-    the core CPU. Takes at least two paths. Blocks for `rounds` x paths x protocols x 20 ms and about 5 s more. Raises
-    BenchError when sockperf fails, or when other work on the machine left less than a quarter of the rounds whole.
+    `beside` gives, by path's name, the pid of a stopped process that runs in that path's turns alone; `before` is
+    called with the path's name when its turn begins. Clients are on the core CPU. Takes at least two paths. Blocks for
+    `rounds` x paths x protocols x 20 ms and about 5 s more. Raises BenchError when sockperf fails, or when other work
+    on the machine left less than a quarter of the rounds whole.
     """
     expected_s = rounds * len(compared) * len(protos) * SLICE_S
     longest_s = math.ceil(_PAUSE_S + 2 * expected_s + 10)
@@ -107,6 +109,7 @@ def measure(
         time.sleep(_PAUSE_S)
 
         def slice_of(key: Key) -> None:
+            before(key[0])
             starts[key].append(time.monotonic())
             other = beside.get(key[0])
             if other is not None:
