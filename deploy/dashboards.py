@@ -63,6 +63,9 @@ HOST: Final = 'instance=~"$instance"'
 NETWORK: Final = f'{HOST}, network=~"$network"'
 ENDPOINT: Final = f'{NETWORK}, sandbox=~"$sandbox", endpoint=~"$endpoint"'
 OVERLAY: Final = f'{HOST}, driver="overlay"'
+PROBES_LOST: Final = "instance_network:linkspan_probes_lost:ratio_rate5m"
+BETWEEN_ENDPOINTS: Final = f'{NETWORK}, kind="endpoint"'
+BETWEEN_NODES: Final = f'{HOST}, kind="node"'
 
 HOSTS: Final = Dashboard(
     "hosts",
@@ -148,6 +151,22 @@ NETWORKS: Final = Dashboard(
             [(f"1 - instance_network:linkspan_slow_path:ratio_rate5m{{{NETWORK}}}", "{{instance}} {{network}}")],
         ),
         Panel(
+            "Forwarding latency", "How long is a packet in the host?", "s",
+            quantiles("linkspan_network_forwarding_seconds", NETWORK, "network", "path"),
+        ),
+        Panel(
+            "Round trip of probes", "How far are endpoints from each other, where the prober is on?", "s",
+            quantiles("linkspan_probe_rtt_seconds", BETWEEN_ENDPOINTS, "network"),
+        ),
+        Panel(
+            "Probes lost", "Do endpoints reach each other?", "percentunit",
+            [(
+                f"avg by (instance, network) ({PROBES_LOST}{{{BETWEEN_ENDPOINTS}}})",
+                "{{instance}} {{network}}",
+            )],
+            limit=0.05,
+        ),
+        Panel(
             "Drops by reason", "Who sends what is not let through?", "pps",
             [rate("linkspan_network_drops_total", NETWORK, "network", "reason")],
         ),
@@ -194,6 +213,10 @@ ENDPOINTS: Final = Dashboard(
             [rate("linkspan_endpoint_packets_total", ENDPOINT, "sandbox", "network", "path")], width=12,
         ),
         Panel(
+            "Forwarding latency", "How long are packets for it in the host?", "s",
+            quantiles("linkspan_endpoint_forwarding_seconds", ENDPOINT, "sandbox", "path"),
+        ),
+        Panel(
             "Drops by reason", "What does it send that is not let through?", "pps",
             [rate("linkspan_endpoint_drops_total", ENDPOINT, "sandbox", "network", "reason")],
         ),
@@ -238,6 +261,18 @@ OVERLAYS: Final = Dashboard(
         Panel(
             "Share of the fast path", "Do packets between nodes take the programs' path?", "percentunit",
             [(f"1 - instance_network:linkspan_slow_path:ratio_rate5m{{{OVERLAY}}}", "{{instance}} {{network}}")],
+        ),
+        Panel(
+            "Forwarding latency", "How long is a packet in the node that delivers it?", "s",
+            quantiles("linkspan_network_forwarding_seconds", OVERLAY, "instance", "path"),
+        ),
+        Panel(
+            "Round trip between nodes", "How far are the nodes from each other?", "s",
+            quantiles("linkspan_probe_rtt_seconds", BETWEEN_NODES, "source", "target"), width=12,
+        ),
+        Panel(
+            "Probes lost between nodes", "Does the underlay lose packets?", "percentunit",
+            [(f"{PROBES_LOST}{{{BETWEEN_NODES}}}", "{{source}} to {{target}}")], width=12, limit=0.05,
         ),
     ),
 )  # fmt: skip

@@ -17,16 +17,21 @@ from tests.nodes import Cluster, Node, cluster
 from tests.prometheus.server import Prometheus, prometheus
 from tests.traffic import Station, tcp_pair
 from tests.underlay import UPLINK
+from tests.waiting import PATIENCE
 
 PORT: Final = 9478
 _PAUSE_S: Final = 0.05
 
 
 class ScrapedNode(Node):
-    """A node whose metrics can be read from the underlay."""
+    """A node whose metrics can be read from the underlay, with a prober."""
 
     def start(self, *args: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
-        return super().start("--metrics-listen", f"0.0.0.0:{PORT}", *args, env=env, **options)
+        config = self.dir / "probing.toml"
+        config.write_text(
+            f"[cluster]\nlease-seconds = {10 * PATIENCE:.0f}\n[metrics.prober]\nenabled = true\ninterval-seconds = 1\n"
+        )
+        return super().start("--config", str(config), "--metrics-listen", f"0.0.0.0:{PORT}", *args, env=env, **options)
 
 
 @dataclass(frozen=True)
