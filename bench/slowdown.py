@@ -29,7 +29,7 @@ from datapath.loader import sources
 SLOWER: Final = 1.10
 _FILE: Final = sources.PROGRAMS["ls_ep_out"]
 _ENTRY: Final = re.compile(
-    r"(^int ls_ep_out\(struct __sk_buff \*skb\)\n\{\n\t__u32 ifindex = )skb->ifindex;$", re.MULTILINE
+    r"(^int ls_ep_out\(struct __sk_buff \*skb\)\n\{\n(?:\t.*\n)*?\t__u32 ifindex = )skb->ifindex;$", re.MULTILINE
 )
 _SLOWLY: Final = """\
 LS_INLINE __u32 ls_slowly(__u32 ifindex)

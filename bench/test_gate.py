@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import slowdown
 from bench.gate import builds, decide, limits
 from bench.gate.bed import Bed, Build, bed, timed_ns, verdict
 from bench.gate.limits import Limit
@@ -97,3 +98,9 @@ def test_what_is_frozen_is_what_was_built(tmp_path: Path, monkeypatch: pytest.Mo
     assert again.elements == build.elements
     kept = (line for line in build.text.splitlines() if not line.startswith("#line"))
     assert again.text.splitlines() == list(kept)
+
+
+def test_a_slowed_program_still_judges_every_packet_as_before(place: Bed, tmp_path: Path) -> None:
+    program = place.load(place.compile(builds.today(slowdown.slowed(tmp_path, 24))))
+    for case, (packet, wanted) in builds.CASES.items():
+        assert place.call(verdict, program, packet) == wanted, case
