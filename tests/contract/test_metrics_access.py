@@ -23,11 +23,12 @@ from control.config import ApiSection, ConfigError, MetricsSection
 from control.metrics import Metrics
 from control.metrics.access import Access
 from control.metrics.server import build_metrics_app
-from control.passwords import UnusableUsers, hash_password, matches, read_users
+from control.passwords import UnusableUsers, matches, read_users
 from tests.certificates import Authority
 
 DEADLINE_S = 20.0
-HASHED = hash_password("correct horse: battery")
+HASHED = "$scrypt$ln=13,r=8,p=10$YAy0HaffsiIQ3+3qSB/kTQ$wikKh61h3Ag4bBrvP9jl7DUPNmEdOIip7o7NHoiz6UY"
+"""Of "correct horse: battery"; always the same, because tests are named after it."""
 
 
 @pytest.fixture
