@@ -128,18 +128,21 @@ class Counted:
         The records' lock is held over both.
         """
         network_id = endpoint.network_id
-        gone = self._gone.get(network_id, Gone(since=""))
+        before = gone = self._gone.get(network_id, Gone(since=""))
         if self._is_settled:
             since, last = self._slots.since(), self._last.get(endpoint.id)
             gone = self._with_slots(gone, [endpoint.slot], since) if last is None else _added(gone, [last], since)
         else:
             gone = msgspec.structs.replace(gone, unread=(*gone.unread, endpoint.slot))
 
+        has_counted = _content(gone) != _content(before)
+
         def remember() -> None:
             self._last.pop(endpoint.id, None)
-            self._gone[network_id] = gone
+            if has_counted:
+                self._gone[network_id] = gone
 
-        return [Put(KIND, network_id, to_json(gone))], remember
+        return [Put(KIND, network_id, to_json(gone))] if has_counted else [], remember
 
     def network_ended(self, network_id: NetworkId) -> tuple[list[Change], Callable[[], None]]:
         """As `ended`, for a network that has no endpoint any more."""
@@ -231,6 +234,12 @@ def _added(gone: Gone, counted: Collection[EndpointCounters], since: str) -> Gon
     sums = _sum(gone, counted)
     counters = {name: getattr(sums, name) for name in _FIELDS}
     return msgspec.structs.replace(gone, since=since, counters=counters, drops=dict(sums.drops))
+
+
+def _content(gone: Gone) -> tuple[object, ...]:
+    """What there is besides zeros."""
+    counters, drops = ({name: n for name, n in tally.items() if n} for tally in (gone.counters, gone.drops))
+    return counters, drops, gone.latencies, gone.unread
 
 
 def _sum_latencies(rows: Iterable[Latencies]) -> Latencies:

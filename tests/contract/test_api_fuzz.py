@@ -36,6 +36,7 @@ from control.api.schema import (
 )
 from control.api.stats import StatsHandlers
 from control.api.system import SystemHandlers
+from control.api.trace import TraceHandlers
 from control.events import Event
 from tests.api_server import ApiServer, Reply
 from tests.fake_cluster import FakeCluster
@@ -300,9 +301,17 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzed]:
 
 
 def test_every_route_is_fuzzed(fuzzed: Fuzzed) -> None:
+    """But for doctor's: they look at the host and its firewall, which here is the machine that tests run on."""
     context = fuzzed.server.context
     assert context is not None
-    kinds = (SystemHandlers, NetworkHandlers, SandboxHandlers, ClusterHandlers, StatsHandlers)
+    kinds = (
+        SystemHandlers,
+        NetworkHandlers,
+        SandboxHandlers,
+        ClusterHandlers,
+        StatsHandlers,
+        TraceHandlers,
+    )
     handlers = [kind(context) for kind in kinds]
     routes = [(route.method, route.path) for each in handlers for route in each.routes()]
     assert sorted(routes) == sorted(OPERATIONS)
