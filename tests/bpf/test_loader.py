@@ -23,32 +23,33 @@ pytestmark = pytest.mark.root
 MAPS = {
     "abi_version", "epoch", "ep_by_if", "fdb", "parents", "stations", "neigh4", "neigh6", "limits", "ep_counters",
     "ep_drops", "peers", "nodes", "node_by_ip", "vnis",
-    "direct",
+    "direct", "sampling", "latencies",
 }  # fmt: skip
 REMOTE = {"peers", "nodes", "node_by_ip", "vnis", "direct"}
+TIMED = {"sampling", "latencies"}
 USED = {
     "ls_ep_out": MAPS - {"abi_version", "parents", "stations", "limits", "node_by_ip", "vnis"},
-    "ls_ep_in": {"ep_by_if", "ep_counters"},
-    "ls_parent_out": MAPS - REMOTE - {"abi_version", "ep_by_if", "fdb", "limits"},
-    "ls_parent_in": MAPS - REMOTE - {"abi_version", "ep_by_if", "fdb", "limits"},
+    "ls_ep_in": {"ep_by_if", "ep_counters"} | TIMED,
+    "ls_parent_out": MAPS - REMOTE - TIMED - {"abi_version", "ep_by_if", "fdb", "limits"},
+    "ls_parent_in": MAPS - REMOTE - TIMED - {"abi_version", "ep_by_if", "fdb", "limits"},
     "ls_station_out": {"limits", "ep_drops"},
     "ls_switch_out": MAPS - REMOTE - {"abi_version", "stations"},
-    "ls_switch_in": {"epoch", "fdb", "stations", "ep_counters"},
-    "ls_switch_to": {"ep_by_if", "ep_counters"},
-    "ls_switch_xdp": {"fdb", "ep_counters"},
-    "ls_uplink_in": {"epoch", "fdb", "neigh4", "neigh6", "ep_counters", "ep_drops"} | REMOTE,
+    "ls_switch_in": {"epoch", "fdb", "stations", "ep_counters"} | TIMED,
+    "ls_switch_to": {"ep_by_if", "ep_counters"} | TIMED,
+    "ls_switch_xdp": {"fdb", "ep_counters"} | TIMED,
+    "ls_uplink_in": {"epoch", "fdb", "neigh4", "neigh6", "ep_counters", "ep_drops"} | REMOTE | TIMED,
 }
 PRIVATE = {
-    "ls_ep_out": ["flows"],
-    "ls_ep_in": [],
+    "ls_ep_out": ["flows", "no_latency"],
+    "ls_ep_in": ["no_latency"],
     "ls_parent_out": ["flows"],
     "ls_parent_in": ["flows"],
     "ls_station_out": [],
-    "ls_switch_out": ["flows"],
-    "ls_switch_in": ["flows"],
-    "ls_switch_to": [],
-    "ls_switch_xdp": [],
-    "ls_uplink_in": ["arrivals"],
+    "ls_switch_out": ["flows", "no_latency"],
+    "ls_switch_in": ["flows", "no_latency"],
+    "ls_switch_to": ["no_latency"],
+    "ls_switch_xdp": ["no_latency"],
+    "ls_uplink_in": ["arrivals", "no_latency"],
 }
 
 
@@ -119,11 +120,11 @@ def test_bpftool_sees_the_programs_and_maps_that_were_meant(place):
         shown = bpftool(f"prog show pinned {path}")
         kind = "xdp" if name == "ls_switch_xdp" else "sched_cls"
         assert (shown["name"], shown["type"], shown["gpl_compatible"]) == (name, kind, True)
-        # The programs use the maps that are pinned, and no others but one that is private.
+        # The programs use the maps that are pinned, and no others but private ones.
         used = [bpftool(f"map show id {number}")["name"] for number in shown["map_ids"]]
         pinned = {shown["id"]: pinned_name for pinned_name, shown in maps.items()}
         others = sorted(set(shown["map_ids"]) - set(pinned))
-        assert [bpftool(f"map show id {number}")["name"] for number in others] == PRIVATE[name]
+        assert sorted(bpftool(f"map show id {number}")["name"] for number in others) == PRIVATE[name]
         assert set(used) - set(PRIVATE[name]) == USED[name]
     assert {name: (shown["type"], shown["max_entries"]) for name, shown in maps.items()} == {
         "abi_version": ("array", 1),
@@ -141,6 +142,8 @@ def test_bpftool_sees_the_programs_and_maps_that_were_meant(place):
         "neigh6": ("hash", abi.MAX_NEIGHBOURS),
         "limits": ("array", abi.MAX_ENDPOINTS),
         "ep_counters": ("percpu_array", abi.MAX_ENDPOINTS),
+        "sampling": ("percpu_array", 1),
+        "latencies": ("hash", abi.MAX_LATENCIES),
         "ep_drops": ("percpu_hash", abi.MAX_DROP_KEYS),
     }
     assert all(shown["name"] == name for name, shown in maps.items())
@@ -213,6 +216,8 @@ def test_the_shapes_are_those_of_maps_h():
         "neigh6": [1, 20, 8, 65536, 1],
         "limits": [2, 4, 16, 16384, 0],
         "ep_counters": [6, 4, 64, 16384, 0],
+        "sampling": [6, 4, 32, 1, 0],
+        "latencies": [1, 8, 968, 49152, 1],
         "ep_drops": [5, 8, 8, 65536, 1],
     }
 
@@ -221,7 +226,7 @@ def test_the_shapes_are_those_of_maps_h():
 def test_a_pinned_map_that_the_loader_does_not_know_is_an_error(place):
     _, source_dir = mounted(place)
     edit(source_dir / "maps.h", "LS_PRIVATE_MAP(", "LS_MAP(")
-    with pytest.raises(loader.LoaderError, match=r"flows is \[6, 4, 112, 1024, 0\] in the sources, None elsewhere"):
+    with pytest.raises(loader.LoaderError, match=r"(flows|no_latency) is \[.*\] in the sources, None elsewhere"):
         load(place)
 
 

@@ -58,7 +58,7 @@ def stored(host: Host) -> Records:
         with sqlite3.connect(Path(directory, "linkspan.db")) as connection:
             rows = connection.execute("SELECT kind, id, body FROM records").fetchall()
         connection.close()
-    records: Records = {kind: {} for kind in ("network", "endpoint", "sandbox", "pool", "lease", "meta")}
+    records: Records = {kind: {} for kind in ("network", "endpoint", "sandbox", "pool", "lease", "counted", "meta")}
     for kind, id_, body in rows:
         records[kind][id_] = json.loads(body)
     return records
