@@ -326,11 +326,12 @@ def link_info(fd: int) -> LinkInfo:
 
 
 def tcx_programs(ifindex: int, egress: bool = False) -> list[int]:
-    """The ids of the programs at a device's tcx hook, in the order in which they run; none before kernel 6.6."""
+    """The ids of the programs at a device's tcx hook, in the order in which they run; none before kernel 6.6, or
+    on one without eBPF."""
     ids, count = ffi.new("__u32[]", _HOOK_PROGRAMS), ffi.new("__u32 *", _HOOK_PROGRAMS)
     hook = lib.BPF_TCX_EGRESS if egress else lib.BPF_TCX_INGRESS
     result = lib.ls_bpf_prog_query(ifindex, hook, ids, count)
-    if result in (-EINVAL, -ENOENT):
+    if result in (-EINVAL, -ENOENT, -ENOSYS):
         return []
     _check(result, "BPF_PROG_QUERY", f"tcx {'egress' if egress else 'ingress'} of ifindex {ifindex}")
     return list(ids[0 : count[0]])
