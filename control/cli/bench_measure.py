@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -114,17 +115,29 @@ def _between_sandboxes(client: Client, row: Measured) -> Iterator[dict[Proto, En
         if network == UNACCELERATED:
             network = f"bench-{os.getpid()}"
             options = {"linkspan.accel": "off"}
-            client.post("/networks/create", {"Name": network, "Options": options, "Labels": labels})
-            undo.callback(client.delete, f"/networks/{network}")
+            with _uninterrupted():
+                client.post("/networks/create", {"Name": network, "Options": options, "Labels": labels})
+                undo.callback(client.delete, f"/networks/{network}")
         stacks = []
         for end in "ab":
             name = f"bench-{os.getpid()}-{end}-{network}"[:63]
             body = {"Name": name, "Networks": [{"Network": network}], "Labels": labels}
-            made = client.post("/linkspan/sandboxes", body)
-            undo.callback(client.request, "DELETE", f"/linkspan/sandboxes/{made['Id']}", {"force": "1"})
+            with _uninterrupted():
+                made = client.post("/linkspan/sandboxes", body)
+                undo.callback(client.request, "DELETE", f"/linkspan/sandboxes/{made['Id']}", {"force": "1"})
             (joined,) = made["Networks"].values()
             stacks.append(Stack(made["NetnsPath"], ip_address(joined["IPAddress"] or joined["GlobalIPv6Address"])))
         yield undo.enter_context(_connected(*stacks))
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals come after the block: what is being made when one comes would have nobody to remove it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
