@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import curses
 import locale
+import os
 import threading
 import time
 from contextlib import suppress
@@ -96,6 +97,7 @@ def _run(window: Any, client: Client, view: View) -> None:
         if not view.is_paused:
             for document in sampler.take():
                 recorder.add(document)
+        _fit(window)
         height, width = window.getmaxyx()
         time_shown = clock(recorder.document) if recorder.document else ""
         lines = view.frame(recorder, time_shown, sampler.problem, width, height)
@@ -111,6 +113,14 @@ def _run(window: Any, client: Client, view: View) -> None:
             drawn = None
         elif key is not None:
             is_going = view.press(_NAMES.get(key, key if isinstance(key, str) else ""))
+
+
+def _fit(window: Any) -> None:
+    """Gives the window the terminal's size: SIGWINCH may reach the thread that asks, where curses misses it."""
+    columns, rows = os.get_terminal_size()
+    if curses.is_term_resized(rows, columns):
+        curses.resizeterm(rows, columns)
+        window.erase()
 
 
 def _key(window: Any) -> Any:
