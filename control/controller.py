@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,7 @@ from control.cluster_spec import Cluster
 from control.counted import Counted, Counts
 from control.deps import Deps
 from control.doctor.doctor import Doctor
-from control.drivers.base import EndpointCounters, ParentState
+from control.drivers.base import ParentState
 from control.endpoints import Endpoints
 from control.errors import Conflict, DatapathFailed, Forbidden, InvalidArgument
 from control.events import Event, EventBus, Listener
@@ -30,7 +29,6 @@ from control.membership import Membership
 from control.mending import Mender
 from control.model import (
     Endpoint,
-    EndpointId,
     EndpointSpec,
     Network,
     NetworkId,
@@ -55,7 +53,6 @@ from control.sandboxes import (
     process_start,
 )
 from control.tracing import Tracing
-from datapath.latency import Histogram, Kind
 from datapath.link_monitor import LinkChange
 
 LOG = logging.getLogger(__name__)
@@ -194,26 +191,9 @@ class NetworkController:
         """What is counted of endpoints, and by network also of those that have gone. May take some milliseconds."""
         return self._counted.read()
 
-    def endpoint_counters(self) -> list[tuple[Network, Endpoint, str, EndpointCounters]]:
-        """The counters of every endpoint whose driver counts, with the name of its sandbox.
-
-        Of a container engine's sandbox only the last part of its key is known.
-        """
-        return self._counted.read().endpoints
-
     def map_fill(self) -> Mapping[str, tuple[int, int]]:
         """(entries, most entries) of the programs' maps that can be full, by name."""
         return self._deps.map_fill()
-
-    def endpoint_latencies(self) -> dict[EndpointId, dict[Kind, Histogram]]:
-        """The latencies of all endpoints that have samples."""
-        by_driver: defaultdict[str, list[Endpoint]] = defaultdict(list)  # each reads all that there is
-        for network in self._records.networks():
-            by_driver[network.driver] += self._records.on_network(network.id)
-        found: dict[EndpointId, dict[Kind, Histogram]] = {}
-        for name, endpoints in by_driver.items():
-            found |= self._deps.drivers[name].latencies(endpoints)
-        return found
 
     def driver_names(self) -> list[str]:
         """The drivers of which networks can be made."""

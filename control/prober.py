@@ -131,7 +131,7 @@ class Prober:
         """The endpoints with new samples of TCP's round trips."""
         now = {
             id_: kinds[Kind.TCP_RTT].count
-            for id_, kinds in self._controller.endpoint_latencies().items()
+            for id_, kinds in self._controller.counted().latencies.items()
             if Kind.TCP_RTT in kinds
         }
         before, self._samples = self._samples, now

@@ -23,7 +23,7 @@ from datapath import abi, accel_state, bpf, devices, loader, pinned, rtnl
 from datapath.accel_state import Gateways
 from datapath.attached import Expected
 from datapath.expected import Difference
-from datapath.latency import DEFAULT_SAMPLE_EVERY, Histogram, Kind
+from datapath.latency import DEFAULT_SAMPLE_EVERY
 from datapath.maps import Maps
 from datapath.programs import Programs
 
@@ -257,10 +257,6 @@ class Accelerator:
         """Whether the programs count for the endpoint behind a host end."""
         index = None if self.problem else devices.ifindex(ifname)
         return index is not None and self._open_maps().endpoint(index) is not None
-
-    def latencies(self) -> dict[int, dict[Kind, Histogram]]:
-        """By slot, of all drivers' endpoints; only what has samples."""
-        return {} if self.problem else self._open_maps().latencies()
 
     def _put(self, index: int, port: Port) -> None:
         """Senders are known before receivers, so that nobody is sent what would be dropped on the way back."""

@@ -25,7 +25,6 @@ from datapath import abi, devices, features, loader
 from datapath.attached import Expected
 from datapath.expected import Difference
 from datapath.hooks import Attachment, Hooks, attach_inside
-from datapath.latency import Histogram, Kind
 from datapath.maps import Maps
 from datapath.programs import Programs
 from datapath.switch import Switch, Switching
@@ -324,10 +323,6 @@ class Uplinks:
         maps = self._open_maps()
         slots = maps.station_slots()
         return maps.counters(slots), {slot: drops for slot, drops in maps.drops().items() if slot in slots}
-
-    def latencies(self) -> dict[int, dict[Kind, Histogram]]:
-        """By slot, of all drivers' endpoints; only what has samples."""
-        return {} if self.problem else self._open_maps().latencies()
 
     def generic(self, parent: str) -> str | None:
         """Why a parent that is to run XDP natively runs it generic, or None."""

@@ -45,9 +45,9 @@ def document(controller: NetworkController) -> dict[str, Any]:
     with endpoints on it, where it is a cluster's. `counters` are null for an endpoint whose packets the driver does not
     see. Docs: docs/views.md.
     """
-    counted = {endpoint.id: counters for _, endpoint, _, counters in controller.endpoint_counters()}
+    counts = controller.counted()
+    counted = {endpoint.id: counters for _, endpoint, _, counters in counts.endpoints}
     moment = {"at": time.time(), "monotonic": time.monotonic()}
-    latencies = controller.endpoint_latencies()
     names = {sandbox.id: sandbox.name for sandbox in controller.sandboxes()}
     return {
         **moment,
@@ -59,7 +59,11 @@ def document(controller: NetworkController) -> dict[str, Any]:
                 "nodes": [node.name for node in controller.cluster.peers(network.id)] if network.is_global else [],
                 "endpoints": [
                     _endpoint(endpoint, names, counted.get(endpoint.id))
-                    | {"latency": {kind: _latency(found) for kind, found in latencies.get(endpoint.id, {}).items()}}
+                    | {
+                        "latency": {
+                            kind: _latency(found) for kind, found in counts.latencies.get(endpoint.id, {}).items()
+                        }
+                    }
                     for endpoint in controller.network_endpoints(network.id)
                 ],
             }

@@ -16,10 +16,9 @@ from typing import ClassVar
 
 from control.drivers.walk import Walk
 from control.errors import InvalidArgument, NotImplementedByDriver
-from control.model import Endpoint, EndpointId, EndpointSpec, Network, NetworkSpec, Sandbox
+from control.model import Endpoint, EndpointSpec, Network, NetworkSpec, Sandbox
 from control.plan import Step
 from datapath.attached import Expected
-from datapath.latency import Histogram, Kind
 from datapath.link_monitor import LinkChange
 
 
@@ -270,13 +269,6 @@ class Driver:
         """Counters by endpoint id; endpoints whose packets the driver does not see are left out."""
         return {}
 
-    def latencies(self, endpoints: Sequence[Endpoint]) -> dict[EndpointId, dict[Kind, Histogram]]:
-        """Latencies by endpoint id, only what has samples; empty where nothing is measured.
-
-        Forwarding is the receiver's, a round trip that of the endpoint whose address the socket has.
-        """
-        return {}
-
     def last_counters(self, endpoint: Endpoint) -> EndpointCounters | None:
         """The counters of an endpoint that go with its device, which is about to go; None for those that stay in its
         slot."""
@@ -285,13 +277,6 @@ class Driver:
     def status(self) -> DriverStatus:
         """How the driver works on this host."""
         return DriverStatus()
-
-
-def of_slots(
-    by_slot: Mapping[int, dict[Kind, Histogram]], endpoints: Sequence[Endpoint]
-) -> dict[EndpointId, dict[Kind, Histogram]]:
-    """Latencies by endpoint id instead of by slot, of these endpoints."""
-    return {endpoint.id: by_slot[endpoint.slot] for endpoint in endpoints if endpoint.slot in by_slot}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import msgspec
 
 from control.addressing import link_local
 from control.drivers import bridge_expected, bridge_shared, inside, ports_of_bridge, walk_bridge
-from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, Problem, of_slots
+from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, Problem
 from control.drivers.bridge_names import (
     BRIDGE_MACS,
     DEFAULT_BRIDGE,
@@ -46,12 +46,11 @@ from control.drivers.options import (
 )
 from control.drivers.walk import Walk
 from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument
-from control.model import Endpoint, EndpointId, EndpointSpec, Network, NetworkSpec
+from control.model import Endpoint, EndpointSpec, Network, NetworkSpec
 from control.plan import Step
 from datapath import accel, devices, docker_firewall, links, nft, rtnl
 from datapath.attached import Expected
 from datapath.expected import Snapshot
-from datapath.latency import Histogram, Kind
 
 SHARD_CAPACITY: Final = 1000
 """Endpoints on one Linux bridge. The kernel allows 1,023 ports (BR_MAX_PORTS); the rest is for trunks of shards."""
@@ -458,9 +457,6 @@ class BridgeDriver(Driver):
             return None
         link = next((link for link in links.dump() if link.ifname == endpoint.host_ifname), None)
         return None if link is None else _counted_by(link)
-
-    def latencies(self, endpoints: Sequence[Endpoint]) -> dict[EndpointId, dict[Kind, Histogram]]:
-        return of_slots(self._accel.latencies(), endpoints)
 
     def trace(self, walk: Walk) -> None:
         walk_bridge.follow(walk, self._trace_way(walk.network))

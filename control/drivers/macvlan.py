@@ -25,7 +25,6 @@ from control.drivers.base import (
     Join,
     ParentState,
     Problem,
-    of_slots,
 )
 from control.drivers.inside import mac_bytes
 from control.drivers.macvlan_devices import MacvlanDevices
@@ -51,12 +50,11 @@ from control.drivers.options import ACCEL, IFNAME, MTU, check_endpoint, check_ne
 from control.drivers.parent import check_mtu_of_parent, mtu_problems, usable_parent
 from control.drivers.walk import Walk
 from control.errors import AddressInUse, Conflict, Exhausted, Forbidden, InvalidArgument, NotImplementedByDriver
-from control.model import Endpoint, EndpointId, EndpointSpec, EndpointState, Network, NetworkSpec, PoolSpec, SandboxId
+from control.model import Endpoint, EndpointSpec, EndpointState, Network, NetworkSpec, PoolSpec, SandboxId
 from control.plan import Step
 from datapath import accel, conflict, devices, parents, rtnl
 from datapath.attached import Expected
 from datapath.expected import Snapshot, differences_in
-from datapath.latency import Histogram, Kind
 from datapath.link_monitor import LinkChange
 from datapath.uplink import Station, Uplinks
 
@@ -507,9 +505,6 @@ class MacvlanDriver(Driver):
             for endpoint in endpoints
             if endpoint.slot in by_slot
         }
-
-    def latencies(self, endpoints: Sequence[Endpoint]) -> dict[EndpointId, dict[Kind, Histogram]]:
-        return of_slots(self._uplinks.latencies(), endpoints)
 
     def status(self) -> DriverStatus:
         if self._uplinks.problem:

@@ -13,7 +13,7 @@ from control.drivers.base import EndpointCounters
 from datapath.latency import Histogram, Kind
 from tests.api_server import ApiServer
 from tests.fake_cluster import SPEC, FakeCluster, node
-from tests.fakes import FakeDriver, fake_controller
+from tests.fakes import FakeDriver, FakeSlots, fake_controller
 
 COUNTED = EndpointCounters(1, 2, 3, 4, 5, 6, 7, 2**53 - 1, drops={"spoofed_mac": 9, "spoofed_ip": 0})
 TALLIES = {
@@ -100,14 +100,16 @@ def test_an_endpoint_that_nobody_counts_has_no_counters(server: ApiServer, monke
     assert (endpoint["name"], endpoint["counters"], endpoint["drops"]) == ("web", None, {})
 
 
-def test_an_endpoint_has_its_latencies(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_has_its_latencies(tmp_path: Path, driver: FakeDriver) -> None:
     """Buckets of a quarter octave: half of the samples took up to 2**-20 s, all of them up to 2**-16 s."""
-    server.ask("POST", "/linkspan/sandboxes", {"Name": "web"})
+    slots = FakeSlots()
     timed = {Kind.FAST: Histogram({-80: 50, -64: 50}, 0.001), Kind.TCP_RTT: Histogram({-40: 1}, 0.0009)}
-    monkeypatch.setattr(
-        FakeDriver, "latencies", lambda self, endpoints: {e.id: timed for e in endpoints}, raising=False
-    )
-    found = stats(server)
+    controller = fake_controller(tmp_path, driver, slots=slots)
+    with ApiServer(controller, tmp_path / "api.sock") as server:
+        server.ask("POST", "/linkspan/sandboxes", {"Name": "web"})
+        (endpoint,) = controller.endpoints()
+        slots.timed[endpoint.slot] = timed
+        found = stats(server)
     latency = found["networks"][0]["endpoints"][0]["latency"]
     assert (found["latency_schema"], latency.keys()) == (2, {"fast", "tcp_rtt"})
     fast = latency["fast"]

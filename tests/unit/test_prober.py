@@ -13,8 +13,9 @@ from prometheus_client.registry import CollectorRegistry
 from control.cluster_spec import ClusterSpec, NodeInfo
 from control.config import ConfigError, ProberSection, load
 from control.controller import NetworkController
+from control.counted import Counts
 from control.metrics.probes import ProbeCollector
-from control.model import EndpointId, SandboxSpec
+from control.model import SandboxSpec
 from control.prober import Pair, Prober
 from datapath.echoes import Answer, Ask
 from datapath.latency import Histogram, Kind
@@ -90,10 +91,10 @@ def test_who_has_new_round_trips_of_tcp_is_left_alone_until_it_is_idle(
     busy, idle = controller.endpoints()
     samples: list[int] = [0]
 
-    def latencies() -> dict[EndpointId, dict[Kind, Histogram]]:
-        return {busy.id: {Kind.TCP_RTT: Histogram({3: samples[0]}, 0.1)}} if samples[0] else {}
+    def counted() -> Counts:
+        return Counts(latencies={busy.id: {Kind.TCP_RTT: Histogram({3: samples[0]}, 0.1)}} if samples[0] else {})
 
-    monkeypatch.setattr(controller, "endpoint_latencies", latencies)
+    monkeypatch.setattr(controller, "counted", counted)
     prober, eager = Prober(controller, ProberSection(), line), Prober(controller, ProberSection(idle_only=False), line)
     asked = []
     for samples[0] in (0, 4, 9, 9):
