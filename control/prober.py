@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, TypeVar
 from control.config import ProberSection
 from control.controller import NetworkController
 from control.errors import ControlError
-from control.model import Endpoint, EndpointId, EndpointState, Network
+from control.model import Endpoint, EndpointState, Network
 from datapath.echoes import Answer, Ask, round_trips
 from datapath.latency import Kind
 
@@ -85,7 +85,7 @@ class Prober:
         self._ask = ask
         self._lock = threading.Lock()
         self._tallies: dict[Pair, Tally] = {}
-        self._samples: Mapping[EndpointId, int] = {}
+        self._samples: Mapping[str, int] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prober", daemon=True)
 
