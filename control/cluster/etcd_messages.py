@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple, Protocol
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from control.protos import message_classes
 
 _PACKAGE: Final = "linkspan.etcd"
 
@@ -40,27 +40,7 @@ _TABLE: Final[dict[str, str]] = {
     " events:Event*:11",
 }
 
-
-def _classes() -> dict[str, Any]:
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="linkspan/etcd.proto", package=_PACKAGE, syntax="proto3")
-    for name, fields in _TABLE.items():
-        message = file.message_type.add(name=name)
-        for text in fields.split():
-            field_name, kind, number = text.split(":")
-            made = message.field.add(name=field_name, number=int(number), label=field.LABEL_OPTIONAL)
-            if kind.endswith("*"):
-                made.label, kind = field.LABEL_REPEATED, kind[:-1]
-            if kind in _TABLE:
-                made.type, made.type_name = field.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
-            else:
-                made.type = field.Type.Value(f"TYPE_{kind.upper()}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _TABLE}
-
-
-_CLASSES: Final = _classes()
+_CLASSES: Final = message_classes("linkspan/etcd.proto", _PACKAGE, "proto3", _TABLE)
 RangeRequest: Final[Any] = _CLASSES["RangeRequest"]
 TxnRequest: Final[Any] = _CLASSES["TxnRequest"]
 GrantRequest: Final[Any] = _CLASSES["GrantRequest"]

@@ -10,12 +10,12 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.samples import Exemplar, Sample
 
 from control.metrics.writer import Labels, Octaves, Rows, Timed
+from control.protos import message_classes
 
 _TABLE: Final[dict[str, str]] = {
     "LabelPair": "name:string:1 value:string:2",
@@ -34,29 +34,8 @@ _COUNTER, _GAUGE, _HISTOGRAM = 0, 1, 4
 """MetricType."""
 _FIXED: Final = struct.Struct("<d")
 
-
-def _classes() -> dict[str, Any]:
-    """As those of `control.cluster.etcd_messages`: nothing is generated. proto2, whose zeros are on the wire."""
-    field = descriptor_pb2.FieldDescriptorProto
-    package = "io.prometheus.client"
-    file = descriptor_pb2.FileDescriptorProto(name="linkspan/metrics.proto", package=package, syntax="proto2")
-    for name, fields in _TABLE.items():
-        message = file.message_type.add(name=name)
-        for text in fields.split():
-            field_name, kind, number = text.split(":")
-            made = message.field.add(name=field_name, number=int(number), label=field.LABEL_OPTIONAL)
-            if kind.endswith("*"):
-                made.label, kind = field.LABEL_REPEATED, kind[:-1]
-            if kind in _TABLE:
-                made.type, made.type_name = field.TYPE_MESSAGE, f".{package}.{kind}"
-            else:
-                made.type = field.Type.Value(f"TYPE_{kind.upper()}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}")) for name in _TABLE}
-
-
-_CLASSES: Final = _classes()
+_CLASSES: Final = message_classes("linkspan/metrics.proto", "io.prometheus.client", "proto2", _TABLE)
+"""proto2, whose zeros are on the wire."""
 MetricFamily: Final[Any] = _CLASSES["MetricFamily"]
 
 
