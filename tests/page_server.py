@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 
 from aiohttp import web
 
-from control.api.server import serve
-from control.config import ApiSection, MetricsSection
+from control.config import MetricsSection
 from control.controller import NetworkController
 from control.metrics.access import Access
 from control.web.page import add_page
-from tests.api_server import DEADLINE_SECONDS
+from tests.served import served
 
 
 @contextmanager
@@ -25,22 +22,11 @@ def page_server(
 ) -> Iterator[str]:
     """Serves on a bound socket until the block ends, to whom the section says; yields the page's URL."""
     access = Access(section or MetricsSection())
-    started, done = threading.Event(), threading.Event()
 
-    async def run() -> None:
-        with ThreadPoolExecutor(1) as reader:
-            app = web.Application()
-            add_page(app, controller, reader, access)
-            runner = await serve(app, sock, ApiSection(stop_timeout_seconds=1))
-            started.set()
-            await asyncio.get_running_loop().run_in_executor(None, done.wait)
-            await runner.cleanup()
+    def build(reader: Executor) -> web.Application:
+        app = web.Application()
+        add_page(app, controller, reader, access)
+        return app
 
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    try:
-        assert started.wait(DEADLINE_SECONDS)
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
-    finally:
-        done.set()
-        thread.join(DEADLINE_SECONDS)
+    with served(build, sock) as port:
+        yield f"http://127.0.0.1:{port}/"

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import logging
 import ssl
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from control.api.server import bind_tcp, serve
-from control.config import ApiSection, ConfigError, MetricsSection
+from control.api.server import bind_tcp
+from control.config import ConfigError, MetricsSection
 from control.metrics import Metrics
 from control.metrics.access import Access
 from control.metrics.server import build_metrics_app
 from control.passwords import UnusableUsers, matches, read_users
 from tests.certificates import Authority
+from tests.served import served
 
 DEADLINE_S = 20.0
 HASHED = "$scrypt$ln=13,r=8,p=10$YAy0HaffsiIQ3+3qSB/kTQ$wikKh61h3Ag4bBrvP9jl7DUPNmEdOIip7o7NHoiz6UY"
@@ -39,29 +37,14 @@ def users(tmp_path: Path) -> str:
 
 
 @contextmanager
-def served(section: MetricsSection) -> Iterator[int]:
+def metrics_served(section: MetricsSection) -> Iterator[int]:
     """The port of loopback where metrics are served as the section says."""
     access = Access(section)
-    started, done = threading.Event(), threading.Event()
-    sock = bind_tcp("127.0.0.1", 0)
-
-    async def run() -> None:
-        with ThreadPoolExecutor(1) as scraper:
-            app = build_metrics_app(Metrics(), scraper, access)
-            runner = await serve(app, sock, ApiSection(stop_timeout_seconds=1), access.tls)
-            started.set()
-            await asyncio.get_running_loop().run_in_executor(None, done.wait)
-            await runner.cleanup()
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    try:
-        assert started.wait(DEADLINE_S)
-        yield sock.getsockname()[1]
-    finally:
-        done.set()
-        thread.join(DEADLINE_S)
-        sock.close()
+    with (
+        closing(bind_tcp("127.0.0.1", 0)) as sock,
+        served(lambda scraper: build_metrics_app(Metrics(), scraper, access), sock, access.tls) as port,
+    ):
+        yield port
 
 
 def status(url: str, credentials: str | None = None, context: ssl.SSLContext | None = None) -> int:
@@ -82,7 +65,7 @@ def basic(name: str, password: str) -> str:
 
 
 def test_users_scrape_with_their_password_and_nobody_else(users: str) -> None:
-    with served(MetricsSection(users=users)) as port:
+    with metrics_served(MetricsSection(users=users)) as port:
         url = f"http://127.0.0.1:{port}/metrics"
         assert status(url) == 401
         for _ in range(2):
@@ -97,7 +80,7 @@ def test_over_tls_scrapers_show_a_certificate(tmp_path: Path) -> None:
     ours, others = Authority(tmp_path / "ours"), Authority(tmp_path / "others")
     server, client, stranger = ours.issue("server"), ours.issue("client"), others.issue("client")
     section = MetricsSection(tls_cert=str(server.cert), tls_key=str(server.key), tls_client_ca=str(ours.cacert))
-    with served(section) as port:
+    with metrics_served(section) as port:
         url = f"https://127.0.0.1:{port}/metrics"
         trusting = ssl.create_default_context(cafile=str(ours.cacert))
         with pytest.raises((urllib.error.URLError, ssl.SSLError, ConnectionError)):

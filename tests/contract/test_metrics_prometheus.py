@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import subprocess
-import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from control.api.server import bind_tcp, serve
-from control.config import ApiSection
+from control.api.server import bind_tcp
 from control.drivers.base import EndpointCounters
 from control.metrics import Metrics
 from control.metrics.server import build_metrics_app
 from control.model import SandboxSpec
 from datapath.latency import Histogram, Kind
 from tests.fakes import FakeDriver, FakeSlots, fake_controller
+from tests.served import served
 from tests.waiting import until
 
 DEADLINE_S = 60.0
@@ -32,26 +29,12 @@ FAST = Histogram({-70: 10, -69: 60, -68: 25, -40: 5}, 0.002)
 
 
 @contextmanager
-def served(metrics: Metrics) -> Iterator[int]:
-    started, done = threading.Event(), threading.Event()
-    sock = bind_tcp("127.0.0.1", 0)
-
-    async def run() -> None:
-        with ThreadPoolExecutor(1) as scraper:
-            runner = await serve(build_metrics_app(metrics, scraper), sock, ApiSection(stop_timeout_seconds=1))
-            started.set()
-            await asyncio.get_running_loop().run_in_executor(None, done.wait)
-            await runner.cleanup()
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    thread.start()
-    try:
-        assert started.wait(DEADLINE_S)
-        yield sock.getsockname()[1]
-    finally:
-        done.set()
-        thread.join(DEADLINE_S)
-        sock.close()
+def metrics_served(metrics: Metrics) -> Iterator[int]:
+    with (
+        closing(bind_tcp("127.0.0.1", 0)) as sock,
+        served(lambda scraper: build_metrics_app(metrics, scraper), sock) as port,
+    ):
+        yield port
 
 
 def free_port() -> int:
@@ -70,7 +53,7 @@ def query(tmp_path: Path) -> Iterator[Any]:
     controller.create_sandbox(SandboxSpec(name="web"))
     slots.held[0] = EndpointCounters(in_fast_packets=2**53, drops={"spoofed_mac": 3})
     slots.timed[0] = {Kind.FAST: FAST}
-    with served(metrics) as target:
+    with metrics_served(metrics) as target:
         config, port = tmp_path / "prometheus.json", free_port()
         scrape = {
             "job_name": "linkspan",
