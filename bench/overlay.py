@@ -36,7 +36,7 @@ BARS: Final = {
 }
 """What a sandbox on another host is promised to have of each, at least."""
 ACCELERATED: Final = (TUNNEL, DIRECT)
-STREAM_ROUNDS: Final = 40
+STREAM_ROUNDS: Final = 80
 
 
 def build(cluster: Nodes, names: Sequence[str] = tuple(NETWORKS)) -> list[Path]:

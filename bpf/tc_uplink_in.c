@@ -20,8 +20,8 @@
 #define LS_POP_TO_IPV4 (1ULL << 7)
 #define LS_POP_TO_IPV6 (1ULL << 8)
 
-/* All that is read of a packet: the longest of the outer headers, and of the inner network header. */
-#define LS_HEADERS (ETH_HLEN + sizeof(struct ls_tunnel6) + sizeof(struct ipv6hdr))
+/* All that is read of a packet: the outer headers, and the longest of the inner network header. */
+#define LS_HEADERS(tunnel) (ETH_HLEN + sizeof(struct tunnel) + sizeof(struct ipv6hdr))
 
 /* All that is read of one without VXLAN. */
 #define LS_DIRECT_HEADERS (ETH_HLEN + sizeof(struct ipv6hdr))
@@ -184,15 +184,20 @@ LS_INLINE int ls_pop(struct __sk_buff *skb, const struct ls_arrival_key *key, __
 	return bpf_redirect_peer(to->ifindex, 0);
 }
 
-/* Has the headers lie where they can be read: a device may leave all but the first few in fragments. */
+/* Has the headers lie where they can be read: a device may leave all but the first few in fragments. Not a byte more: TCP
+ * sends its headers alone in the linear part, and to pull payload there costs as much as this whole program. */
 LS_INLINE void ls_pull_headers(struct __sk_buff *skb)
 {
 	const void *data_end = (void *)(long)skb->data_end;
 	const struct ethhdr *eth = (void *)(long)skb->data;
 	const __u8 *ip = (void *)(eth + 1);
-	__u32 len = skb->len < LS_HEADERS ? skb->len : LS_HEADERS;
+	__u32 len = LS_HEADERS(ls_tunnel6);
 
-	if (likely((void *)eth + LS_HEADERS <= data_end) || (void *)eth + len <= data_end)
+	if ((void *)eth + LS_HEADERS(ls_tunnel4) <= data_end && eth->h_proto == bpf_htons(ETH_P_IP))
+		return;
+	if (skb->len < len)
+		len = skb->len;
+	if ((void *)eth + len <= data_end)
 		return;
 	if ((void *)eth + LS_DIRECT_HEADERS > data_end || ip[eth->h_proto == bpf_htons(ETH_P_IP) ? 9 : 6] == IPPROTO_UDP)
 		bpf_skb_pull_data(skb, len);
