@@ -4,7 +4,7 @@ On two shared cores a stream moves by a quarter and more from one second to the 
 second and only ratios within a round mean much. iperf3 itself cannot do with less than a second: what arrives is read
 from the receiving device's own counter while iperf3 runs.
 
-Paths are compared, not TCP: the congestion control is one that all kernels have and that does not pace. A write is long,
+Paths are compared, not TCP: congestion control is one that all kernels have and that does not pace. A write is long,
 so nearly all packets are as large as can be: iperf3's own 128 KiB are two such packets and a rest, which makes one
 small packet with an MTU of 1500 and two with 1450, a third more packets for the same bytes.
 """
