@@ -8,6 +8,7 @@ transition that is not in them.
 from __future__ import annotations
 
 import ipaddress
+import socket
 from datetime import UTC, datetime
 from enum import StrEnum
 from ipaddress import (
@@ -294,9 +295,25 @@ def _enc_hook(value: Any) -> Any:
     raise NotImplementedError(f"cannot store a {type(value).__name__}")
 
 
+def _ipv4(text: str) -> IPv4Address:
+    """IPv4Address(text) in a fraction of its time, which a node spends for each endpoint of a cluster."""
+    try:
+        return IPv4Address(socket.inet_pton(socket.AF_INET, text))
+    except (OSError, TypeError):
+        return IPv4Address(text)  # says what is wrong with it
+
+
+def _ipv6(text: str) -> IPv6Address:
+    """As `_ipv4`."""
+    try:
+        return IPv6Address(socket.inet_pton(socket.AF_INET6, text))
+    except (OSError, TypeError):
+        return IPv6Address(text)  # has a zone, or says what is wrong with it
+
+
 _PARSERS: Final[dict[Any, Any]] = {
-    IPv4Address: IPv4Address,
-    IPv6Address: IPv6Address,
+    IPv4Address: _ipv4,
+    IPv6Address: _ipv6,
     IPv4Network: IPv4Network,
     IPv6Network: IPv6Network,
     IPv4Interface: IPv4Interface,

@@ -81,7 +81,9 @@ class RemoteEndpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        return tuple(address for address in (self.ipv4, self.ipv6) if address is not None)
+        if self.ipv6 is None:
+            return () if self.ipv4 is None else (self.ipv4,)
+        return (self.ipv6,) if self.ipv4 is None else (self.ipv4, self.ipv6)
 
 
 class AddressHolder(msgspec.Struct, frozen=True):

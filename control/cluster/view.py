@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -117,9 +118,9 @@ class View:
             if kind == b"endpoints":
                 network, _, endpoint = rest.partition(b"/")
                 raw.setdefault(network.decode(), {})[endpoint.decode()] = kv.value
-            elif kind == b"networks" and (record := _read(GlobalNetwork, kv.key, kv.value)):
+            elif kind == b"networks" and (record := _read(GlobalNetwork, kv.key.decode, kv.value)):
                 networks[record.id] = record
-            elif kind == b"nodes" and (node := _read(Node, kv.key, kv.value)):
+            elif kind == b"nodes" and (node := _read(Node, kv.key.decode, kv.value)):
                 nodes[node.name] = node
         with self._lock:
             changed: set[str] = {NODES} if nodes != self._nodes else set()
@@ -174,7 +175,7 @@ class View:
             taken[int(address)] -= 1
             if not taken[int(address)]:
                 del taken[int(address)]
-        key = self._keys.endpoint(network_id, endpoint_id).encode()
+        key = partial(self._keys.endpoint, network_id, endpoint_id)
         record = None if value is None else _read(RemoteEndpoint, key, value)
         if record is None:
             return
@@ -207,17 +208,17 @@ class View:
             self._on_state(why)
 
 
-def _read(type_: type[R], key: bytes, value: bytes) -> R | None:
+def _read(type_: type[R], key: Callable[[], str], value: bytes) -> R | None:
     """The record, or None for what nobody of this version wrote."""
     try:
         return from_json(type_, value)
     except msgspec.MsgspecError as error:
-        LOG.error("etcd key %s is damaged and left out: %s; delete it, or restart its node", key.decode(), error)
+        LOG.error("etcd key %s is damaged and left out: %s; delete it, or restart its node", key(), error)
         return None
 
 
 def _put(records: dict[Any, Any], name: str, type_: type[R], key: bytes, value: bytes | None) -> str:
-    record = None if value is None else _read(type_, key, value)
+    record = None if value is None else _read(type_, key.decode, value)
     if record is None:
         records.pop(name, None)
     else:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from control.cluster.records import RemoteEndpoint
 from control.model import (
     ENDPOINT_TRANSITIONS,
     NETWORK_TRANSITIONS,
@@ -131,6 +132,29 @@ def test_every_address_comes_back(four: Any, six: Any, length4: int, length6: in
     pool = PoolConfig(subnet=ip_network(f"{six}/{length6}", strict=False), gateway=four)
     assert from_json(Endpoint, to_json(endpoint)) == endpoint
     assert from_json(PoolConfig, to_json(pool)) == pool
+
+
+_TEXTS = st.one_of(
+    st.ip_addresses().map(str),
+    st.text("0123456789abcdef.:%x ", max_size=20),
+    st.sampled_from(
+        ["010.0.0.1", "10.0.0", "10.0.0.256", "::ffff:10.0.0.1", "fe80::1%eth0", "1::2::3", "\u0661.0.0.1"]
+    ),
+)
+
+
+@given(text=_TEXTS)
+def test_an_address_is_read_as_the_standard_library_reads_it(text: str) -> None:
+    body = msgspec.json.encode({"node": "n1", "mac": "02:00:00:00:00:01", "ipv4": text})
+    body6 = msgspec.json.encode({"node": "n1", "mac": "02:00:00:00:00:01", "ipv6": text})
+    for family, field, stored in ((IPv4Address, "ipv4", body), (IPv6Address, "ipv6", body6)):
+        try:
+            expected = family(text)
+        except ValueError:
+            with pytest.raises(msgspec.ValidationError):
+                from_json(RemoteEndpoint, stored)
+        else:
+            assert getattr(from_json(RemoteEndpoint, stored), field) == expected
 
 
 @pytest.mark.parametrize(
