@@ -15,7 +15,7 @@ from typing import Final
 from bench.paths import Path
 from bench.turns import before_others
 from datapath import probe
-from datapath.probe import Ends, Proto, Stack
+from datapath.probe import MESSAGE_BYTES, Ends, Proto, Stack
 
 TRIPS: Final = 200
 SETTLE: Final = 20
@@ -29,16 +29,18 @@ def ends_of(path: Path, proto: Proto = "tcp") -> Ends:
     return probe.connected(proto, client, server)
 
 
-def turn_us(ends: Ends, trips: int = TRIPS) -> float:
+def turn_us(ends: Ends, trips: int = TRIPS, size: int = MESSAGE_BYTES) -> float:
     """The median of one turn's round trips, in microseconds."""
-    return statistics.median(ends.round_trips(trips + SETTLE)[SETTLE:]) / 1e3
+    return statistics.median(ends.round_trips(trips + SETTLE, size)[SETTLE:]) / 1e3
 
 
-def rounds(compared: Sequence[Path], proto: Proto = "tcp", *, seed: int = 1) -> Generator[dict[str, float], None, None]:
-    """Without end, one turn of each path in shuffled order: microseconds by the path's name."""
+def rounds(
+    compared: Sequence[Path], proto: Proto = "tcp", size: int = MESSAGE_BYTES, *, seed: int = 1
+) -> Generator[dict[str, float], None, None]:
+    """Without end, one turn of each path in shuffled order: microseconds of such trips by the path's name."""
     order = random.Random(seed)
     with before_others(), ExitStack() as stack:
         ends = {path.name: stack.enter_context(closing(ends_of(path, proto))) for path in compared}
         while True:
-            found = {name: turn_us(ends[name]) for name in order.sample(list(ends), len(ends))}
+            found = {name: turn_us(ends[name], size=size) for name in order.sample(list(ends), len(ends))}
             yield {path.name: found[path.name] for path in compared}

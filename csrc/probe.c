@@ -8,7 +8,7 @@
 
 #include "native.h"
 
-#define MESSAGE_MAX 1024
+#define MESSAGE_MAX 65536
 
 static __u64 now_ns(void)
 {

@@ -26,6 +26,9 @@ PROTOS: Final[tuple[Proto, ...]] = ("tcp", "udp")
 Address = IPv4Address | IPv6Address
 
 MESSAGE_BYTES: Final = 64
+BULK_BYTES: Final = 60_000
+"""One packet of TCP, cut by the last device (GSO), with any usual MTU: as streams have them."""
+_BUFFER_BYTES: Final = 1 << 20
 _TIMEOUT_S: Final = 1
 _CARRIER_S: Final = 5
 _OPER_UP: Final = 6  # linux/if.h, IF_OPER_UP
@@ -55,13 +58,13 @@ class Ends:
         self.a.close()
         self.b.close()
 
-    def round_trips(self, count: int) -> list[int]:
-        """Nanoseconds from a to b and back, of messages of 64 bytes, one after the other.
+    def round_trips(self, count: int, size: int = MESSAGE_BYTES) -> list[int]:
+        """Nanoseconds from a to b and back, of messages of 1 to 65,536 bytes, one after the other.
 
         Raises TimeoutError when nothing arrives within a second, and OSError.
         """
         found = ffi.new("__u64[]", count)
-        result = lib.ls_probe_round_trips(self.a.fileno(), self.b.fileno(), MESSAGE_BYTES, count, found)
+        result = lib.ls_probe_round_trips(self.a.fileno(), self.b.fileno(), size, count, found)
         if result < 0:
             raise _error(-result)
         return list(found)
@@ -101,6 +104,8 @@ def connected(proto: Proto, a: Stack, b: Stack) -> Ends:
             # Not settimeout(), which would make the descriptor non-blocking.
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                 end.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(_TIMEOUT_S, 0))
+            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # who reads what it writes never waits for room
+                end.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
             end.bind((str(stack.address), 0))
             ends.append(end)
         try:

@@ -32,6 +32,26 @@ def test_messages_go_to_the_other_end_and_back(proto: probe.Proto) -> None:
 
 
 @isolated
+def test_a_long_message_of_tcp_is_one_packet_once_the_path_is_known() -> None:
+    with probe.veth_pair() as (a, b):
+        ends = probe.connected("tcp", a, b)
+        ends.round_trips(50, probe.BULK_BYTES)  # until the congestion window has opened
+
+        def received() -> tuple[int, int]:
+            words = netns.call(b.netns_path, lambda: run("cat /proc/thread-self/net/dev | grep eth0")).split()
+            return int(words[1]), int(words[2])
+
+        before = received()
+        assert len(ends.round_trips(100, probe.BULK_BYTES)) == 100
+        sent_bytes, packets = (after - was for after, was in zip(received(), before, strict=True))
+        assert sent_bytes >= 100 * probe.BULK_BYTES
+        assert packets <= 100 * 2, "a packet and an acknowledgement a trip"
+        with pytest.raises(OSError, match="Invalid argument"):
+            ends.round_trips(1, 65_537)
+        ends.close()
+
+
+@isolated
 def test_both_families_over_loopback() -> None:
     for address in ("127.0.0.1", "::1"):
         own = Stack(None, ip_address(address))
