@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from ipaddress import ip_address
 from typing import Final
@@ -35,12 +35,23 @@ def turn_us(ends: Ends, trips: int = TRIPS, size: int = MESSAGE_BYTES) -> float:
 
 
 def rounds(
-    compared: Sequence[Path], proto: Proto = "tcp", size: int = MESSAGE_BYTES, *, seed: int = 1
+    compared: Sequence[Path],
+    proto: Proto = "tcp",
+    size: int = MESSAGE_BYTES,
+    *,
+    before: Callable[[str], None] = lambda _: None,
+    seed: int = 1,
 ) -> Generator[dict[str, float], None, None]:
-    """Without end, one turn of each path in shuffled order: microseconds of such trips by the path's name."""
+    """Without end, one turn of each path in shuffled order: microseconds of such trips by the path's name.
+
+    `before` is called with the path's name when its turn begins.
+    """
     order = random.Random(seed)
     with before_others(), ExitStack() as stack:
         ends = {path.name: stack.enter_context(closing(ends_of(path, proto))) for path in compared}
         while True:
-            found = {name: turn_us(ends[name], size=size) for name in order.sample(list(ends), len(ends))}
+            found = {}
+            for name in order.sample(list(ends), len(ends)):
+                before(name)
+                found[name] = turn_us(ends[name], size=size)
             yield {path.name: found[path.name] for path in compared}
