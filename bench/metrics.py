@@ -27,7 +27,7 @@ Values = Mapping[str, Sequence[float]]
 
 
 def suite(rounds: int) -> Result:
-    """Round trips of short messages and of long ones, as a stream has them, with the pairs' roles exchanged half-way."""
+    """Round trips of short messages and of long ones, as a stream has them; the pairs' roles are exchanged half-way."""
     with world() as machine:
         machine.start()
         built = [paths.linkspan(machine, name, f"metrics-{name}") for name in PAIRS]
