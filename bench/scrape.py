@@ -45,6 +45,7 @@ from control.store.base import Put
 from control.store.sqlite import SqliteStore
 from datapath import abi, bpf
 from datapath.host_ports import HostPorts
+from datapath.latency import Histograms
 from datapath.loader.pins import SHAPES
 from datapath.maps import Maps
 
@@ -138,7 +139,7 @@ def _controller(maps: Maps, *, has_latencies: bool) -> Iterator[NetworkControlle
                 drivers={"bridge": _Counting(maps)},
                 files=_NoSandboxes(Path(directory)),
                 ports=HostPorts(),
-                slots=Slots(latencies=lambda _: maps.latencies() if has_latencies else {}),
+                slots=Slots(latencies=lambda _: maps.latencies() if has_latencies else Histograms()),
                 map_fill=maps.fill,
                 run_dir=Path(directory),
                 state_dir=Path(directory),

@@ -8,8 +8,8 @@ counted once: in the slot as long as there is a record, in the note afterwards.
 from __future__ import annotations
 
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,13 +20,10 @@ from control.errors import StoreError
 from control.model import Endpoint, Network, NetworkId, from_json, to_json
 from control.records import Records
 from control.store.base import Change, Delete, Put, Store
-from datapath.latency import Histogram, Kind
+from datapath.latency import Histogram, Histograms, Kind
 
 KIND: Final = "counted"
 _FIELDS: Final = tuple(name for name in EndpointCounters.__dataclass_fields__ if name != "drops")
-
-
-Latencies = dict[Kind, Histogram]
 
 
 class Gone(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,27 +43,32 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(frozen=True)
 class Counts:
     """All counters of one moment: rows of a network, its endpoint, the sandbox's name and what it counted; and by
-    network the sums, those included that have gone. Latencies are by the endpoint's and the network's id, where there
-    are samples."""
+    network the sums, those included that have gone. Latencies are by slot, which may be anybody's but those of `slots`,
+    and by the network's place among `networks`."""
 
     endpoints: list[tuple[Network, Endpoint, str, EndpointCounters]] = field(default_factory=list)
     networks: list[tuple[Network, EndpointCounters]] = field(default_factory=list)
-    latencies: dict[str, Latencies] = field(default_factory=dict)
-    network_latencies: dict[str, Latencies] = field(default_factory=dict)
+    latencies: Histograms = field(default_factory=Histograms)
+    network_latencies: Histograms = field(default_factory=Histograms)
+    slots: dict[str, int] = field(default_factory=dict)
+
+    def endpoint_latencies(self, id_: str) -> Mapping[Kind, Histogram]:
+        """What took how long of the endpoint with this id; empty without samples."""
+        return self.latencies.get(self.slots.get(id_, -1), {})
 
 
 @dataclass(frozen=True)
 class Slots:
     """The slots that programs count in; as it stands, those of a host without programs.
 
-    `read` returns what slots have counted, `latencies` those that have samples, of all slots for None; `clear` sets one
-    to zero. `since` names what slots have been counting since.
+    `read` returns what slots have counted, `latencies` what took how long, of these slots and perhaps others, or of all
+    for None; `clear` sets one to zero. `since` names what slots have been counting since.
     """
 
     read: Callable[[Collection[int]], Mapping[int, EndpointCounters]] = lambda _: {}
     clear: Callable[[int], None] = lambda _: None
     since: Callable[[], str] = lambda: ""
-    latencies: Callable[[Collection[int] | None], Mapping[int, Latencies]] = lambda _: {}
+    latencies: Callable[[Collection[int] | None], Histograms] = lambda _: Histograms()
 
 
 class Counted:
@@ -155,8 +157,9 @@ class Counted:
 
     def _with_slots(self, gone: Gone, slots: Collection[int], since: str) -> Gone:
         gone = _added(gone, self._slots.read(slots).values(), since)
-        latencies = _sum_latencies([gone.latencies, *self._slots.latencies(slots).values()])
-        return msgspec.structs.replace(gone, latencies=latencies)
+        sums = Histograms(1)
+        sums.hold_sum(0, self._slots.latencies(slots), slots, gone.latencies)
+        return msgspec.structs.replace(gone, latencies=sums.get(0, {}))
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -166,23 +169,35 @@ class Counted:
             before = {endpoint.id for endpoint in self._records.endpoints()}
             live = self._live()
             at_rest = self._at_rest(live)
-            by_slot = self._slots.latencies(None)
+            latencies = self._slots.latencies(None)
             with self._records.lock:
-                counts = self._consistent(before, live, at_rest)
-                self._add_latencies(counts, before, by_slot)
-                return counts
-
-    def _add_latencies(self, counts: Counts, before: Collection[str], by_slot: Mapping[int, Latencies]) -> None:
-        for network, _ in counts.networks:
-            gone = self._gone.get(network.id)
-            rows = [gone.latencies] if gone is not None else []
-            for endpoint in self._records.on_network(network.id):
-                found = by_slot.get(endpoint.slot) if endpoint.id in before else None
-                if found:
-                    counts.latencies[endpoint.id] = found
-                    rows.append(found)
-            if sums := _sum_latencies(rows):
-                counts.network_latencies[network.id] = sums
+                names = {sandbox.id: sandbox.name for sandbox in self._records.sandboxes()}
+                last = dict(self._last)
+                networks = [
+                    (network, self._gone.get(network.id), self._records.on_network(network.id))
+                    for network in self._records.networks()
+                    if not network.config_only
+                ]
+        # As the records were then: who has gone since the maps were read is in the notes, and who has come, perhaps in
+        # the slot of one that has gone, counts from the next time on.
+        counts = Counts(latencies=latencies, network_latencies=Histograms(len(networks)))
+        for place, (network, gone, endpoints) in enumerate(networks):
+            found = []
+            for endpoint in endpoints:
+                if endpoint.id not in before:
+                    continue
+                counts.slots[endpoint.id] = endpoint.slot
+                counted = last.get(endpoint.id) or live.get(endpoint.id)
+                name = names.get(endpoint.sandbox_id) or endpoint.sandbox_key.rpartition("/")[2]
+                if counted is not None and name:
+                    counts.endpoints.append((network, endpoint, name, counted))
+                counted = counted or at_rest.get(endpoint.id)
+                if counted is not None:
+                    found.append(counted)
+            counts.networks.append((network, _sum(gone, found)))
+            slots = [endpoint.slot for endpoint in endpoints if endpoint.id in before]
+            counts.network_latencies.hold_sum(place, latencies, slots, gone.latencies if gone is not None else {})
+        return counts
 
     def _live(self) -> dict[str, EndpointCounters]:
         """By endpoint; each driver reads its maps once, however many networks it has."""
@@ -202,33 +217,6 @@ class Counted:
         counted = self._slots.read(silent) if silent else {}
         return {silent[slot]: counters for slot, counters in counted.items()}
 
-    def _consistent(
-        self,
-        before: Collection[str],
-        live: Mapping[str, EndpointCounters],
-        at_rest: Mapping[str, EndpointCounters],
-    ) -> Counts:
-        """As the records are now: who has gone since the maps were read is in the notes, and who has come, perhaps in
-        the slot of one that has gone, counts from the next time on."""
-        counts = Counts()
-        names = {sandbox.id: sandbox.name for sandbox in self._records.sandboxes()}
-        for network in self._records.networks():
-            if network.config_only:
-                continue
-            found = []
-            for endpoint in self._records.on_network(network.id):
-                if endpoint.id not in before:
-                    continue
-                counted = self._last.get(endpoint.id) or live.get(endpoint.id)
-                name = names.get(endpoint.sandbox_id) or endpoint.sandbox_key.rpartition("/")[2]
-                if counted is not None and name:
-                    counts.endpoints.append((network, endpoint, name, counted))
-                counted = counted or at_rest.get(endpoint.id)
-                if counted is not None:
-                    found.append(counted)
-            counts.networks.append((network, _sum(self._gone.get(network.id), found)))
-        return counts
-
 
 def _added(gone: Gone, counted: Collection[EndpointCounters], since: str) -> Gone:
     sums = _sum(gone, counted)
@@ -240,17 +228,6 @@ def _content(gone: Gone) -> tuple[object, ...]:
     """What there is besides zeros."""
     counters, drops = ({name: n for name, n in tally.items() if n} for tally in (gone.counters, gone.drops))
     return counters, drops, gone.latencies, gone.unread
-
-
-def _sum_latencies(rows: Iterable[Latencies]) -> Latencies:
-    """As adding histograms one to the other, without making one each time."""
-    buckets: dict[Kind, Counter[int]] = {}
-    seconds: defaultdict[Kind, float] = defaultdict(float)
-    for row in rows:
-        for kind, histogram in row.items():
-            buckets.setdefault(kind, Counter()).update(histogram.buckets)
-            seconds[kind] += histogram.total_seconds
-    return {kind: Histogram(dict(counts), seconds[kind]) for kind, counts in buckets.items()}
 
 
 def _sum(gone: Gone | None, rows: Collection[EndpointCounters]) -> EndpointCounters:

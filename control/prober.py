@@ -129,10 +129,11 @@ class Prober:
 
     def _busy(self) -> set[str]:
         """The endpoints with new samples of TCP's round trips."""
+        counts = self._controller.counted()
         now = {
-            id_: kinds[Kind.TCP_RTT].count
-            for id_, kinds in self._controller.counted().latencies.items()
-            if Kind.TCP_RTT in kinds
+            id_: found.count
+            for id_, slot in counts.slots.items()
+            if (found := counts.latencies.one(slot, Kind.TCP_RTT)) is not None
         }
         before, self._samples = self._samples, now
         return {id_[:12] for id_, count in now.items() if count != before.get(id_, 0)}

@@ -1,18 +1,42 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One histogram as /metrics has it, in the text format or as the protobuf message io.prometheus.client.Histogram. A
- * host has thousands, each with some twenty buckets. Callers see to it that `out` has room: LS_HISTOGRAM_BYTES, and for
- * text the series and what is around it once a line.
+ * Histograms as /metrics has them: lines of the text format, or messages io.prometheus.client.Metric. A host has
+ * thousands, each with some twenty buckets.
  */
+#include <linux/types.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "abi.h"
 #include "native.h"
+
+/* One series: its labels in two pieces, the owner's and the kind's, and what was timed. */
+struct series {
+	const char *owner;
+	const char *kind;
+	__u32 owner_size;
+	__u32 kind_size;
+	const struct ls_histogram *h;
+};
 
 static char *put_bytes(char *out, const void *bytes, size_t size)
 {
 	memcpy(out, bytes, size);
 	return out + size;
+}
+
+/* Moves *text on to the one behind its NUL. */
+static char *put_text(char *out, const char **text)
+{
+	char *end = stpcpy(out, *text);
+
+	*text += end - out + 1;
+	return end;
+}
+
+static char *put_labels(char *out, const struct series *s)
+{
+	return put_bytes(put_bytes(out, s->owner, s->owner_size), s->kind, s->kind_size);
 }
 
 static char *put_varint(char *out, __u64 value)
@@ -33,6 +57,11 @@ static char *put_double(char *out, double value)
 	return put_bytes(out, &value, sizeof(value));
 }
 
+static char *put_sized(char *out, const char *bytes, size_t size)
+{
+	return put_bytes(put_varint(out, size), bytes, size);
+}
+
 static char *put_number(char *out, __u64 value)
 {
 	char digits[20], *at = digits + sizeof(digits);
@@ -44,40 +73,47 @@ static char *put_number(char *out, __u64 value)
 	return put_bytes(out, at, (size_t)(digits + sizeof(digits) - at));
 }
 
-/* How many samples were at most the next of `octaves`' bounds, going on from bucket *at. */
-static __u64 at_most(const struct ls_histogram *h, const struct ls_octaves *octaves, __u32 bound, __u32 *at)
+static double seconds(const struct ls_histogram *h)
 {
-	__s64 last = ((__s64)octaves->first + (__s64)octaves->step * bound) * octaves->per_octave;
+	return (double)h->total_ns / 1e9;
+}
+
+/* The number of a bucket in a native histogram, where bucket 0 ends at one second. */
+static int native_bucket(const struct ls_histogram *h, __u32 at)
+{
+	return (int)(h->first + at) - LS_LATENCY_SECOND;
+}
+
+/* How many samples were at most a bound, the one after the last being infinity, going on from bucket *at. */
+static __u64 at_most(const struct ls_histogram *h, const struct ls_family *family, __u32 bound, __u32 *at)
+{
+	int last = (family->first + family->step * (int)bound) * (1 << family->schema);
 	__u64 count = 0;
 
-	while (*at < h->used && (bound == octaves->bounds || h->bucket[*at] <= last))
+	while (*at < h->used && (bound == family->bounds || native_bucket(h, *at) <= last))
 		count += h->count[(*at)++];
 	return count;
 }
 
-__u32 ls_histogram_text(char *out, const struct ls_histogram *h, const struct ls_octaves *octaves, const char *around,
-			const char *series, __u32 series_size)
+static char *put_text_series(char *out, const struct ls_family *family, const struct series *s)
 {
-	char *end = out;
+	const char *around = family->around;
 	__u64 count = 0;
 	__u32 at = 0, line;
 
-	/* A line for each bound, one for +Inf, then the count and the sum; the last two texts are around the sum. */
-	for (line = 0; line < octaves->bounds + 3; line++) {
-		end = put_bytes(end, around, strlen(around));
-		around += strlen(around) + 1;
-		end = put_bytes(end, series, series_size);
-		end = put_bytes(end, around, strlen(around));
-		around += strlen(around) + 1;
-		if (line <= octaves->bounds)
-			count += at_most(h, octaves, line, &at);
-		if (line <= octaves->bounds + 1)
-			end = put_number(end, count);
+	/* A line for each bound, one for +Inf, then the count and the sum. */
+	for (line = 0; line < family->bounds + 3; line++) {
+		out = put_labels(put_text(out, &around), s);
+		out = put_text(out, &around);
+		if (line <= family->bounds)
+			count += at_most(s->h, family, line, &at);
+		if (line <= family->bounds + 1)
+			out = put_number(out, count);
 		else
-			end += sprintf(end, "%.9g", h->total_seconds);
-		*end++ = '\n';
+			out += sprintf(out, "%.9g", seconds(s->h));
+		*out++ = '\n';
 	}
-	return (__u32)(end - out);
+	return out;
 }
 
 static char *put_bucket(char *out, __u64 count, double bound)
@@ -89,62 +125,120 @@ static char *put_bucket(char *out, __u64 count, double bound)
 	*end++ = 0x11; /* upper_bound */
 	end = put_double(end, bound);
 	*out++ = 0x1a; /* Histogram.bucket */
-	out = put_varint(out, (__u64)(end - body));
-	return put_bytes(out, body, (size_t)(end - body));
+	return put_sized(out, body, (size_t)(end - body));
 }
 
-/* Runs of buckets next to each other, each with its distance from the end of the run before. */
+/* Runs of buckets in use, each with its distance from the end of the run before. */
 static char *put_spans(char *out, const struct ls_histogram *h)
 {
 	char body[32], *end;
-	__s64 following = 0;
+	int following = 0;
 	__u32 at, length;
 
 	for (at = 0; at < h->used; at += length) {
-		for (length = 1; at + length < h->used && h->bucket[at + length] == h->bucket[at] + (int)length;)
+		while (!h->count[at])
+			at++;
+		for (length = 1; at + length < h->used && h->count[at + length];)
 			length++;
 		end = body;
 		*end++ = 0x08; /* offset */
-		end = put_zigzag(end, h->bucket[at] - following);
+		end = put_zigzag(end, native_bucket(h, at) - following);
 		*end++ = 0x10; /* length */
 		end = put_varint(end, length);
 		*out++ = 0x62; /* positive_span */
-		out = put_varint(out, (__u64)(end - body));
-		out = put_bytes(out, body, (size_t)(end - body));
-		following = (__s64)h->bucket[at] + length;
+		out = put_sized(out, body, (size_t)(end - body));
+		following = native_bucket(h, at) + (int)length;
 	}
 	return out;
 }
 
-__u32 ls_histogram_protobuf(char *out, const struct ls_histogram *h, const struct ls_octaves *octaves,
-			    const double *bounds, int schema, double zero_threshold)
+static char *put_histogram(char *out, const struct ls_family *family, const struct ls_histogram *h)
 {
-	char *end = out;
 	__u64 count = 0, before = 0;
-	__u32 at;
+	__u32 at, bound;
 
 	for (at = 0; at < h->used; at++)
 		count += h->count[at];
-	*end++ = 0x08; /* sample_count */
-	end = put_varint(end, count);
-	*end++ = 0x11; /* sample_sum */
-	end = put_double(end, h->total_seconds);
+	*out++ = 0x08; /* sample_count */
+	out = put_varint(out, count);
+	*out++ = 0x11; /* sample_sum */
+	out = put_double(out, seconds(h));
 	count = at = 0;
-	for (__u32 bound = 0; bound <= octaves->bounds; bound++) {
-		count += at_most(h, octaves, bound, &at);
-		end = put_bucket(end, count, bounds[bound]);
+	for (bound = 0; bound <= family->bounds; bound++) {
+		count += at_most(h, family, bound, &at);
+		out = put_bucket(out, count, family->bound[bound]);
 	}
-	*end++ = 0x28; /* schema */
-	end = put_zigzag(end, schema);
-	*end++ = 0x31; /* zero_threshold */
-	end = put_double(end, zero_threshold);
-	*end++ = 0x38; /* zero_count */
-	end = put_varint(end, 0);
-	end = put_spans(end, h);
+	*out++ = 0x28; /* schema */
+	out = put_zigzag(out, family->schema);
+	*out++ = 0x31; /* zero_threshold */
+	out = put_double(out, family->zero_threshold);
+	*out++ = 0x38; /* zero_count */
+	out = put_varint(out, 0);
+	out = put_spans(out, h);
 	for (at = 0; at < h->used; at++) {
-		*end++ = 0x68; /* positive_delta */
-		end = put_zigzag(end, (__s64)(h->count[at] - before));
+		if (!h->count[at])
+			continue;
+		*out++ = 0x68; /* positive_delta */
+		out = put_zigzag(out, (__s64)(h->count[at] - before));
 		before = h->count[at];
 	}
+	return out;
+}
+
+static char *put_metric(char *out, const struct ls_family *family, const struct series *s)
+{
+	char body[LS_HISTOGRAM_BYTES], head[16], *end;
+	size_t size = (size_t)(put_histogram(body, family, s->h) - body);
+
+	head[0] = 0x3a; /* Metric.histogram */
+	end = put_varint(head + 1, size);
+	*out++ = 0x22; /* MetricFamily.metric */
+	out = put_varint(out, s->owner_size + s->kind_size + (size_t)(end - head) + size);
+	out = put_bytes(put_labels(out, s), head, (size_t)(end - head));
+	return put_bytes(out, body, size);
+}
+
+/* The labels of number `at`, and their size. */
+static const char *labels_at(const struct ls_labelled *of, __u32 at, __u32 *size)
+{
+	__u32 begin = at ? of->ends[at - 1] : 0;
+
+	*size = of->ends[at] - begin;
+	return of->labels + begin;
+}
+
+static __u32 put_all(char *out, __u32 size, const struct ls_family *family, const struct ls_histograms *of,
+		     const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at,
+		     char *(*put)(char *, const struct ls_family *, const struct series *))
+{
+	char *end = out;
+
+	for (; *at < owners->count * kinds->count; (*at)++) {
+		__u32 owner = *at / kinds->count, kind = *at % kinds->count;
+		struct series s;
+		__u64 most;
+
+		s.h = ls_histogram_of(of, owners->numbers[owner], kinds->numbers[kind]);
+		if (!s.h)
+			continue;
+		s.owner = labels_at(owners, owner, &s.owner_size);
+		s.kind = labels_at(kinds, kind, &s.kind_size);
+		most = (family->bounds + 3ULL) * (s.owner_size + s.kind_size) + family->around_size + LS_HISTOGRAM_BYTES;
+		if (most > size - (__u64)(end - out))
+			break;
+		end = put(end, family, &s);
+	}
 	return (__u32)(end - out);
+}
+
+__u32 ls_histograms_text(char *out, __u32 size, const struct ls_family *family, const struct ls_histograms *of,
+			 const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at)
+{
+	return put_all(out, size, family, of, owners, kinds, at, put_text_series);
+}
+
+__u32 ls_histograms_protobuf(char *out, __u32 size, const struct ls_family *family, const struct ls_histograms *of,
+			     const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at)
+{
+	return put_all(out, size, family, of, owners, kinds, at, put_metric);
 }

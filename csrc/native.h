@@ -15,6 +15,7 @@ struct bpf_map_info;
 struct bpf_prog_info;
 struct __sk_buff;
 struct ls_latency;
+struct ls_latency_key;
 
 /* bpf.c: one bpf(2) command each. Descriptors returned are close-on-exec. */
 int ls_bpf_obj_get(const char *path);
@@ -62,8 +63,29 @@ int ls_netns_unshare(void);
  * and connected to each other. -EAGAIN: nothing arrived in time, as SO_RCVTIMEO has it. */
 int ls_probe_round_trips(int a, int b, __u32 size, __u32 count, __u64 *ns);
 
-/* latency.c: of each value the first bucket in use, and the one behind the last; both 0 if none is. */
-void ls_latency_used(const struct ls_latency *values, __u32 count, __u8 *first, __u8 *end);
+/* latency.c: many histograms, without the buckets at both ends that are not in use: of most some twenty are. */
+struct ls_histogram {
+	__u64 total_ns;
+	__u32 first; /* which bucket of struct ls_latency the first count is of */
+	__u32 used;  /* how many buckets there are counts of; the first and the last are not 0 */
+	__u64 count[];
+};
+struct ls_histograms {
+	__u32 owners;
+	__u32 kinds;
+	struct ls_histogram **held; /* [owner * kinds + kind]; NULL: there is none */
+};
+/* What ls_histograms_hold needs as `room` for the values. */
+__u64 ls_histograms_size(const struct ls_latency *values, __u32 count);
+/* Packs the values into `room`, which is to last as long as `into`, for the slots of their keys as owners; leaves out what
+ * `into` has no place for. */
+void ls_histograms_hold(struct ls_histograms *into, const struct ls_latency_key *keys, const struct ls_latency *values,
+			__u32 count, void *room);
+/* NULL: there is none. */
+const struct ls_histogram *ls_histogram_of(const struct ls_histograms *of, __u32 owner, __u32 kind);
+/* Adds up those of a kind of `count` owners, and returns how many there were. */
+__u32 ls_histograms_add(struct ls_latency *sum, const struct ls_histograms *of, __u32 kind, const __u32 *owners,
+			__u32 count);
 
 /* links.c */
 struct ls_link {
@@ -89,24 +111,32 @@ int ls_links_dump(int sock, struct ls_link **links);
 void ls_links_free(struct ls_link *links);
 
 /* exposition.c */
-#define LS_HISTOGRAM_BUCKETS 256
-#define LS_HISTOGRAM_BYTES 16384 /* more than any histogram's numbers take in either format */
-struct ls_histogram {
-	double total_seconds;
-	__u32 used; /* buckets that are in use, at most LS_HISTOGRAM_BUCKETS, in ascending order */
-	int bucket[256];
-	__u64 count[256];
-};
-struct ls_octaves {
-	int first; /* classic bounds are 2**first, 2**(first + step) … seconds, `bounds` of them */
+#define LS_HISTOGRAM_BOUNDS 48
+#define LS_HISTOGRAM_BYTES 4096 /* more than any histogram's numbers take in either format */
+struct ls_family {
+	int first; /* classic bounds are 2**first, 2**(first + step) … seconds */
 	int step;
-	__u32 bounds;
-	int per_octave; /* native buckets between two powers of two */
+	__u32 bounds; /* how many; at most LS_HISTOGRAM_BOUNDS */
+	const double *bound; /* those and infinity, as protobuf has them */
+	int schema;          /* of the native buckets: 2**schema of them to a power of two */
+	double zero_threshold;
+	const char *around; /* the texts before and after the labels of each line, one behind the other, each with its NUL */
+	__u32 around_size;
 };
-/* `around` are the texts before and after the series of each line, one behind the other, each with its NUL. */
-__u32 ls_histogram_text(char *out, const struct ls_histogram *h, const struct ls_octaves *octaves, const char *around,
-			const char *series, __u32 series_size);
-__u32 ls_histogram_protobuf(char *out, const struct ls_histogram *h, const struct ls_octaves *octaves,
-			    const double *bounds, int schema, double zero_threshold);
+/* Labels one behind the other, `ends` being where each one's end there, and the number of the owner or kind that has
+ * them. */
+struct ls_labelled {
+	const char *labels;
+	const __u32 *ends;
+	const __u32 *numbers;
+	__u32 count;
+};
+/* Writes what there is of the kinds of each owner, from series number *at on, of owners->count * kinds->count, as many as
+ * surely fit into `size` bytes. Moves *at on and returns how many bytes were written. */
+__u32 ls_histograms_text(char *out, __u32 size, const struct ls_family *family, const struct ls_histograms *of,
+			 const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at);
+/* The same as messages io.prometheus.client.Metric, as they lie in a MetricFamily. */
+__u32 ls_histograms_protobuf(char *out, __u32 size, const struct ls_family *family, const struct ls_histograms *of,
+			     const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at);
 
 #endif

@@ -1,59 +1,67 @@
-"""Histograms in the formats of /metrics, written in C: a host has thousands.
-
-An Encoder holds the buffers of one family of histograms, and is for one thread.
-"""
+"""Histograms in the formats of /metrics, written in C: a host has thousands."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import Final
 
 from datapath._native import ffi, lib
-from datapath.latency import SCHEMA, Histogram
+from datapath.latency import SCHEMA, Histograms
 
-_MOST: Final[int] = lib.LS_HISTOGRAM_BUCKETS
+_PART_BYTES: Final = 1 << 16
 _ZERO_THRESHOLD: Final = 2.0**-128
 """Tells a native histogram; nothing takes so little."""
 
 
+class Labelled:
+    """Owners of histograms, or kinds of them by `Kind.number`, in the order in which they are written: each number with
+    the labels that tell it from the others."""
+
+    def __init__(self, each: Iterable[tuple[int, bytes]]) -> None:
+        numbers, labels = zip(*each, strict=True) if (each := list(each)) else ((), ())
+        sizes = [len(label) for label in labels]
+        self.longest = max(sizes, default=0)
+        self._held = (
+            ffi.new("char[]", b"".join(labels)),
+            ffi.new("__u32[]", list(accumulate(sizes))),
+            ffi.new("__u32[]", numbers),
+        )
+        self.c = ffi.new("struct ls_labelled *", (*self._held, len(numbers)))
+        """For C."""
+
+
 class Encoder:
     """Classic bounds are powers of two from 2**`first` to 2**`last` seconds, `step` octaves apart; `lines` are the
-    texts before and after the series in each line of text: one a bound, +Inf, the count and the sum."""
+    texts before and after the labels in each line of text: one a bound, +Inf, the count and the sum."""
 
     def __init__(self, first: int, last: int, step: int, lines: Sequence[tuple[bytes, bytes]] = ()) -> None:
-        octaves = range(first, last + 1, step)
-        self._octaves = ffi.new("struct ls_octaves *", (first, step, len(octaves), 2**SCHEMA))
-        self._bounds = ffi.new("double[]", [*(2.0**octave for octave in octaves), float("inf")])
-        self._around = b"".join(b"%b\0%b\0" % line for line in lines)
-        self._lines = len(lines)
-        self._histogram = ffi.new("struct ls_histogram *")
-        self._room = 0
-        self._out = ffi.NULL
-
-    def text(self, series: bytes, histogram: Histogram) -> bytes:
-        self._set(histogram)
-        self._reserve(self._lines * len(series) + len(self._around) + lib.LS_HISTOGRAM_BYTES)
-        size = lib.ls_histogram_text(self._out, self._histogram, self._octaves, self._around, series, len(series))
-        return bytes(ffi.buffer(self._out, size))
-
-    def protobuf(self, histogram: Histogram) -> bytes:
-        """The message io.prometheus.client.Histogram, with classic and native buckets."""
-        self._set(histogram)
-        self._reserve(lib.LS_HISTOGRAM_BYTES)
-        size = lib.ls_histogram_protobuf(
-            self._out, self._histogram, self._octaves, self._bounds, SCHEMA, _ZERO_THRESHOLD
+        bounds = [2.0**octave for octave in range(first, last + 1, step)]
+        if len(bounds) > lib.LS_HISTOGRAM_BOUNDS:
+            raise ValueError(f"a histogram has at most {lib.LS_HISTOGRAM_BOUNDS} bounds, not {len(bounds)}")
+        around = b"".join(b"%b\0%b\0" % line for line in lines)
+        self._held = ffi.new("double[]", [*bounds, float("inf")]), ffi.new("char[]", around)
+        self._family = ffi.new(
+            "struct ls_family *",
+            (first, step, len(bounds), self._held[0], SCHEMA, _ZERO_THRESHOLD, self._held[1], len(around)),
         )
-        return bytes(ffi.buffer(self._out, size))
 
-    def _set(self, histogram: Histogram) -> None:
-        buckets, into = histogram.buckets, self._histogram
-        used = sorted(buckets)
-        if len(used) > _MOST:
-            raise ValueError(f"a histogram has at most {_MOST} buckets, not {len(used)}")
-        into.total_seconds, into.used = histogram.total_seconds, len(used)
-        into.bucket[0 : len(used)] = used
-        into.count[0 : len(used)] = [buckets[bucket] for bucket in used]
+    def text(self, histograms: Histograms, owners: Labelled, kinds: Labelled) -> Iterator[bytes]:
+        """Yields the lines, some at a time: those of each owner, and of its kinds what there is."""
+        return self._parts(lib.ls_histograms_text, histograms, owners, kinds)
 
-    def _reserve(self, size: int) -> None:
-        if size > self._room:
-            self._room, self._out = size, ffi.new("char[]", size)
+    def protobuf(self, histograms: Histograms, owners: Labelled, kinds: Labelled) -> Iterator[bytes]:
+        """As `text`, messages io.prometheus.client.Metric as they lie in a MetricFamily, with classic and native
+        buckets."""
+        return self._parts(lib.ls_histograms_protobuf, histograms, owners, kinds)
+
+    def _parts(
+        self, write: Callable[..., int], histograms: Histograms, owners: Labelled, kinds: Labelled
+    ) -> Iterator[bytes]:
+        family = self._family
+        longest = (family.bounds + 3) * (owners.longest + kinds.longest) + family.around_size + lib.LS_HISTOGRAM_BYTES
+        out, at = ffi.new("char[]", max(longest, _PART_BYTES)), ffi.new("__u32 *")
+        while at[0] < owners.c.count * kinds.c.count:
+            size = write(out, len(out), family, histograms.c, owners.c, kinds.c, at)
+            if size:
+                yield bytes(ffi.buffer(out, size))

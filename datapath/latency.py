@@ -6,14 +6,14 @@ classic buckets are sums of these. Source: Prometheus, "Native Histograms", stan
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from datapath._native import ffi, lib
-from datapath.abi import LATENCY_BUCKETS, LATENCY_SECOND, Latency
+from datapath.abi import LATENCY_SECOND, LatencyKey, LatencyKind
 
 DEFAULT_SAMPLE_EVERY: Final = 64
 """One packet in so many has its forwarding timed."""
@@ -31,6 +31,11 @@ class Kind(StrEnum):
     FAST = "fast"
     SLOW = "slow"
     TCP_RTT = "tcp_rtt"
+
+    @property
+    def number(self) -> int:
+        """As the programs have it."""
+        return LatencyKind[self.name].value
 
 
 def upper_bound(bucket: float) -> float:
@@ -71,24 +76,67 @@ class Histogram:
         return Histogram(buckets, self.total_seconds + other.total_seconds)
 
 
-_TOTAL: Final = struct.Struct("=Q")
-_WORDS: Final = [struct.Struct(f"={count}Q") for count in range(LATENCY_BUCKETS + 1)]
+_SECOND_NS: Final = 1_000_000_000
 
 
-def parse(values: bytes) -> list[Histogram]:
-    """The histograms in values of the map latencies, which lie one behind the other (struct ls_latency in bpf/abi.h).
+class Histograms(Mapping[int, dict[Kind, Histogram]]):
+    """Many histograms by owner, which is a slot or another small number, and by kind.
 
-    A host has thousands with some twenty buckets in use each, so the others are skipped in C.
+    They are packed, and Python meets those alone that it asks for: a host has thousands, with some twenty buckets in
+    use each. Whoever has no histogram of any kind is no owner.
     """
-    total = len(values) // Latency.SIZE
-    first, end = ffi.new("__u8[]", total), ffi.new("__u8[]", total)
-    lib.ls_latency_used(ffi.from_buffer("struct ls_latency[]", values), total, first, end)
-    return [_histogram(values, number * Latency.SIZE, first[number], end[number]) for number in range(total)]
 
+    def __init__(self, owners: int = 0) -> None:
+        """Room for owners below `owners`."""
+        kinds = max(LatencyKind) + 1
+        self._held = ffi.new("struct ls_histogram *[]", owners * kinds)
+        self._rooms: list[Any] = []
+        self.c = ffi.new("struct ls_histograms *", (owners, kinds, self._held))
+        """For C."""
 
-def _histogram(values: bytes, at: int, first: int, end: int) -> Histogram:
-    counts = _WORDS[end - first].unpack_from(values, at + _TOTAL.size * (1 + first))
-    buckets = dict(zip(range(first - LATENCY_SECOND, end - LATENCY_SECOND), counts, strict=True))
-    if 0 in counts:
-        buckets = {bucket: count for bucket, count in buckets.items() if count}
-    return Histogram(buckets, _TOTAL.unpack_from(values, at)[0] / 1e9)
+    def hold(self, keys: bytes, values: bytes) -> None:
+        """Takes elements of the map latencies, keys and values one behind the other, in the place of what it has of
+        them; leaves out what it has no room for, and kinds of another linkspan's."""
+        count = len(keys) // LatencyKey.SIZE
+        c_values = ffi.from_buffer("struct ls_latency[]", values)
+        room = ffi.new("__u64[]", lib.ls_histograms_size(c_values, count) // 8)
+        lib.ls_histograms_hold(self.c, ffi.from_buffer("struct ls_latency_key[]", keys), c_values, count, room)
+        self._rooms.append(room)
+
+    def hold_sum(
+        self, owner: int, of: Histograms, owners: Collection[int], more: Mapping[Kind, Histogram] = MappingProxyType({})
+    ) -> None:
+        """Makes the sums of the histograms that `owners` have among `of`, and of `more`, those of one owner."""
+        numbers = ffi.new("__u32[]", list(owners))
+        for kind in Kind:
+            total = ffi.new("struct ls_latency *")
+            found = lib.ls_histograms_add(total, of.c, kind.number, numbers, len(numbers))
+            if kind in more:
+                total.total_ns += round(more[kind].total_seconds * _SECOND_NS)
+                for bucket, count in more[kind].buckets.items():
+                    total.buckets[bucket + LATENCY_SECOND] += count
+            if found or kind in more:
+                self.hold(LatencyKey(owner, kind.number).pack(), bytes(ffi.buffer(total)))
+
+    def __getitem__(self, owner: int) -> dict[Kind, Histogram]:
+        found = {kind: histogram for kind in Kind if (histogram := self.one(owner, kind)) is not None}
+        if not found:
+            raise KeyError(owner)
+        return found
+
+    def one(self, owner: int, kind: Kind) -> Histogram | None:
+        found = lib.ls_histogram_of(self.c, owner, kind.number)
+        if not found:
+            return None
+        first = found.first - LATENCY_SECOND
+        counts = ffi.unpack(found.count, found.used) if found.used else ()
+        return Histogram(
+            {bucket: count for bucket, count in enumerate(counts, first) if count}, found.total_ns / _SECOND_NS
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        kinds = self.c.kinds
+        return (owner for owner in range(self.c.owners) if any(self._held[owner * kinds : (owner + 1) * kinds]))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
+from itertools import product
 from typing import Final, Self
 
 from datapath.abi import (
@@ -35,7 +36,7 @@ from datapath.abi import (
     StationKey,
 )
 from datapath.bpf import Map, possible_cpus
-from datapath.latency import Histogram, Kind, parse
+from datapath.latency import Histograms
 
 Address = IPv4Address | IPv6Address
 
@@ -43,8 +44,6 @@ _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")
 _GROUP_BIT: Final = 1
 _SECOND_NS: Final = 1_000_000_000
-_LATENCY_KEY: Final = struct.Struct("=II")
-_KINDS: Final = {LatencyKind[kind.name].value: kind for kind in Kind}
 _LABELS: Final = {int(reason): reason.label for reason in DropReason}
 
 
@@ -278,18 +277,21 @@ class Maps:
         """Has one arrival in so many timed, as `latencies` tells; 0 for none."""
         self._sampling.update(_U32.pack(0), Sampling(every=every).pack() * possible_cpus())
 
-    def latencies(self) -> dict[int, dict[Kind, Histogram]]:
-        """What took how long, by slot; only what has samples."""
-        found: defaultdict[int, dict[Kind, Histogram]] = defaultdict(dict)
+    def latencies(self) -> Histograms:
+        """What took how long, by slot, whether an endpoint has it or not; only what has samples."""
+        found = Histograms(MAX_ENDPOINTS)
         for keys, values in self._latencies.batches():
-            for (slot, kind), histogram in zip(_LATENCY_KEY.iter_unpack(keys), parse(values), strict=True):
-                found[slot][_KINDS[kind]] = histogram
-        return dict(found)
+            found.hold(keys, values)
+        return found
 
-    def slot_latencies(self, slot: int) -> dict[Kind, Histogram]:
-        """What took how long of one slot, whether an endpoint has it or not; only what has samples."""
-        found = ((kind, self._latencies.lookup(LatencyKey(slot, number).pack())) for number, kind in _KINDS.items())
-        return {kind: parse(value)[0] for kind, value in found if value is not None}
+    def slot_latencies(self, slots: Collection[int]) -> Histograms:
+        """As `latencies`, of a few slots alone."""
+        found = Histograms(MAX_ENDPOINTS)
+        for slot, kind in product(slots, LatencyKind):
+            key = LatencyKey(slot, kind).pack()
+            if (value := self._latencies.lookup(key)) is not None:
+                found.hold(key, value)
+        return found
 
     def clear_slot(self, slot: int) -> None:
         """Sets the slot's counters and drops to zero, and forgets its latencies. For a slot that no endpoint uses: a

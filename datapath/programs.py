@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from datapath import abi, bpf, loader
-from datapath.latency import DEFAULT_SAMPLE_EVERY, Histogram, Kind
+from datapath.latency import DEFAULT_SAMPLE_EVERY, Histograms
 from datapath.maps import Maps
 from datapath.trace import Tracer
 
@@ -112,14 +112,12 @@ class Programs:
         drops = maps.drops()
         return {slot: (counted, drops.get(slot, {})) for slot, counted in maps.counters(slots).items()}
 
-    def slot_latencies(self, slots: Collection[int] | None) -> dict[int, dict[Kind, Histogram]]:
-        """As `slot_counters`, what took how long; of all slots for None, and only what has samples."""
+    def slot_latencies(self, slots: Collection[int] | None) -> Histograms:
+        """As `slot_counters`, what took how long, by slot: of these, perhaps among others, or of all for None."""
         maps = self._maps
         if maps is None:
-            return {}
-        if slots is not None and len(slots) < _FEW:
-            return {slot: found for slot in slots if (found := maps.slot_latencies(slot))}
-        return {slot: found for slot, found in maps.latencies().items() if slots is None or slot in slots}
+            return Histograms()
+        return maps.latencies() if slots is None or len(slots) >= _FEW else maps.slot_latencies(slots)
 
     def clear_slot(self, slot: int) -> None:
         """Has a slot, that no endpoint has, count from zero."""

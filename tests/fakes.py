@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import ClassVar
@@ -24,7 +24,7 @@ from control.plan import Step
 from control.sandboxes import SandboxFiles
 from control.store.base import Store
 from datapath.dhcp import DhcpClient
-from datapath.latency import Histogram, Kind
+from datapath.latency import Histogram, Histograms, Kind
 from tests.fake_cluster import FakeCluster
 from tests.memory_store import MemoryStore
 
@@ -120,6 +120,14 @@ class FakeDriver(Driver):
         return Step(f"fake {name}", guarded(apply), revert)
 
 
+def histograms(of: Mapping[int, Mapping[Kind, Histogram]]) -> Histograms:
+    """Those, held as what is read from the programs' map."""
+    held = Histograms(max(of, default=-1) + 1)
+    for owner, by_kind in of.items():
+        held.hold_sum(owner, Histograms(), (), by_kind)
+    return held
+
+
 class FakeSlots:
     """The programs' map of counters, which outlives every controller, until `reboot`."""
 
@@ -145,9 +153,7 @@ class FakeSlots:
             read=lambda slots: {slot: self.held.get(slot, EndpointCounters()) for slot in slots},
             clear=self._clear,
             since=lambda: f"boot {self.boots}",
-            latencies=lambda slots: {
-                slot: found for slot, found in self.timed.items() if slots is None or slot in slots
-            },
+            latencies=lambda _: histograms(self.timed),
         )
 
 

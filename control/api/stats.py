@@ -61,7 +61,7 @@ def document(controller: NetworkController) -> dict[str, Any]:
                     _endpoint(endpoint, names, counted.get(endpoint.id))
                     | {
                         "latency": {
-                            kind: _latency(found) for kind, found in counts.latencies.get(endpoint.id, {}).items()
+                            kind: _latency(found) for kind, found in counts.endpoint_latencies(endpoint.id).items()
                         }
                     }
                     for endpoint in controller.network_endpoints(network.id)

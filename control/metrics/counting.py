@@ -9,9 +9,11 @@ from typing import Final
 from control.counted import Counts
 from control.drivers.base import EndpointCounters
 from control.metrics.writer import Octaves, Rows, Timed, Writer
-from datapath.latency import Histogram, Kind
+from datapath.exposition import Labelled
+from datapath.latency import Histograms, Kind
 
 _PATHS: Final = (("out", "fast"), ("out", "slow"), ("in", "fast"), ("in", "slow"))
+_FORWARDED: Final = (Kind.FAST, Kind.SLOW)
 _FORWARDING: Final = Octaves(-20, -8)
 """0.95 us to 3.9 ms."""
 _ROUND_TRIP: Final = Octaves(-16, 0, 2)
@@ -20,9 +22,11 @@ _ROUND_TRIP: Final = Octaves(-16, 0, 2)
 
 @dataclass(frozen=True)
 class _Row:
+    """`owner` has the latencies."""
+
     labels: bytes
     counters: EndpointCounters
-    latencies: dict[Kind, Histogram]
+    owner: int
 
 
 def endpoints(counts: Counts, writer: Writer) -> Iterator[bytes]:
@@ -38,27 +42,24 @@ def endpoints(counts: Counts, writer: Writer) -> Iterator[bytes]:
                 )
             ),
             counted,
-            counts.latencies.get(endpoint.id, {}),
+            endpoint.slot,
         )
         for network, endpoint, sandbox, counted in counts.endpoints
     ]
-    yield from _families("linkspan_endpoint", "an endpoint", rows, writer)
+    yield from _families("linkspan_endpoint", "an endpoint", rows, counts.latencies, writer)
 
 
 def networks(counts: Counts, writer: Writer) -> Iterator[bytes]:
     """The sums of networks over their endpoints on this host, those included that have gone."""
     rows = [
-        _Row(
-            writer.labels((("network", network.name), ("driver", network.driver))),
-            counted,
-            counts.network_latencies.get(network.id, {}),
-        )
-        for network, counted in counts.networks
+        _Row(writer.labels((("network", network.name), ("driver", network.driver))), counted, place)
+        for place, (network, counted) in enumerate(counts.networks)
     ]
-    yield from _families("linkspan_network", "a network's endpoints", rows, writer)
+    yield from _families("linkspan_network", "a network's endpoints", rows, counts.network_latencies, writer)
 
 
-def _families(prefix: str, whose: str, rows: list[_Row], writer: Writer) -> Iterator[bytes]:
+def _families(prefix: str, whose: str, rows: list[_Row], latencies: Histograms, writer: Writer) -> Iterator[bytes]:
+    owners = Labelled((row.owner, row.labels) for row in rows)
     yield from writer.counters(
         f"{prefix}_packets",
         f"Packets that {whose} sent (out) and got (in), by the path that carried them.",
@@ -73,13 +74,13 @@ def _families(prefix: str, whose: str, rows: list[_Row], writer: Writer) -> Iter
     yield from writer.histograms(
         f"{prefix}_forwarding_seconds",
         f"Time from a packet's arrival on this host until it was handed to the sandbox, for {whose}; sampled.",
-        _forwarding(rows, writer),
+        Timed(latencies, owners, Labelled((kind.number, writer.more((("path", kind.value),))) for kind in _FORWARDED)),
         _FORWARDING,
     )
     yield from writer.histograms(
         f"{prefix}_tcp_rtt_seconds",
         f"Round trips that TCP measured on connections of {whose}; sampled.",
-        ((row.labels, b"", row.latencies[Kind.TCP_RTT]) for row in rows if Kind.TCP_RTT in row.latencies),
+        Timed(latencies, owners, Labelled([(Kind.TCP_RTT.number, b"")])),
         _ROUND_TRIP,
     )
 
@@ -102,11 +103,3 @@ def _drops(rows: list[_Row], writer: Writer) -> Rows:
                 if reason not in reasons:
                     reasons[reason] = writer.more((("reason", reason),))
                 yield row.labels, reasons[reason], count
-
-
-def _forwarding(rows: list[_Row], writer: Writer) -> Timed:
-    paths = [(kind, writer.more((("path", kind.value),))) for kind in (Kind.FAST, Kind.SLOW)]
-    for row in rows:
-        for kind, what in paths:
-            if kind in row.latencies:
-                yield row.labels, what, row.latencies[kind]

@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.samples import Exemplar, Sample
 
-from control.metrics.writer import Labels, Octaves, Rows, Timed
+from control.metrics.writer import Labels, Octaves, Rows, Timed, in_parts
 from control.protos import message_classes
 
 _TABLE: Final[dict[str, str]] = {
@@ -55,18 +55,14 @@ class Protobuf:
     more = labels
 
     def counters(self, name: str, help_text: str, rows: Rows) -> Iterator[bytes]:
-        metrics = [
+        metrics = (
             _metric(b"%b%b\x1a\x09\x09%b" % (who, what, _FIXED.pack(value)))  # counter, 9 bytes: value, a double
             for who, what, value in rows
-        ]
-        yield from _family(f"{name}_total", help_text, _COUNTER, metrics)
+        )
+        yield from _family(f"{name}_total", help_text, _COUNTER, in_parts(metrics))
 
-    def histograms(self, name: str, help_text: str, rows: Timed, octaves: Octaves) -> Iterator[bytes]:
-        encoder = octaves.encoder()
-        metrics = []
-        for who, what, histogram in rows:
-            body = encoder.protobuf(histogram)
-            metrics.append(_metric(b"%b%b\x3a%b" % (who, what, _sized(body))))
+    def histograms(self, name: str, help_text: str, timed: Timed, octaves: Octaves) -> Iterator[bytes]:
+        metrics = octaves.encoder().protobuf(timed.histograms, timed.owners, timed.kinds)
         yield from _family(name, help_text, _HISTOGRAM, metrics)
 
     def registry(self, registry: CollectorRegistry) -> Iterator[bytes]:
@@ -79,11 +75,12 @@ class Protobuf:
 
 def _family(name: str, help_text: str, kind: int, metrics: Iterable[bytes]) -> Iterator[bytes]:
     """Nothing where there are no metrics, which a family must not be without."""
-    body = b"".join(metrics)
-    if body:
+    parts = list(metrics)
+    size = sum(map(len, parts))
+    if size:
         head = MetricFamily(name=name, help=help_text, type=kind).SerializeToString()
-        yield _varint(len(head) + len(body)) + head
-        yield body
+        yield _varint(len(head) + size) + head
+        yield from parts
 
 
 def _metric(body: bytes) -> bytes:

@@ -31,13 +31,13 @@ class Text:
         line = f"{name}_total{{%b%b}} %d\n".encode()
         yield from in_parts(line % row for row in rows)
 
-    def histograms(self, name: str, help_text: str, rows: Timed, octaves: Octaves) -> Iterator[bytes]:
+    def histograms(self, name: str, help_text: str, timed: Timed, octaves: Octaves) -> Iterator[bytes]:
         yield _head(name, help_text, "histogram")
         bounds = [*map(floatToGoString, octaves.bounds), "+Inf"]
         lines = [(f"{name}_bucket{{", f',le="{bound}"}} ') for bound in bounds]
         lines += [(f"{name}_count{{", "} "), (f"{name}_sum{{", "} ")]
         encoder = octaves.encoder([(before.encode(), after.encode()) for before, after in lines])
-        yield from in_parts(encoder.text(who + what, histogram) for who, what, histogram in rows)
+        yield from encoder.text(timed.histograms, timed.owners, timed.kinds)
 
     def registry(self, registry: CollectorRegistry) -> Iterator[bytes]:
         yield exposition.generate_latest(registry)

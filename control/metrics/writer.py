@@ -11,15 +11,23 @@ from typing import Final, Protocol
 
 from prometheus_client.registry import CollectorRegistry
 
-from datapath.exposition import Encoder
-from datapath.latency import Histogram
+from datapath.exposition import Encoder, Labelled
+from datapath.latency import Histograms
 
 _PART_BYTES: Final = 1 << 16
 
 Labels = Sequence[tuple[str, str]]
 Rows = Iterable[tuple[bytes, bytes, int]]
 """Whose the series is and what of it, both as `Writer.labels` gives them, and the value."""
-Timed = Iterable[tuple[bytes, bytes, Histogram]]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Histograms with labels: `owners` in the order in which they are written, and of each its `kinds`."""
+
+    histograms: Histograms
+    owners: Labelled
+    kinds: Labelled
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class Writer(Protocol):
 
     def counters(self, name: str, help_text: str, rows: Rows) -> Iterator[bytes]: ...
 
-    def histograms(self, name: str, help_text: str, rows: Timed, octaves: Octaves) -> Iterator[bytes]: ...
+    def histograms(self, name: str, help_text: str, timed: Timed, octaves: Octaves) -> Iterator[bytes]: ...
 
     def registry(self, registry: CollectorRegistry) -> Iterator[bytes]:
         """All that the registry has, and the end of the body."""

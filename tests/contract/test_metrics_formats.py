@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from google.protobuf.internal.decoder import _DecodeVarint32  # type: ignore[import-untyped]
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.parser import text_string_to_metric_families as text_families
 from prometheus_client.utils import floatToGoString
 
 from control.drivers.base import EndpointCounters
@@ -19,10 +20,12 @@ from control.metrics import Metrics
 from control.metrics.protobuf import MetricFamily, Protobuf
 from control.metrics.server import preferred
 from control.metrics.text import OpenMetrics, Text
-from control.metrics.writer import Octaves
+from control.metrics.writer import Octaves, Timed, Writer
 from control.model import SandboxSpec
+from datapath import abi
+from datapath.exposition import Labelled
 from datapath.latency import Histogram, Kind, upper_bound
-from tests.fakes import FakeDriver, FakeSlots, fake_controller
+from tests.fakes import FakeDriver, FakeSlots, fake_controller, histograms
 
 FAST = Histogram({-80: 1, -79: 4, -60: 2, 3: 1}, 2.5)
 NATIVE_SCRAPE = (
@@ -133,16 +136,87 @@ def native(histogram: Any) -> dict[int, int]:
     return found
 
 
-@given(st.dictionaries(st.integers(-140, 20), st.integers(1, 2**40), min_size=1, max_size=30))
-def test_any_histogram_comes_through(buckets: dict[int, int]) -> None:
-    octaves = Octaves(-20, -8, 2)
-    histogram = Histogram(buckets, 1.5)
-    body = b"".join(Protobuf().histograms("h", "help", [(b"", b"", histogram)], octaves))
-    (metric,) = families(body)["h"].metric
-    assert native(metric.histogram) == buckets
-    for bucket in metric.histogram.bucket:
-        within = sum(count for index, count in buckets.items() if upper_bound(index) <= bucket.upper_bound)
-        assert bucket.cumulative_count == within
+FIRST, LAST = -abi.LATENCY_SECOND, abi.LATENCY_BUCKETS - abi.LATENCY_SECOND - 1
+OCTAVES = Octaves(-20, -8, 2)
+TIMED = st.builds(
+    Histogram,
+    st.dictionaries(st.integers(FIRST, LAST), st.integers(1, 2**56), max_size=40),
+    st.integers(0, 2**50).map(lambda ns: ns / 1e9),
+)
+FULL = Histogram(dict.fromkeys(range(FIRST, LAST + 1), 2**40), 1e6)
+EMPTY = Histogram({}, 0.0)
+By = dict[int, dict[Kind, Histogram]]
+
+
+def written(writer: Writer, by_owner: By) -> bytes:
+    """A family of histograms; owners are written from the last to the first."""
+    owners = Labelled((owner, writer.labels([("owner", str(owner))])) for owner in reversed(range(12)))
+    kinds = Labelled((kind.number, writer.more([("kind", kind.value)])) for kind in Kind)
+    return b"".join(writer.histograms("h", "help", Timed(histograms(by_owner), owners, kinds), OCTAVES))
+
+
+def in_order(by_owner: By) -> dict[tuple[str, str], Histogram]:
+    return {
+        (str(owner), kind.value): by_owner[owner][kind]
+        for owner in sorted(by_owner, reverse=True)
+        for kind in Kind
+        if kind in by_owner[owner]
+    }
+
+
+def at_most(histogram: Histogram, bound: float) -> int:
+    return sum(count for bucket, count in histogram.buckets.items() if upper_bound(bucket) <= bound)
+
+
+@given(st.dictionaries(st.integers(0, 11), st.dictionaries(st.sampled_from(Kind), TIMED), max_size=12))
+@example({0: {Kind.FAST: EMPTY}, 3: {Kind.FAST: FULL, Kind.TCP_RTT: Histogram({-40: 1}, 1e-3)}, 4: {}})
+def test_any_histograms_come_through(by_owner: By) -> None:
+    wanted = in_order(by_owner)
+    native_ones = {
+        (labels(metric)["owner"], labels(metric)["kind"]): metric.histogram
+        for family in families(written(Protobuf(), by_owner)).values()
+        for metric in family.metric
+    }
+    assert list(native_ones) == list(wanted)
+    for key, read in native_ones.items():
+        assert native(read) == wanted[key].buckets
+        assert (read.sample_count, read.sample_sum) == (wanted[key].count, wanted[key].total_seconds)
+        for bucket in read.bucket:
+            assert bucket.cumulative_count == at_most(wanted[key], bucket.upper_bound)
+        assert [bucket.upper_bound for bucket in read.bucket] == [*OCTAVES.bounds, float("inf")]
+    for writer, parse in (
+        (Text(), text_families),
+        (OpenMetrics(), lambda body: text_string_to_metric_families(f"{body}# EOF\n")),
+    ):
+        (family,) = parse(written(writer, by_owner).decode())
+        read_series: dict[tuple[str, str], dict[str, float]] = {}
+        for sample in family.samples:
+            series = read_series.setdefault((sample.labels["owner"], sample.labels["kind"]), {})
+            series[sample.labels.get("le", sample.name)] = sample.value
+        assert list(read_series) == list(wanted)
+        for key, values in read_series.items():
+            assert values == {
+                **{floatToGoString(bound): at_most(wanted[key], bound) for bound in OCTAVES.bounds},
+                "+Inf": wanted[key].count,
+                "h_count": wanted[key].count,
+                "h_sum": pytest.approx(wanted[key].total_seconds, rel=1e-8),
+            }
+
+
+def test_many_histograms_go_out_in_parts() -> None:
+    by_owner = {owner: {Kind.FAST: FULL} for owner in range(12)}
+    writer = Text()
+    long = Labelled((owner, writer.labels([("owner", f"{owner:05000}")])) for owner in by_owner)
+    kinds = Labelled([(Kind.FAST.number, b"")])
+    parts = list(writer.histograms("h", "help", Timed(histograms(by_owner), long, kinds), OCTAVES))
+    assert len(parts) > 4
+    (family,) = text_families(b"".join(parts).decode())
+    assert len(family.samples) == len(by_owner) * (len(OCTAVES.bounds) + 3)
+
+
+def test_a_family_has_no_more_bounds_than_there_is_room_for() -> None:
+    with pytest.raises(ValueError, match="at most 48 bounds, not 49"):
+        Octaves(-30, 18).encoder()
 
 
 @pytest.mark.parametrize(

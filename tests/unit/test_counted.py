@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from control.controller import NetworkController
-from control.counted import KIND
+from control.counted import KIND, Counts
 from control.drivers.base import EndpointCounters
 from control.errors import DatapathFailed
 from control.model import Endpoint, EndpointSpec, NetworkSpec, SandboxSpec
@@ -82,15 +82,19 @@ def test_latencies_stay_with_the_network_too(tmp_path: Path) -> None:
     machine.slots.timed[db.slot] = {Kind.FAST: Histogram({-59: 2}, 0.25), Kind.TCP_RTT: Histogram({-40: 1}, 1.0)}
     both = {Kind.FAST: Histogram({-60: 3, -59: 3}, 0.75), Kind.TCP_RTT: Histogram({-40: 1}, 1.0)}
     counts = machine.controller.counted()
-    assert counts.latencies[web.id] == machine.slots.timed[web.slot]
-    assert counts.network_latencies == {web.network_id: both}
+    assert counts.endpoint_latencies(web.id) == machine.slots.timed[web.slot]
+    assert of_networks(counts) == {"bridge": both}
     machine.controller.remove_sandbox("db")
     machine.start()
     counts = machine.controller.counted()
-    assert counts.network_latencies == {web.network_id: both}
-    assert counts.latencies.keys() == {web.id}
+    assert of_networks(counts) == {"bridge": both}
+    assert [id_ for id_ in counts.slots if counts.endpoint_latencies(id_)] == [web.id]
     assert machine.join("next").slot == db.slot
-    assert machine.controller.counted().network_latencies == {web.network_id: both}
+    assert of_networks(machine.controller.counted()) == {"bridge": both}
+
+
+def of_networks(counts: Counts) -> dict[str, dict[Kind, Histogram]]:
+    return {counts.networks[place][0].name: found for place, found in counts.network_latencies.items()}
 
 
 def test_a_slot_that_is_used_again_counts_from_zero(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from control.prober import Pair, Prober
 from datapath.echoes import Answer, Ask
 from datapath.latency import Histogram, Kind
 from tests.fake_cluster import JOINED, FakeCluster
-from tests.fakes import fake_controller
+from tests.fakes import fake_controller, histograms
 
 
 class Line:
@@ -92,7 +92,8 @@ def test_who_has_new_round_trips_of_tcp_is_left_alone_until_it_is_idle(
     samples: list[int] = [0]
 
     def counted() -> Counts:
-        return Counts(latencies={busy.id: {Kind.TCP_RTT: Histogram({3: samples[0]}, 0.1)}} if samples[0] else {})
+        timed = histograms({busy.slot: {Kind.TCP_RTT: Histogram({3: samples[0]}, 0.1)}} if samples[0] else {})
+        return Counts(latencies=timed, slots={each.id: each.slot for each in (busy, idle)})
 
     monkeypatch.setattr(controller, "counted", counted)
     prober, eager = Prober(controller, ProberSection(), line), Prober(controller, ProberSection(idle_only=False), line)
