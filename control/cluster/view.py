@@ -26,6 +26,8 @@ LOG = logging.getLogger(__name__)
 NODES: Final = "nodes"
 """Stands for the nodes among the ids of networks that changed."""
 _STARTING: Final = "reading the cluster"
+_NONE: Final = b"\n"
+"""The beginning of no key."""
 
 R = TypeVar("R", bound=msgspec.Struct)
 _Raw = dict[str, bytes]
@@ -113,11 +115,17 @@ class View:
         nodes: dict[str, Node] = {}
         networks: dict[NetworkId, GlobalNetwork] = {}
         raw: dict[str, _Raw] = {}
+        prefix, siblings = _NONE, _Raw()  # keys come in order: all endpoints of a network one after the other
         for kv in snapshot:
+            if kv.key.startswith(prefix):
+                siblings[kv.key[len(prefix) :].decode()] = kv.value
+                continue
             kind, _, rest = kv.key[self._cut :].partition(b"/")
             if kind == b"endpoints":
                 network, _, endpoint = rest.partition(b"/")
-                raw.setdefault(network.decode(), {})[endpoint.decode()] = kv.value
+                prefix = self._keys.endpoints_of(network.decode()).encode()
+                siblings = raw.setdefault(network.decode(), {})
+                siblings[endpoint.decode()] = kv.value
             elif kind == b"networks" and (record := _read(GlobalNetwork, kv.key.decode, kv.value)):
                 networks[record.id] = record
             elif kind == b"nodes" and (node := _read(Node, kv.key.decode, kv.value)):

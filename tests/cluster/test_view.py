@@ -222,3 +222,14 @@ def test_view_equals_the_keys_whatever_happens_in_which_order(moves: list[tuple[
         assert view.endpoint_count(network) == len(expected)
         assert view.endpoints(network) == expected
         assert set(view.taken(network)) == {int(record.addresses[0]) for record in expected.values()}
+
+
+@pytest.mark.parametrize("odd", ["endpoints/net", "endpoints/net1/", "endpoints/", "endpoints/net1", "odd", "nodes/"])
+def test_a_key_that_nobody_of_us_wrote_takes_no_other_with_it(odd: str) -> None:
+    keys, record = Keys("c"), endpoint("n1", "10.7.0.1")
+    view = View(None, "c")  # type: ignore[arg-type]
+    ours = [keys.endpoint(network, name) for network in ("net1", "net12") for name in ("e1", "e2")]
+    view.read(Snapshot(Kv(each, to_json(record)) for each in sorted([*ours, f"{keys.root}{odd}"])))
+    for network in ("net1", "net12"):
+        assert {"e1", "e2"} <= view.endpoints(network).keys()
+    assert view.endpoint_count("net12") == 2
