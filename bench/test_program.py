@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from datapath import abi, bpf
+from datapath import abi, progrun
 from datapath.maps import Maps
 from tests.bpf.forged import SPOOFED_IP4
 from tests.bpf.lab import GONE_MAC, REDIRECT, SEGMENT, SHOT, UNSPEC, A, Lab
@@ -81,7 +81,7 @@ def run(lab: Lab, case: str) -> int:
     """Nanoseconds a packet."""
     packet, verdict = CASES[case]
     program, ifindex = lab.programs["ls_ep_out"], lab.ifindex[A.ifname]
-    result = lab.call(bpf.prog_test_run, program, bytes(packet), ifindex=ifindex, repeat=PACKETS)
+    result = lab.call(progrun.run, program, bytes(packet), ifindex=ifindex, repeat=PACKETS)
     assert result.retval == verdict
     return result.duration_ns
 

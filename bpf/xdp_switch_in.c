@@ -19,8 +19,11 @@ int ls_switch_xdp(struct xdp_md *ctx)
 	if (!sample || (void *)(eth + 1) > (void *)(long)ctx->data_end || ls_is_group(eth->h_dest))
 		return XDP_PASS;
 	to = ls_switch_port(LS_PARENT_SEGMENT | ctx->ingress_ifindex, eth->h_dest);
-	if (!to)
+	if (!to) {
+		LS_TELL(NO_FDB, 0);
 		return XDP_PASS;
+	}
+	LS_TELL(FDB, to->ifindex);
 	slot = to->slot;
 	counters = ep_counters.lookup(&slot);
 	if (counters) {

@@ -138,10 +138,11 @@ class GlobalNetworks:
         others = (each for each in session.endpoints(network.id).values() if each.node != session.node)
         return {address: each.names for each in others for address in each.addresses}
 
-    def node_addresses(self) -> dict[str, Address]:
-        """The cluster's nodes by name, this one included; none while the host is no node."""
-        session = self._session
-        return {} if session is None else {name: node.address for name, node in session.nodes().items()}
+    def node_addresses(self) -> dict[str, tuple[Address, Address]]:
+        """Of the cluster's nodes by name, this one included, those on the underlay and in the tunnels; none while the
+        host is no node."""
+        nodes = {} if self._session is None else self._session.nodes()
+        return {name: (node.address, tunnel_address(node.id)) for name, node in nodes.items()}
 
     def networks(self) -> list[Network]:
         """All global networks that this host has records of."""

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from control.deps import Deps
-from control.drivers.walk import KERNEL, End, Names, Step, Walk
+from control.drivers.walk import KERNEL, End, Names, Step, Walk, is_for
 from control.errors import DatapathFailed, Forbidden, InvalidArgument, NotFound
 from control.model import Address, Endpoint, EndpointState, Network
 from control.records import Records
@@ -27,6 +27,8 @@ _PROTOCOLS: Final[Mapping[str, Protocol]] = {"tcp": "tcp", "udp": "udp", "icmp":
 @dataclass(frozen=True)
 class TraceRequest:
     """What to trace: from a sandbox or endpoint, to one or to an address; `mac` and `ip` forge the sender's.
+
+    Or from the address of another machine to a sandbox or endpoint, whose network is on that machine's link.
 
     `protocol` is tcp, udp or icmp; `port` is for the first two, 0 for a usual one.
     """
@@ -51,14 +53,14 @@ class Trace:
 
 
 class Tracing:
-    """`nodes` and `elsewhere` are the cluster's: nodes by name, and endpoints of a network on other nodes by address,
-    with their names. Thread-safe."""
+    """`nodes` and `elsewhere` are the cluster's: nodes' addresses on the underlay and in the tunnels, by name, and a
+    network's endpoints on other nodes by address, with their names. Thread-safe."""
 
     def __init__(
         self,
         deps: Deps,
         records: Records,
-        nodes: Callable[[], Mapping[str, Address]],
+        nodes: Callable[[], Mapping[str, tuple[Address, Address]]],
         elsewhere: Callable[[Network], Mapping[Address, tuple[str, ...]]],
     ) -> None:
         self._deps = deps
@@ -78,8 +80,11 @@ class Tracing:
             raise InvalidArgument("icmp has no ports: leave the port out, or give tcp or udp")
         port = 0 if protocol == "icmp" else request.port or DEFAULT_PORT
         mac, ip = _mac(request.mac), _address(request.ip, "address") if request.ip else None
-        candidates = self._candidates(request.source)
+        outside = _outside(request.source)
+        candidates = self._candidates(request.destination if outside else request.source)
         try:
+            if outside is not None:
+                return self._trace_arrival(candidates, ip or outside, protocol, port, mac)
             destination = self._destination(request.destination, candidates)
             return self._trace(candidates, destination, protocol, port, mac, ip)
         except (OSError, loader.LoaderError) as error:
@@ -140,7 +145,7 @@ class Tracing:
                 if ref in names:
                     return address
         if ref in self._nodes():
-            return self._nodes()[ref]
+            return self._nodes()[ref][0]
         found = self._endpoints(ref)
         shared = [each for each in found if each.network_id in networks] or found
         if len(shared) > 1:
@@ -190,10 +195,23 @@ class Tracing:
             if to is not None:
                 walk.frame = frames.packet((mac or own, to), (source, destination), protocol, port)
                 self._deps.driver_of(network).trace(walk)
-        end = walk.end or End("unknown", "", f"the driver {network.driver} does not tell where it ends")
-        ports = f" port {port}" if port else ""
-        described = f"{protocol}{ports} from {walk.sender} ({source}) to {destination}"
-        return Trace(described, network.name, network.driver, tuple(walk.steps), end)
+        return _told(walk, f"{walk.sender} ({source}) to {destination}")
+
+    def _trace_arrival(
+        self, candidates: list[Endpoint], source: Address, protocol: Protocol, port: int, mac: bytes | None
+    ) -> Trace:
+        """A packet that another machine has sent to the first of these endpoints with an address of the family."""
+        reached = [(each, to) for each in candidates for to in each.addresses if to.version == source.version]
+        if not reached:
+            raise InvalidArgument(f"the destination has no IPv{source.version} address for {source} to send to")
+        (endpoint, destination), names = reached[0], self._names()
+        network = self._network(endpoint)
+        owner = names.find(lambda each: each.network_id == network.id and is_for(each, source))
+        if owner is not None:
+            raise InvalidArgument(f"{source} is {names.of(owner)}'s on network {network.name}: begin there")
+        walk = Walk(network, endpoint, self._netns(endpoint), names, b"", source, destination, protocol, port)
+        self._deps.driver_of(network).trace_arrival(walk, mac)
+        return _told(walk, f"{source}, outside of this host, to {names.of(endpoint)} ({destination})")
 
     def _by_route(self, candidates: list[Endpoint], way: kernel_path.Route | None, destination: Address) -> Endpoint:
         """The endpoint whose device the sandbox's own route leads by."""
@@ -253,8 +271,24 @@ class Tracing:
             endpoints=self._records.endpoints(),
             networks={network.id: network for network in self._records.networks()},
             sandboxes={sandbox.id: sandbox.name for sandbox in self._records.sandboxes()},
-            nodes={address: name for name, address in self._nodes().items()},
+            nodes={address: name for name, addresses in self._nodes().items() for address in addresses},
         )
+
+
+def _told(walk: Walk, ends: str) -> Trace:
+    """The walk as it was told; `ends` says whose packet to whom it is."""
+    network = walk.network
+    end = walk.end or End("unknown", "", f"the driver {network.driver} does not tell where it ends")
+    ports = f" port {walk.port}" if walk.port else ""
+    return Trace(f"{walk.protocol}{ports} from {ends}", network.name, network.driver, tuple(walk.steps), end)
+
+
+def _outside(ref: str) -> Address | None:
+    """The address of another machine, where a sender is called by one."""
+    try:
+        return ip_address(ref)
+    except ValueError:
+        return None
 
 
 def _mac(text: str) -> bytes | None:

@@ -164,7 +164,7 @@ int ls_bpf_prog_load(__u32 type, const void *insns, __u32 insn_count, const char
 }
 
 int ls_bpf_prog_test_run(int fd, const void *data_in, __u32 data_in_size, void *data_out, __u32 *data_out_size,
-			 struct __sk_buff *ctx, __u32 repeat, __u32 *retval, __u32 *duration_ns)
+			 void *ctx, __u32 ctx_size, __u32 repeat, __u32 *retval, __u32 *duration_ns)
 {
 	union bpf_attr attr;
 	int rc;
@@ -178,9 +178,9 @@ int ls_bpf_prog_test_run(int fd, const void *data_in, __u32 data_in_size, void *
 	attr.test.repeat = repeat;
 	if (ctx) {
 		attr.test.ctx_in = pointer(ctx);
-		attr.test.ctx_size_in = sizeof(*ctx);
+		attr.test.ctx_size_in = ctx_size;
 		attr.test.ctx_out = pointer(ctx);
-		attr.test.ctx_size_out = sizeof(*ctx);
+		attr.test.ctx_size_out = ctx_size;
 	}
 	rc = bpf(BPF_PROG_TEST_RUN, &attr);
 	*data_out_size = attr.test.data_size_out;

@@ -51,6 +51,9 @@ struct __sk_buff {
     __u32 mark; __u32 priority; __u32 ingress_ifindex; __u32 ifindex; __u32 cb[5]; __u32 data_end;
     __u32 wire_len; __u32 gso_segs; __u32 gso_size; ...;
 };
+struct xdp_md {
+    __u32 data; __u32 data_end; __u32 ingress_ifindex; ...;
+};
 """
 
 # Newer than the oldest headers that this builds with (6.1). Enumerators, so no #ifndef can see them; equal values.

@@ -13,7 +13,6 @@
 
 struct bpf_map_info;
 struct bpf_prog_info;
-struct __sk_buff;
 struct ls_latency;
 struct ls_latency_key;
 
@@ -32,7 +31,7 @@ int ls_bpf_prog_info(int fd, struct bpf_prog_info *info);
 int ls_bpf_prog_load(__u32 type, const void *insns, __u32 insn_count, const char *license, const char *name,
 		     __u32 log_level, char *log, __u32 log_size);
 int ls_bpf_prog_test_run(int fd, const void *data_in, __u32 data_in_size, void *data_out, __u32 *data_out_size,
-			 struct __sk_buff *ctx, __u32 repeat, __u32 *retval, __u32 *duration_ns);
+			 void *ctx, __u32 ctx_size, __u32 repeat, __u32 *retval, __u32 *duration_ns);
 int ls_bpf_link_create(int prog_fd, __u32 ifindex, __u32 attach_type, __u32 flags);
 int ls_bpf_link_update(int link_fd, int prog_fd);
 int ls_bpf_link_detach(int link_fd);

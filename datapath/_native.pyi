@@ -111,6 +111,7 @@ class Lib:
         data_out: CData,
         data_out_size: CData,
         ctx: CData,
+        ctx_size: int,
         repeat: int,
         retval: CData,
         duration_ns: CData,

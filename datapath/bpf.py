@@ -1,4 +1,4 @@
-"""The bpf(2) system call, typed: pinned objects, maps, programs, test runs and links.
+"""The bpf(2) system call, typed: pinned objects, maps, programs and links.
 
 Descriptors are plain ints (close-on-exec) that the caller closes; a Map owns its own. Every refusal by the kernel is an
 OSError whose text names the command, the object and, where it is known, the remedy. Devices are looked up in the
@@ -32,8 +32,6 @@ _NAME_LENGTH: Final = 15
 _LOG_BYTES: Final = 1 << 20
 _HOOK_PROGRAMS: Final = 64  # BPF_MPROG_MAX
 _BATCH_BYTES: Final = 1 << 20
-# A program may grow a packet by what the kernel's test run leaves as head and tail room.
-_TEST_RUN_ROOM: Final = 1024
 _U32: Final = struct.Struct("=I")
 _POSSIBLE_CPUS: Final = Path("/sys/devices/system/cpu/possible")
 
@@ -91,8 +89,8 @@ class MapInfo:
 
 @dataclass(frozen=True)
 class ProgInfo:
-    """What the kernel says of a program. `tag` is the hex digest of its instructions; `run_*` count only while
-    kernel.bpf_stats_enabled is set."""
+    """What the kernel says of a program. `tag` is the hex digest of its instructions; `loaded_ns` is CLOCK_BOOTTIME's,
+    `user_id` that of who has loaded it; `run_*` count only while kernel.bpf_stats_enabled is set."""
 
     type: int
     id: int
@@ -101,6 +99,8 @@ class ProgInfo:
     jited_bytes: int
     xlated_bytes: int
     verified_insns: int
+    loaded_ns: int
+    user_id: int
     run_time_ns: int
     run_count: int
 
@@ -116,23 +116,17 @@ class LinkInfo:
     is_egress: bool
 
 
-@dataclass(frozen=True)
-class TestRun:
-    """The outcome of a test run; `duration_ns` is the mean of one run, `mark` the packet's mark after the last."""
-
-    retval: int
-    data_out: bytes
-    duration_ns: int
-    mark: int
-
-
 def _check(result: int, command: str, what: str) -> int:
-    if result >= 0:
-        return result
-    code = -result
+    if result < 0:
+        raise refusal(-result, command, what)
+    return result
+
+
+def refusal(code: int, command: str, what: str) -> OSError:
+    """The error for an errno that the kernel answered a command with, about an object."""
     reason = "operation not supported by this object" if code == ENOTSUPP else os.strerror(code)
     hint = _HINTS.get((command, code)) or _HINTS.get(("", code))
-    raise OSError(code, f"bpf({command}) {what}: {reason}" + (f"; {hint}" if hint else ""))
+    return OSError(code, f"bpf({command}) {what}: {reason}" + (f"; {hint}" if hint else ""))
 
 
 def _encode(path: StrPath) -> bytes:
@@ -215,6 +209,8 @@ def prog_info(fd: int) -> ProgInfo:
         jited_bytes=info.jited_prog_len,
         xlated_bytes=info.xlated_prog_len,
         verified_insns=info.verified_insns,
+        loaded_ns=info.load_time,
+        user_id=info.created_by_uid,
         run_time_ns=info.run_time_ns,
         run_count=info.run_cnt,
     )
@@ -250,45 +246,6 @@ def prog_load(insns: bytes, type: ProgType, license: str = "GPL", *, name: str =
         if text:
             error.add_note(text)
         raise
-
-
-def prog_test_run(
-    fd: int,
-    data: bytes,
-    *,
-    ifindex: int = 0,
-    ingress_ifindex: int = 0,
-    mark: int = 0,
-    gso_segs: int = 0,
-    gso_size: int = 0,
-    cb: int = 0,
-    repeat: int = 1,
-) -> TestRun:
-    """Runs a program on a packet (at least 14 bytes: the Ethernet header) without any device sending it.
-
-    The keyword arguments fill struct __sk_buff of a SCHED_CLS program, `cb` the first word there; other types take
-    none. With an `ifindex` > 0 the program runs as on that device of the calling thread's network namespace. `repeat`
-    runs work on one packet: what one changes the next one sees.
-    """
-    out_size = ffi.new("__u32 *", len(data) + _TEST_RUN_ROOM)
-    out = ffi.new("char[]", out_size[0])
-    retval, duration = ffi.new("__u32 *"), ffi.new("__u32 *")
-    ctx = ffi.NULL
-    if ifindex or ingress_ifindex or mark or gso_segs or gso_size or cb:
-        ctx = ffi.new(
-            "struct __sk_buff *",
-            {
-                "ifindex": ifindex,
-                "ingress_ifindex": ingress_ifindex,
-                "mark": mark,
-                "gso_segs": gso_segs,
-                "gso_size": gso_size,
-                "cb": [cb],
-            },
-        )
-    result = lib.ls_bpf_prog_test_run(fd, data, len(data), out, out_size, ctx, repeat, retval, duration)
-    _check(result, "BPF_PROG_TEST_RUN", f"program descriptor {fd}, packet of {len(data)} bytes, ifindex {ifindex}")
-    return TestRun(retval[0], bytes(ffi.buffer(out, out_size[0])), duration[0], ctx.mark if ctx else 0)
 
 
 def tcx_attach(prog_fd: int, ifindex: int, egress: bool = False) -> int:

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from datapath import abi, bpf, loader
+from datapath import abi, bpf, loader, progrun
 from datapath.abi import Told
+from datapath.loader import sources
 
-_ACTIONS: Final[dict[int, Literal["kernel", "drop", "redirect"]]] = {0xFFFFFFFF: "kernel", 2: "drop", 7: "redirect"}
+Action = Literal["kernel", "drop", "redirect"]
+
+_TC_ACTIONS: Final[dict[int, Action]] = {0xFFFFFFFF: "kernel", 2: "drop", 7: "redirect"}
+_XDP_ACTIONS: Final[dict[int, Action]] = {0: "drop", 1: "drop", 2: "kernel", 4: "redirect"}
 _KEY: Final = struct.pack("=I", 0)
 
 # What ls_parent_out and ls_switch_out note for the program at the parent's ingress: enum ls_note in bpf/lib/parent.h.
@@ -36,7 +40,7 @@ class Decision:
 class Run:
     """What a program did: left the packet to the kernel, dropped or redirected it; and the packet as it left it."""
 
-    action: Literal["kernel", "drop", "redirect"]
+    action: Action
     packet: bytes
     decisions: tuple[Decision, ...]
 
@@ -64,10 +68,14 @@ class Tracer:
         with self._lock:
             told = self._open()
             told.update(_KEY, bytes(told.value_size))
-            done = bpf.prog_test_run(self._programs[program], packet, ifindex=ifindex, cb=context)
+            if sources.is_xdp(program):
+                done, actions = progrun.run_xdp(self._programs[program], packet, ifindex), _XDP_ACTIONS
+            else:
+                done = progrun.run(self._programs[program], packet, ifindex=ifindex, cb=context)
+                actions = _TC_ACTIONS
             raw = told.lookup(_KEY) or bytes(told.value_size)
         decisions = tuple(Decision(Told(each.what).label, each.operand) for each in abi.Decisions.unpack(raw))
-        return Run(_ACTIONS[done.retval], done.data_out, decisions)
+        return Run(actions[done.retval], done.data_out, decisions)
 
     def _open(self) -> bpf.Map:
         if self._told is None:

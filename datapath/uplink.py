@@ -27,8 +27,7 @@ from datapath.expected import Difference
 from datapath.hooks import Attachment, Hooks, attach_inside
 from datapath.maps import Maps
 from datapath.programs import Programs
-from datapath.switch import Switch, Switching
-from datapath.trace import Tracer
+from datapath.switch import PROGRAM_XDP, Switch, Switching
 
 LOG = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class Uplinks:
 
     def __init__(self, programs: Programs, attachment: Literal["auto", "clsact", "tcx"] = "auto") -> None:
         """`auto` means tcx links where the kernel has them (6.6), clsact filters elsewhere."""
-        self._programs = programs
+        self.programs = programs
         self._switch = Switch(programs)
         self._wanted = attachment
         self._maps: Maps | None = None
@@ -101,10 +100,6 @@ class Uplinks:
         self.problem: str | None = "not started"
         self.fallbacks: dict[str, str] = {}
         self.attachment: Attachment = "clsact"
-
-    @property
-    def tracer(self) -> Tracer:
-        return self._programs.tracer
 
     def start(
         self,
@@ -120,16 +115,14 @@ class Uplinks:
         self.attachment = self._choose()
         names = sorted({*stations_by_parent, *host_access})
         try:
-            self._maps = self._programs.load()
+            self._maps = self.programs.load()
         except (OSError, loader.LoaderError) as error:
             self._give_up(str(error), logging.DEBUG)  # the accelerator of the bridges warns of the same
             return
         try:
             self._known = {name: index for name in names if (index := devices.ifindex(name)) is not None}
             self._fill(stations_by_parent, host_access)
-            if self._programs.are_new and any(
-                each.host_ifname for all_ in stations_by_parent.values() for each in all_
-            ):
+            if self.programs.are_new and any(each.host_ifname for all_ in stations_by_parent.values() for each in all_):
                 self._switch.renew()
             self._clear()
         except OSError as error:
@@ -242,12 +235,12 @@ class Uplinks:
         `ifname` is the device in that namespace, and loses the program in any other.
         """
         if not self.problem:
-            attach_inside(netns_path, ifname, PROGRAM_LIMIT, self._programs[PROGRAM_LIMIT], slot)
+            attach_inside(netns_path, ifname, PROGRAM_LIMIT, self.programs[PROGRAM_LIMIT], slot)
 
     @property
     def are_new(self) -> bool:
         """Whether the programs at stations' devices, which `start` does not see to, are to be replaced."""
-        return not self.problem and self._programs.are_new
+        return not self.problem and self.programs.are_new
 
     def stations(self, parent: str) -> int:
         """How many stations the programs know on a parent."""
@@ -310,11 +303,11 @@ class Uplinks:
         """What runs at a parent's hooks when all is well."""
         if self.problem or f"parent {parent}" in self.fallbacks:
             return []
-        into = PROGRAM_IN if switching is None else PROGRAM_SWITCH
-        return [
-            Expected(parent, "ingress", into, self._programs.id(into)),
-            Expected(parent, "egress", PROGRAM_OUT, self._programs.id(PROGRAM_OUT)),
-        ]
+        into = [PROGRAM_IN if switching is None else PROGRAM_SWITCH]
+        if switching is not None and switching.hook == "xdp":
+            into.insert(0, PROGRAM_XDP)
+        found = [Expected(parent, "ingress", name, self.programs.id(name)) for name in into]
+        return [*found, Expected(parent, "egress", PROGRAM_OUT, self.programs.id(PROGRAM_OUT))]
 
     def counters(self) -> tuple[dict[int, abi.Counters], dict[int, dict[str, int]]]:
         """(counters, drops by reason) by slot, of all stations."""
@@ -329,11 +322,11 @@ class Uplinks:
         return self._switch.generic.get(parent)
 
     def facts(self) -> Mapping[str, str]:
-        return {**self._programs.facts(), "parent attachment": self.attachment}
+        return {**self.programs.facts(), "parent attachment": self.attachment}
 
     @property
     def _hooks(self) -> Hooks:
-        return Hooks(self._programs.bpffs_dir / "parents", self.attachment)
+        return Hooks(self.programs.bpffs_dir / "parents", self.attachment)
 
     def _index(self, parent: str) -> int | None:
         index = devices.ifindex(parent)
@@ -351,7 +344,7 @@ class Uplinks:
 
     def _run_on(self, index: int, parent: str, switching: Switching | None) -> None:
         names = {"out": PROGRAM_OUT, "in": PROGRAM_IN if switching is None else PROGRAM_SWITCH}
-        self._hooks.attach(index, parent, {hook: (name, self._programs[name]) for hook, name in names.items()})
+        self._hooks.attach(index, parent, {hook: (name, self.programs[name]) for hook, name in names.items()})
         if switching is not None:
             self._switch.open(self._open_maps(), index, parent, switching)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from bench.world import BenchError, output_of
-from datapath import bpf
+from datapath import bpf, progrun
 from datapath.loader import headers
 
 T = TypeVar("T")
@@ -154,7 +154,7 @@ def bed() -> Iterator[Bed]:
 
 def verdict(program: int, packet: bytes) -> int:
     """What a program returns for a packet of the sender's; to be called in the bed's thread."""
-    return bpf.prog_test_run(program, packet, ifindex=SENDER).retval
+    return progrun.run(program, packet, ifindex=SENDER).retval
 
 
 def timed_ns(program: int, packet: bytes, packets: int) -> float:
@@ -163,5 +163,5 @@ def timed_ns(program: int, packet: bytes, packets: int) -> float:
     By this clock, because the kernel's own figure is in whole nanoseconds.
     """
     begin = time.perf_counter_ns()
-    bpf.prog_test_run(program, packet, ifindex=SENDER, repeat=packets)
+    progrun.run(program, packet, ifindex=SENDER, repeat=packets)
     return (time.perf_counter_ns() - begin) / packets

@@ -18,7 +18,7 @@ _ARRIVES = frozenset({"delivered", "answered", "sent"})
 
 @command(
     "trace",
-    "[OPTIONS] SANDBOX DESTINATION",
+    "[OPTIONS] SOURCE DESTINATION",
     exactly(2),
     Flag("from-ip", String(), "Forge the packet's source address"),
     Flag("from-mac", String(), "Forge the packet's source MAC address"),

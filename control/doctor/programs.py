@@ -69,12 +69,7 @@ def _of_hook(
 def _foreign(mine: Sequence[Expected], there: Sequence[Attached]) -> list[Attached]:
     """Linkspan's are known by their ids, and where that is another, by their names."""
     ids, names = {each.id for each in mine}, {each.name for each in mine}
-    return [each for each in there if each.id not in ids and each.name not in names and not _is_optional(each)]
-
-
-def _is_optional(program: Attached) -> bool:
-    """Whether it is one of ours that runs besides those that are expected."""
-    return program.name == "ls_switch_xdp"
+    return [each for each in there if each.id not in ids and each.name not in names]
 
 
 def _detach(ifname: str, program: Attached) -> str:

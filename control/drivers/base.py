@@ -265,6 +265,13 @@ class Driver:
         nothing and changes nothing; may block for a second. Raises OSError and LoaderError."""
         raise NotImplementedByDriver(f"the driver {self.name} traces no packets")
 
+    def trace_arrival(self, walk: Walk, mac: bytes | None) -> None:
+        """As `trace`, a packet for the endpoint that comes from outside of this host, sent by `mac` or whoever has its
+        source address."""
+        raise NotImplementedByDriver(
+            f"packets from outside are traced on networks of driver macvlan, not {self.name}: begin at a sandbox"
+        )
+
     def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
         """Counters by endpoint id; endpoints whose packets the driver does not see are left out."""
         return {}

@@ -45,6 +45,7 @@ from control.drivers.options import (
     is_on,
 )
 from control.drivers.walk import Walk
+from control.drivers.walk_hooks import Running
 from control.errors import Conflict, Exhausted, Forbidden, InvalidArgument
 from control.model import Endpoint, EndpointSpec, Network, NetworkSpec
 from control.plan import Step
@@ -462,11 +463,9 @@ class BridgeDriver(Driver):
         walk_bridge.follow(walk, self._trace_way(walk.network))
 
     def _trace_way(self, network: Network) -> walk_bridge.Way:
-        if not self._is_accelerated(network):
-            return walk_bridge.Way(None, f"network {network.name} has {ACCEL}=off")
-        if self._accel.problem:
-            return walk_bridge.Way(None, self._accel.problem)
-        return walk_bridge.Way(self._accel.programs.tracer)
+        programs = self._accel.programs
+        why = self._accel.problem if self._is_accelerated(network) else f"network {network.name} has {ACCEL}=off"
+        return walk_bridge.Way(None if why else programs.tracer, Running(programs.id), why or "")
 
     def status(self) -> DriverStatus:
         if self._accel.problem:

@@ -49,6 +49,7 @@ from control.drivers.macvlan_veth import VethPairs, switching
 from control.drivers.options import ACCEL, IFNAME, MTU, check_endpoint, check_network, is_on
 from control.drivers.parent import check_mtu_of_parent, mtu_problems, usable_parent
 from control.drivers.walk import Walk
+from control.drivers.walk_hooks import Running
 from control.errors import AddressInUse, Conflict, Exhausted, Forbidden, InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, EndpointSpec, EndpointState, Network, NetworkSpec, PoolSpec, SandboxId
 from control.plan import Step
@@ -480,6 +481,12 @@ class MacvlanDriver(Driver):
         return self._uplinks.problem or self._uplinks.fallbacks.get(f"parent {self._parents.ifname(network)}")
 
     def trace(self, walk: Walk) -> None:
+        walk_macvlan.follow(walk, self._trace_way(walk))
+
+    def trace_arrival(self, walk: Walk, mac: bytes | None) -> None:
+        walk_macvlan.arrive(walk, self._trace_way(walk), mac)
+
+    def _trace_way(self, walk: Walk) -> walk_macvlan.Way:
         network, networks = walk.network, walk.names.networks
         bridged = [
             each
@@ -487,15 +494,16 @@ class MacvlanDriver(Driver):
             if self.shares_link(network, other := networks[each.network_id]) and mode_of(other) == "bridge"
         ]
         problem = self._problem(network) if self._is_accelerated(network) else f"network {network.name} has {ACCEL}=off"
-        way = walk_macvlan.Way(
+        return walk_macvlan.Way(
             parent=self._parents.ifname(network),
             bridged=bridged,
             mode=mode_of(network),
-            tracer=None if problem else self._uplinks.tracer,
+            tracer=None if problem else self._uplinks.programs.tracer,
+            running=Running(self._uplinks.programs.id),
             why=problem or "",
             is_limited=broadcast_limit(network) > 0,
+            is_xdp=parent_hook(network) == "xdp",
         )
-        walk_macvlan.follow(walk, way)
 
     def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
         """From the programs on the parents. What macvlan hands to a group's members is counted for its sender alone."""

@@ -21,7 +21,7 @@ import msgspec
 
 from control.cluster import secrecy
 from control.cluster_spec import VNI_LIST, not_joined
-from control.drivers import overlay_mtu, walk_bridge
+from control.drivers import overlay_direct, overlay_mtu, walk_bridge
 from control.drivers.base import Capabilities, DriverStatus, Join, Problem
 from control.drivers.bridge import SHARD_CAPACITY, Beside, BridgeDriver
 from control.drivers.bridge_names import BRIDGE_MACS, bridge_name
@@ -354,22 +354,23 @@ class OverlayDriver(BridgeDriver):
 
     def _direct_facts(self, network: Network) -> str:
         """In words, which nodes get direct packets, and what is in the way of the others."""
+        obstacle, facts = self._direct(network)
+        if obstacle:
+            return f"no: {obstacle}"
+        return ", ".join(f"{node}: {facts[node]}" for node in sorted(facts, key=str)) or "no other node has endpoints"
+
+    def _direct(self, network: Network) -> tuple[str, Mapping[Address, str]]:
+        """(why no packet is direct, else what `overlay_direct.facts` says of nodes)"""
         if is_encrypted(network) or not self._is_accelerated(network):
-            return f"no: the network is {'encrypted' if is_encrypted(network) else f'without programs ({ACCEL})'}"
+            return f"the network is {'encrypted' if is_encrypted(network) else f'without programs ({ACCEL})'}", {}
         if not self._fast.admits(network.segment):
-            why = self._fast.problem or f"no program runs on an Ethernet device with {self._peering.address}"
-            return f"no: {why}"
-        peers, ways = self._with_ways(self._peering.peers(network.id) or ())
-        facts = {}
-        for peer in peers:
-            way = ways.get(peer.node)
-            if peer.is_direct:
-                facts[peer.node] = f"{peer.node}: yes"
-            elif way is None or way.local_mac == NO_MAC:
-                facts[peer.node] = f"{peer.node}: no, it is not on the layer 2 segment of {self._peering.address}"
-            else:
-                facts[peer.node] = f"{peer.node}: no, it does not take them"
-        return ", ".join(facts[node] for node in sorted(facts, key=str)) or "no other node has endpoints"
+            return self._fast.problem or f"no program runs on an Ethernet device with {self._peering.address}", {}
+        found = self._with_ways(self._peering.peers(network.id) or ())
+        return "", overlay_direct.facts(*found, self._peering.address)
+
+    def _not_direct(self, network: Network, node: Address) -> str:
+        obstacle, facts = self._direct(network)
+        return obstacle or overlay_direct.reason(node, facts.get(node, ""))
 
     # -- looking whether all is right ----------------------------------------------------------------------------
 
@@ -476,7 +477,9 @@ class OverlayDriver(BridgeDriver):
 
     def _trace_way(self, network: Network) -> walk_bridge.Way:
         tunnels = self._need_encrypting(network).tunnels if is_encrypted(network) else None
-        return replace(super()._trace_way(network), tunnels=tunnels)
+        may_be_direct = network.options.get(DIRECT, "off") != "off"
+        not_direct = partial(self._not_direct, network) if may_be_direct else None
+        return replace(super()._trace_way(network), tunnels=tunnels, not_direct=not_direct)
 
     def status(self) -> DriverStatus:
         if self._peering.address is None:

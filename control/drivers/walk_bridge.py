@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from control.drivers.walk import KERNEL, Path, Walk, is_for, macs
+from control.drivers.walk import KERNEL, Address, Path, Walk, is_for, macs
+from control.drivers.walk_hooks import Running
 from control.drivers.walk_host import routed
 from datapath import frames, kernel_path
 from datapath.kernel_path import Device
@@ -17,12 +19,18 @@ PROGRAM_IN: Final = "ls_ep_in"
 
 @dataclass(frozen=True)
 class Way:
-    """What a driver knows of its network: the programs, None where none runs, and `why`; the namespace of the tunnels
-    that the VXLAN device of an encrypted network sends into."""
+    """What a driver knows of its network: the programs, None where none is to run, and `why`; whether they are where
+    they are to be.
+
+    `tunnels` is the namespace that the VXLAN device of an encrypted network sends into. `not_direct` says, where
+    packets may go without VXLAN, why those for a node do not.
+    """
 
     tracer: Tracer | None
+    running: Running
     why: str = ""
     tunnels: str | None = None
+    not_direct: Callable[[Address], str] | None = None
 
 
 def follow(walk: Walk, way: Way) -> None:
@@ -36,19 +44,19 @@ def follow(walk: Walk, way: Way) -> None:
         return
     if way.tracer is None:
         walk.say(KERNEL, name, "no_program", f"no program runs on {name}: {way.why}")
-    else:
+    elif way.running.at(walk, PROGRAM_OUT, port, "ingress", "the kernel's path takes all"):
         run = way.tracer.run(PROGRAM_OUT, walk.frame, port.ifindex)
         walk.tell(PROGRAM_OUT, name, run)
         if walk.end is not None:
             return
         if run.action == "redirect":
-            _redirected(walk, run)
+            _redirected(walk, way, run)
             return
         walk.say(PROGRAM_OUT, name, "kernel", "left to the kernel as it is: the bridge gets it")
     _bridged(walk, port, way)
 
 
-def _redirected(walk: Walk, run: Run) -> None:
+def _redirected(walk: Walk, way: Way, run: Run) -> None:
     peer = run.operand("redirect_peer")
     if run.operand("answered") is not None:
         walk.answer = frames.answer(run.packet)
@@ -58,6 +66,8 @@ def _redirected(walk: Walk, run: Run) -> None:
     elif run.operand("vxlan") is not None:
         outer = frames.outer(run.packet)
         ends = f"{outer.source} port {outer.source_port} to {outer.destination} port {outer.destination_port}"
+        if way.not_direct is not None:
+            walk.say(PROGRAM_OUT, "", "not_direct", f"not direct: {way.not_direct(outer.destination)}")
         walk.say(PROGRAM_OUT, "", "outer", f"outer headers: UDP from {ends}, VNI {outer.vni}")
         uplink = kernel_path.device(run.operand("redirect_neigh") or 0)
         _away(walk, walk.names.node(outer.destination), f"in VXLAN by {_name(uplink)}", "fast")
@@ -111,7 +121,7 @@ def _out_of(walk: Walk, out: Device, way: Way) -> None:
         walk.say(KERNEL, out.ifname, "trunk", f"by the trunk to {peer.ifname}")
         _bridged(walk, peer, way)
         return
-    if way.tracer is not None:
+    if way.tracer is not None and way.running.at(walk, PROGRAM_IN, out, "egress", "what it gets is not counted"):
         walk.say(PROGRAM_IN, out.ifname, "counted", "counted as delivered by the slow path")
     walk.deliver(out.ifindex, "slow")
 
@@ -158,6 +168,9 @@ def _tunnelled(walk: Walk, vxlan: Device, way: Way) -> None:
         walk.finish("lost", "slow", f"VXLAN device {vxlan.ifname} knows no node for {walk.mac.hex(':')}")
         return
     walk.say(KERNEL, vxlan.ifname, "vxlan", f"vxlan fdb: {walk.mac.hex(':')} is on {walk.names.node(node)}")
+    if way.tunnels:
+        text = f"network {walk.network.name} is encrypted: what is for other nodes is the kernel's alone, by WireGuard"
+        walk.say(KERNEL, vxlan.ifname, "encrypted", text)
     out = kernel_path.route(node, netns_path=way.tunnels)
     if out is None:
         walk.finish("lost", "slow", f"there is no route to {node}")

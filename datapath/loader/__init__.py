@@ -189,7 +189,7 @@ def _compile(layout: pins.Layout, directory: Path, build: _Build, log_path: Path
             {
                 "name": name,
                 "text": _flatten(directory, sources.PROGRAMS[name]),
-                "is_xdp": sources.PROGRAMS[name].startswith("xdp_"),
+                "is_xdp": sources.is_xdp(name),
                 "pin": str(pin),
             }
             for name, pin in build.programs.items()

@@ -109,7 +109,7 @@ class Layout:
         return {name: self.program_dir / f"{name}-{self.key}" for name in sources.PROGRAMS}
 
     def traced(self) -> dict[str, Path]:
-        return {name: self.trace_dir / f"{name}-{self.key}" for name in sources.TRACED}
+        return {name: self.trace_dir / f"{name}-{self.key}" for name in sources.PROGRAMS}
 
 
 def make_directories(layout: Layout) -> None:

@@ -28,11 +28,12 @@ PROGRAMS: Final = {
     "ls_switch_xdp": "xdp_switch_in.c",
 }
 
-# Those that see what an endpoint sends, or what comes from another host. XDP runs on what a wire brings alone.
-TRACED: Final = tuple(name for name, source in PROGRAMS.items() if source.startswith("tc_"))
-
 _KEY_DIGITS: Final = 12
 _INCLUDE: Final = re.compile(r'\s*#\s*include\s*"([^"]+)"')
+
+
+def is_xdp(program: str) -> bool:
+    return PROGRAMS[program].startswith("xdp_")
 
 
 def key(directory: Path) -> str:

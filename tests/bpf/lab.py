@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 
 from scapy.packet import Packet
 
-from datapath import abi, bpf, loader
+from datapath import abi, bpf, loader, progrun
 from datapath.maps import Maps
 from tests.isolated import run
 
@@ -179,10 +179,8 @@ class Lab:
         for key, _ in list(drops.items()):
             drops.delete(key)
 
-    def run(self, program: str, packet: Packet | bytes, ifname: str, **context: int) -> bpf.TestRun:
-        return self.call(
-            bpf.prog_test_run, self.programs[program], bytes(packet), ifindex=self.ifindex[ifname], **context
-        )
+    def run(self, program: str, packet: Packet | bytes, ifname: str, **context: int) -> progrun.Outcome:
+        return self.call(progrun.run, self.programs[program], bytes(packet), ifindex=self.ifindex[ifname], **context)
 
     def send(self, packet: Packet | bytes, source: Host = A, **context: int) -> Outcome:
         """Runs ls_ep_out on a packet that `source` sends, and holds the counters against the verdict."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Dot1AD, Dot1Q, Ether
 
-from datapath import abi, bpf
+from datapath import abi, progrun
 from tests.bpf.forged import FORGED
 from tests.bpf.lab import REDIRECT, SHOT, SLOW, STRANGER, UNSPEC, A, B, Host
 from tests.bpf.model import judge
@@ -206,5 +206,5 @@ def test_xdp_takes_unicast_for_stations_and_nothing_else(switch: SwitchLab, name
 
 
 def xdp(switch: SwitchLab, packet: Ether) -> tuple[int, bytes]:
-    result = switch.lab.call(bpf.prog_test_run, switch.lab.programs["ls_switch_xdp"], bytes(packet))
+    result = switch.lab.call(progrun.run, switch.lab.programs["ls_switch_xdp"], bytes(packet))
     return result.retval, result.data_out

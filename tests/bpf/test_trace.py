@@ -14,7 +14,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
-from datapath import abi, bpf, frames, loader
+from datapath import abi, bpf, frames, loader, progrun
 from datapath.abi import Told
 from datapath.loader import sources
 from datapath.trace import NOTE_SHORT, Run, Tracer
@@ -23,11 +23,12 @@ from tests.bpf.lab import GATEWAY_MAC, REDIRECT, SHOT, SLOW, STRANGER, UNSPEC, A
 from tests.bpf.overlay import NODE4, NODE6, PEER4, PEER6, PEERS, UPLINK, VNI, OverlayLab
 from tests.bpf.packets import BROADCAST, PAYLOAD, SAMPLES, arp_request, ip4, ip6, solicitation
 from tests.bpf.parents import FOREIGN, PARENT, ParentLab
-from tests.bpf.test_switch import SwitchLab, between
+from tests.bpf.test_switch import XDP_PASS, XDP_REDIRECT, SwitchLab, between
 
 pytestmark = pytest.mark.root
 
 ACTIONS = {UNSPEC: "kernel", SHOT: "drop", REDIRECT: "redirect"}
+XDP_ACTIONS = {XDP_PASS: "kernel", XDP_REDIRECT: "redirect"}
 ALL = {**SAMPLES, **{f"{reason}: {name}": each for reason, of in FORGED.items() for name, each in of.items()}}
 PAYLOADS = {4: lambda to: ip4(to) / UDP(sport=1, dport=2) / PAYLOAD, 6: lambda to: ip6(to) / UDP() / PAYLOAD}
 
@@ -245,6 +246,27 @@ def test_a_switched_station_s_ways(switch: SwitchLab, tracer):
     assert told(to_wire)[1:] == [(Told.WIRE, parent.index), (Told.REDIRECT, parent.index)]
     from_wire = trace(lab, tracer, "ls_switch_in", between(SAMPLES["udp4"], source=FOREIGN), PARENT)
     assert told(from_wire) == [(Told.REDIRECT_PEER, b)]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_packet_from_the_wire_is_judged_alike_by_xdp(switch: SwitchLab, tracer, name):
+    lab, packet, index = switch.lab, bytes(between(ALL[name], source=FOREIGN)), switch.parent.index
+    before = counts(lab)
+    traced = lab.call(tracer.run, "ls_switch_xdp", packet, index)
+    assert counts(lab) == before
+    live = lab.call(progrun.run_xdp, lab.programs["ls_switch_xdp"], packet, index)
+    assert (traced.action, traced.packet) == (XDP_ACTIONS[live.retval], live.data_out)
+    assert (live.retval == XDP_REDIRECT) == (packet[:6] == B.mac_bytes)
+
+
+def test_xdp_tells_whose_the_packet_is(switch: SwitchLab, tracer):
+    lab, parent, b = switch.lab, switch.parent, switch.lab.ifindex[B.ifname]
+    to_b = lab.call(tracer.run, "ls_switch_xdp", bytes(between(SAMPLES["udp4"], source=FOREIGN)), parent.index)
+    assert told(to_b) == [(Told.FDB, b), (Told.REDIRECT, b)]
+    to_host = between(SAMPLES["udp4"], source=FOREIGN, destination=parent.host_mac)
+    assert told(lab.call(tracer.run, "ls_switch_xdp", bytes(to_host), parent.index)) == [(Told.NO_FDB, 0)]
+    to_all = between(SAMPLES["dhcp4"], source=FOREIGN, destination=BROADCAST)
+    assert told(lab.call(tracer.run, "ls_switch_xdp", bytes(to_all), parent.index)) == []
 
 
 def test_a_trace_spends_nothing_of_a_limit_and_sees_that_it_is_spent(parent: ParentLab, tracer):

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from datapath import bpf
+from datapath import bpf, progrun
 from tests.isolated import isolated, run
 from tests.waiting import until
 
@@ -315,7 +315,7 @@ def test_a_licence_that_is_not_gpl_cannot_call_gpl_helpers():
 def test_a_test_run_returns_verdict_packet_and_time():
     fd = load(7)
     packet = bytes(range(64))
-    result = bpf.prog_test_run(fd, packet, repeat=1000)
+    result = progrun.run(fd, packet, repeat=1000)
     os.close(fd)
     assert (result.retval, result.data_out) == (7, packet)
     assert 0 < result.duration_ns < 100_000
@@ -332,15 +332,28 @@ def test_a_test_run_gives_the_program_its_context():
         (164, {"gso_segs": 3, "gso_size": 1448}, 3),
     ):
         fd = bpf.prog_load(returning_context(offset), bpf.ProgType.SCHED_CLS)
-        assert bpf.prog_test_run(fd, bytes(64), **context).retval == seen
+        assert progrun.run(fd, bytes(64), **context).retval == seen
         os.close(fd)
+
+
+@isolated
+def test_a_test_run_of_xdp_is_as_on_the_device_that_the_packet_came_in_by():
+    run("ip link add v0 type veth peer name v1")
+    index = socket.if_nametoindex("v0")
+    fd = bpf.prog_load(returning_context(12), bpf.ProgType.XDP)
+    packet = bytes(range(64))
+    result = progrun.run_xdp(fd, packet, index)
+    assert (result.retval, result.data_out) == (index, packet)
+    with pytest.raises(OSError, match="ifindex 4242"):
+        progrun.run_xdp(fd, packet, 4242)
+    os.close(fd)
 
 
 @isolated
 def test_a_test_run_returns_the_mark_that_the_program_set():
     set_mark = insn(0xB7, dst=2, imm=77) + insn(0x63, dst=1, src=2, offset=8) + returning(0)
     fd = bpf.prog_load(set_mark, bpf.ProgType.SCHED_CLS)
-    assert bpf.prog_test_run(fd, bytes(64), mark=1).mark == 77
+    assert progrun.run(fd, bytes(64), mark=1).mark == 77
     os.close(fd)
 
 
@@ -348,12 +361,12 @@ def test_a_test_run_returns_the_mark_that_the_program_set():
 def test_test_runs_that_cannot_be_are_refused():
     fd = load()
     with pytest.raises(OSError, match=r"BPF_PROG_TEST_RUN.* packet of 13 bytes"):
-        bpf.prog_test_run(fd, bytes(13))
+        progrun.run(fd, bytes(13))
     with pytest.raises(OSError, match="ifindex 4242"):
-        bpf.prog_test_run(fd, bytes(64), ifindex=4242)
+        progrun.run(fd, bytes(64), ifindex=4242)
     os.close(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
-        bpf.prog_test_run(fd, bytes(64))
+        progrun.run(fd, bytes(64))
 
 
 @isolated
@@ -362,7 +375,7 @@ def test_other_threads_run_during_a_long_test_run():
     ticks, done = 0, threading.Event()
 
     def long_run():
-        bpf.prog_test_run(fd, bytes(64), repeat=5_000_000)
+        progrun.run(fd, bytes(64), repeat=5_000_000)
         done.set()
 
     thread = threading.Thread(target=long_run)

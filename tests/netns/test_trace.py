@@ -11,18 +11,24 @@ import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
-from tests.hosts import Host, wait_for
+from datapath import accel
+from tests.documented import examples, is_still_printed
+from tests.hosts import ROOT, Host, wait_for
 from tests.leaks import purge
 from tests.netns.conftest import linkspan_host, no_bridge_netfilter
 from tests.netns.lab import Lab
-from tests.netns.lan import HOST4, PARENT, ROUTER4, lan_host, lan_net
+from tests.netns.lan import HOST4, PARENT, ROUTER4, Lan, lan_host, lan_net
 from tests.netns.outside import HOST4 as OWN4
 from tests.netns.outside import OUTSIDE4, UPLINK, outside
+from tests.netns.strangers import stranger
 from tests.netns.test_macvlan import join, made
+from tests.require import require
 from tests.traffic import Place, Station, growth, settled, tallies
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("trace")]
 net, on_lan = lan_net, lan_host
+
+DOCUMENTED = examples(ROOT / "docs/trace.md")
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +202,56 @@ def test_humans_get_numbered_steps(machine: Host, front: Lab) -> None:
     assert lines[-1] == f"  => delivered: arrives at eth0 of {front.b.name} (fast path)"
 
 
+def differing(machine: Host, *traces: str) -> dict[str, str]:
+    """What those of the docs' traces print today that print something else there."""
+    printed = {each: machine.linkspan("trace", *each.split(), check=False).stdout for each in traces}
+    return {
+        each: text for each, text in printed.items() if not is_still_printed(DOCUMENTED[f"linkspan trace {each}"], text)
+    }
+
+
+def test_the_examples_of_the_docs_are_what_is_printed(machine: Host) -> None:
+    for network, names in {"shop": ("web", "db"), "office": ("far",)}.items():
+        machine.linkspan("network", "create", network)
+        for name in names:
+            machine.sandbox(name, network)
+    commands = ("web db --port 443", "web db --from-ip 192.0.2.9", f"web {OUTSIDE4}", "web far")
+    assert differing(machine, *commands) == {}
+    machine.run("tc", "qdisc", "del", "dev", Station(machine, "db").host_ifname, "clsact")
+    assert differing(machine, "db web") == {}
+    machine.linkspan("doctor", "--mend")
+
+
+# -- what is attached ------------------------------------------------------------------------------------------------
+
+
+def texts(found: Any, decision: str) -> list[str]:
+    return [step["text"] for step in found["steps"] if step["decision"] == decision]
+
+
+def test_a_program_that_is_not_attached_is_told_and_the_kernel_s_path_followed(machine: Host, front: Lab) -> None:
+    assert front.a.pings(front.b.ip4)
+    ends = (front.a.name, front.b.name)
+    machine.run("tc", "filter", "del", "block", str(accel.BLOCK_OUT))
+    found = trace(machine, *ends)
+    assert found["end"]["text"] == f"arrives at eth0 of {front.b.name} (slow path)"
+    assert decisions(found) == []
+    (step,) = (each for each in found["steps"] if each["decision"] == "not_attached")
+    assert step["device"] == front.a.host_ifname
+    assert step["text"].startswith("ls_ep_out is not attached to its ingress: the kernel's path takes all")
+    assert {key[1:] for key in paths(machine, front.a, front.b.ip4)} <= {("slow",)}
+    machine.linkspan("doctor", "--mend")
+    assert trace(machine, *ends)["end"]["path"] == "fast"
+
+
+def test_who_sees_the_frame_first_is_named(machine: Host, front: Lab) -> None:
+    require("tcx")
+    with stranger(machine, front.a.host_ifname) as id_:
+        found = trace(machine, front.a.name, front.b.name)
+    assert f"it sees the frame first: program stranger (id {id_}) at the ingress by tcx" in texts(found, "others")[0]
+    assert found["end"]["path"] == "fast"
+
+
 # -- macvlan ---------------------------------------------------------------------------------------------------------
 
 
@@ -219,3 +275,67 @@ def test_a_macvlan_endpoint_s_packets(on_lan: Host, device: str) -> None:
     assert ("out", path) in paths(machine, a, ROUTER4)
     forged = trace(machine, a.name, ROUTER4, "--from-ip", "10.1.1.1")
     assert (forged["end"]["outcome"], "spoofed_ip4" in forged["end"]["text"]) == ("dropped", True)
+
+
+HOOKS = {
+    "macvlan": ({}, "ls_parent_in", "slow"),
+    "tc": ({"linkspan__macvlan_device": "veth"}, "ls_switch_in", "fast"),
+    "xdp": ({"linkspan__macvlan_device": "veth", "linkspan__parent_hook": "xdp"}, "ls_switch_xdp", "fast"),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_packet_from_the_wire(net: Lan, on_lan: Host, hook: str) -> None:
+    options, program, path = HOOKS[hook]
+    router = net.router.place
+    made(on_lan, "pub", "192.168.32.0/24", parent=PARENT, **options)
+    b = join(on_lan, "b", "pub")
+    found = trace(on_lan, ROUTER4, b.name)
+    assert found["packet"] == f"icmp from {ROUTER4}, outside of this host, to b ({b.ip4})"
+    assert found["end"]["text"] == f"arrives at eth0 of b ({path} path)"
+    by = {step["by"] for step in found["steps"]} - {"kernel"}
+    assert by <= {program}
+    before = settled(lambda: tallies(on_lan, "b"), "b to be quiet")
+    assert router.pings(b.ip4)
+    assert ("packets", "in", path) in growth(before, tallies(on_lan, "b"))
+
+
+def test_xdp_that_was_taken_off_is_told_and_the_next_program_followed(on_lan: Host) -> None:
+    made(on_lan, "pub", "192.168.32.0/24", parent=PARENT, **HOOKS["xdp"][0])
+    b = join(on_lan, "b", "pub")
+    (pin,) = on_lan.run("find", str(on_lan.bpffs / "linkspan/switches"), "-type", "f").stdout.split()
+    on_lan.run("bpftool", "link", "detach", "pinned", pin)
+    found = trace(on_lan, ROUTER4, b.name)
+    (text,) = texts(found, "not_attached")
+    assert text.startswith("ls_switch_xdp is not attached to its ingress: ls_switch_in takes all")
+    assert decisions(found, "ls_switch_in") == ["redirect_peer"]
+    assert found["end"]["path"] == "fast"
+    on_lan.linkspan("doctor", "--mend")
+    assert decisions(trace(on_lan, ROUTER4, b.name), "ls_switch_xdp") == ["fdb", "redirect"]
+
+
+def test_what_does_not_come_from_outside_is_refused(on_lan: Host) -> None:
+    made(on_lan, "pub", "192.168.32.0/24", parent=PARENT)
+    a, b = join(on_lan, "a", "pub"), join(on_lan, "b", "pub")
+    on_lan.sandbox("c", "bridge")
+    cases = {
+        (a.ip4, b.name): f"{a.ip4} is a's on network pub: begin there",
+        ("fd00::1", b.name): "no IPv6 address for fd00::1",
+        (ROUTER4, "c"): "are traced on networks of driver macvlan, not bridge",
+        (ROUTER4, "nobody"): "no sandbox or endpoint nobody",
+    }
+    for args, words in cases.items():
+        assert words in on_lan.linkspan("trace", *args, check=False).stderr
+
+
+def test_the_examples_of_macvlan_in_the_docs_are_what_is_printed(on_lan: Host) -> None:
+    made(on_lan, "lan", "192.168.32.0/24", parent=PARENT)
+    a, b = join(on_lan, "printer", "lan"), join(on_lan, "scanner", "lan")
+    assert a.pings(b.ip4)
+    assert differing(on_lan, "printer scanner") == {}
+    for name in ("printer", "scanner"):
+        on_lan.api("DELETE", f"/linkspan/sandboxes/{name}?force=1")
+    on_lan.api("DELETE", "/networks/lan")
+    made(on_lan, "lan", "192.168.32.0/24", parent=PARENT, **HOOKS["xdp"][0])
+    join(on_lan, "printer", "lan")
+    assert differing(on_lan, f"{ROUTER4} printer") == {}
