@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -23,7 +24,8 @@ from control.store.base import Change, Delete, Put, Store
 from datapath.latency import Histogram, Histograms, Kind
 
 KIND: Final = "counted"
-_FIELDS: Final = tuple(name for name in EndpointCounters.__dataclass_fields__ if name != "drops")
+_FIELDS: Final = tuple(name for name in EndpointCounters.__struct_fields__ if name != "drops")
+_NUMBERS: Final = attrgetter(*_FIELDS)
 
 
 class Gone(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,10 +233,12 @@ def _content(gone: Gone) -> tuple[object, ...]:
 
 
 def _sum(gone: Gone | None, rows: Collection[EndpointCounters]) -> EndpointCounters:
+    """Modulo 2**64, as counters themselves are."""
     drops = Counter(gone.drops if gone is not None else {})
     for row in rows:
         if row.drops:
             drops.update(row.drops)
     base = gone.counters if gone is not None else {}
-    columns = {name: base.get(name, 0) + sum(getattr(row, name) for row in rows) for name in _FIELDS}
-    return EndpointCounters(**columns, drops=drops)
+    columns = zip([base.get(name, 0) for name in _FIELDS], *map(_NUMBERS, rows), strict=True)
+    sums = {name: sum(column) % 2**64 for name, column in zip(_FIELDS, columns, strict=True)}
+    return EndpointCounters(**sums, drops=drops)

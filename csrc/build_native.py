@@ -89,7 +89,15 @@ ffibuilder.cdef("\n".join(f"#define {name} ..." for name in _CONSTANTS.split()))
 ffibuilder.set_source(
     "datapath._native",
     _SOURCE,
-    sources=["csrc/bpf.c", "csrc/netns.c", "csrc/links.c", "csrc/latency.c", "csrc/probe.c", "csrc/exposition.c"],
+    sources=[
+        "csrc/bpf.c",
+        "csrc/netns.c",
+        "csrc/links.c",
+        "csrc/counters.c",
+        "csrc/latency.c",
+        "csrc/probe.c",
+        "csrc/exposition.c",
+    ],
     include_dirs=["bpf", "csrc"],
     depends=["bpf/abi.h", "bpf/abi_check.h", "csrc/native.h"],
     extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-pthread"],

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Histograms as /metrics has them: lines of the text format, or messages io.prometheus.client.Metric. A host has
- * thousands, each with some twenty buckets.
+ * Counters and histograms as /metrics has them: lines of the text format, or messages io.prometheus.client.Metric. A
+ * host has thousands, each histogram with some twenty buckets.
  */
 #include <linux/types.h>
 #include <stdio.h>
@@ -10,13 +10,14 @@
 #include "abi.h"
 #include "native.h"
 
-/* One series: its labels in two pieces, the owner's and the kind's, and what was timed. */
+/* One series: its labels in two pieces, the owner's and the kind's, and what was timed or counted. */
 struct series {
 	const char *owner;
 	const char *kind;
 	__u32 owner_size;
 	__u32 kind_size;
 	const struct ls_histogram *h;
+	__u64 value;
 };
 
 static char *put_bytes(char *out, const void *bytes, size_t size)
@@ -95,7 +96,7 @@ static __u64 at_most(const struct ls_histogram *h, const struct ls_family *famil
 	return count;
 }
 
-static char *put_text_series(char *out, const struct ls_family *family, const struct series *s)
+static char *put_text_histogram(char *out, const struct ls_family *family, const struct series *s)
 {
 	const char *around = family->around;
 	__u64 count = 0;
@@ -185,17 +186,42 @@ static char *put_histogram(char *out, const struct ls_family *family, const stru
 	return out;
 }
 
-static char *put_metric(char *out, const struct ls_family *family, const struct series *s)
+/* The Metric of a series, `body` being its one field of type `field`. */
+static char *put_metric(char *out, const struct series *s, char field, const char *body, size_t size)
 {
-	char body[LS_HISTOGRAM_BYTES], head[16], *end;
-	size_t size = (size_t)(put_histogram(body, family, s->h) - body);
+	char head[16], *end;
 
-	head[0] = 0x3a; /* Metric.histogram */
+	head[0] = field;
 	end = put_varint(head + 1, size);
 	*out++ = 0x22; /* MetricFamily.metric */
 	out = put_varint(out, s->owner_size + s->kind_size + (size_t)(end - head) + size);
 	out = put_bytes(put_labels(out, s), head, (size_t)(end - head));
 	return put_bytes(out, body, size);
+}
+
+static char *put_histogram_metric(char *out, const struct ls_family *family, const struct series *s)
+{
+	char body[LS_HISTOGRAM_BYTES];
+
+	return put_metric(out, s, 0x3a, body, (size_t)(put_histogram(body, family, s->h) - body)); /* histogram */
+}
+
+static char *put_text_counter(char *out, const struct ls_family *family, const struct series *s)
+{
+	const char *around = family->around;
+
+	out = put_labels(put_text(out, &around), s);
+	out = put_number(put_text(out, &around), s->value);
+	*out++ = '\n';
+	return out;
+}
+
+static char *put_counter_metric(char *out, const struct ls_family *family, const struct series *s)
+{
+	char body[9] = { 0x09 }; /* value */
+
+	put_double(body + 1, (double)s->value);
+	return put_metric(out, s, 0x1a, body, sizeof(body)); /* counter */
 }
 
 /* The labels of number `at`, and their size. */
@@ -207,8 +233,9 @@ static const char *labels_at(const struct ls_labelled *of, __u32 at, __u32 *size
 	return of->labels + begin;
 }
 
+/* Puts series of histograms, or of values where there are none. */
 static __u32 put_all(char *out, __u32 size, const struct ls_family *family, const struct ls_histograms *of,
-		     const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at,
+		     const __u64 *values, const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at,
 		     char *(*put)(char *, const struct ls_family *, const struct series *))
 {
 	char *end = out;
@@ -218,8 +245,9 @@ static __u32 put_all(char *out, __u32 size, const struct ls_family *family, cons
 		struct series s;
 		__u64 most;
 
-		s.h = ls_histogram_of(of, owners->numbers[owner], kinds->numbers[kind]);
-		if (!s.h)
+		s.h = of ? ls_histogram_of(of, owners->numbers[owner], kinds->numbers[kind]) : NULL;
+		s.value = values ? values[*at] : 0;
+		if (of ? !s.h : family->is_sparse && !s.value)
 			continue;
 		s.owner = labels_at(owners, owner, &s.owner_size);
 		s.kind = labels_at(kinds, kind, &s.kind_size);
@@ -234,11 +262,23 @@ static __u32 put_all(char *out, __u32 size, const struct ls_family *family, cons
 __u32 ls_histograms_text(char *out, __u32 size, const struct ls_family *family, const struct ls_histograms *of,
 			 const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at)
 {
-	return put_all(out, size, family, of, owners, kinds, at, put_text_series);
+	return put_all(out, size, family, of, NULL, owners, kinds, at, put_text_histogram);
 }
 
 __u32 ls_histograms_protobuf(char *out, __u32 size, const struct ls_family *family, const struct ls_histograms *of,
 			     const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at)
 {
-	return put_all(out, size, family, of, owners, kinds, at, put_metric);
+	return put_all(out, size, family, of, NULL, owners, kinds, at, put_histogram_metric);
+}
+
+__u32 ls_counters_text(char *out, __u32 size, const struct ls_family *family, const __u64 *values,
+		       const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at)
+{
+	return put_all(out, size, family, NULL, values, owners, kinds, at, put_text_counter);
+}
+
+__u32 ls_counters_protobuf(char *out, __u32 size, const struct ls_family *family, const __u64 *values,
+			   const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at)
+{
+	return put_all(out, size, family, NULL, values, owners, kinds, at, put_counter_metric);
 }

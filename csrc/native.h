@@ -13,6 +13,7 @@
 
 struct bpf_map_info;
 struct bpf_prog_info;
+struct ls_counters;
 struct ls_latency;
 struct ls_latency_key;
 
@@ -61,6 +62,9 @@ int ls_netns_unshare(void);
 /* probe.c: sends `size` bytes from socket a to b and back, `count` times, and writes how long each took. Both are blocking
  * and connected to each other. -EAGAIN: nothing arrived in time, as SO_RCVTIMEO has it. */
 int ls_probe_round_trips(int a, int b, __u32 size, __u32 count, __u64 *ns);
+
+/* counters.c: adds up the CPUs of `count` values of a per-CPU map, modulo 2**64 as the counters themselves are. */
+void ls_counters_total(const struct ls_counters *values, __u32 count, __u32 cpus, struct ls_counters *totals);
 
 /* latency.c: many histograms, without the buckets at both ends that are not in use: of most some twenty are. */
 struct ls_histogram {
@@ -113,14 +117,18 @@ void ls_links_free(struct ls_link *links);
 #define LS_HISTOGRAM_BOUNDS 48
 #define LS_HISTOGRAM_BYTES 4096 /* more than any histogram's numbers take in either format */
 struct ls_family {
+	/* The texts before and after the labels of each line, one behind the other, each with its NUL. */
+	const char *around;
+	__u32 around_size;
+	/* Of counters. */
+	int is_sparse; /* those that are 0 are left out */
+	/* Of histograms. */
 	int first; /* classic bounds are 2**first, 2**(first + step) … seconds */
 	int step;
 	__u32 bounds; /* how many; at most LS_HISTOGRAM_BOUNDS */
 	const double *bound; /* those and infinity, as protobuf has them */
 	int schema;          /* of the native buckets: 2**schema of them to a power of two */
 	double zero_threshold;
-	const char *around; /* the texts before and after the labels of each line, one behind the other, each with its NUL */
-	__u32 around_size;
 };
 /* Labels one behind the other, `ends` being where each one's end there, and the number of the owner or kind that has
  * them. */
@@ -137,5 +145,10 @@ __u32 ls_histograms_text(char *out, __u32 size, const struct ls_family *family, 
 /* The same as messages io.prometheus.client.Metric, as they lie in a MetricFamily. */
 __u32 ls_histograms_protobuf(char *out, __u32 size, const struct ls_family *family, const struct ls_histograms *of,
 			     const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at);
+/* The same for counters: values[owner * kinds->count + kind], by their places among the labelled. */
+__u32 ls_counters_text(char *out, __u32 size, const struct ls_family *family, const __u64 *values,
+		       const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at);
+__u32 ls_counters_protobuf(char *out, __u32 size, const struct ls_family *family, const __u64 *values,
+			   const struct ls_labelled *owners, const struct ls_labelled *kinds, __u32 *at);
 
 #endif

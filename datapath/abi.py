@@ -7,7 +7,6 @@ addresses are `ipaddress` objects, None where abi.h says "0: none"; everything e
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -158,10 +157,10 @@ class Endpoint(_Record, ctype="struct ls_endpoint"):
     ip6: IPv6Address | None
     ip6_ll: IPv6Address | None
 
-    @staticmethod
-    def slot_of(raw: bytes) -> int:
-        """The slot alone: all that a scrape takes of thousands of them."""
-        return int.from_bytes(raw[_SLOT_AT : _SLOT_AT + 4], sys.byteorder)
+    @classmethod
+    def slots_of(cls, values: memoryview) -> list[int]:
+        """The slots alone of values that lie one behind the other: all that a scrape takes of thousands of them."""
+        return values.cast("I")[_SLOT_AT // 4 :: cls.SIZE // 4].tolist()
 
 
 _SLOT_AT: Final[int] = dict(ffi.typeof("struct ls_endpoint").fields)["slot"].offset
@@ -293,10 +292,13 @@ class Counters(_Record, ctype="struct ls_counters"):
     in_slow_bytes: int
 
     @classmethod
-    def total(cls, per_cpu: bytes) -> Self:
-        """The sum over all CPUs of a per-CPU map's value, modulo 2**64 as the counters themselves are."""
-        rows = cls._struct.iter_unpack(per_cpu)
-        return cls(*(sum(column) % 2**64 for column in zip(*rows, strict=True)))
+    def totals(cls, per_cpu: bytes | memoryview, cpus: int) -> list[Self]:
+        """The sums over all CPUs of values of a per-CPU map, which lie one behind the other; modulo 2**64 as the
+        counters themselves are."""
+        count = len(per_cpu) // cls.SIZE // cpus
+        totals = ffi.new("struct ls_counters[]", count)
+        lib.ls_counters_total(ffi.from_buffer("struct ls_counters[]", per_cpu), count, cpus, totals)
+        return [cls(*row) for row in cls._struct.iter_unpack(ffi.buffer(totals))]
 
     @classmethod
     def none(cls) -> Self:

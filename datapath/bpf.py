@@ -31,7 +31,7 @@ ENOTSUPP: Final = 524
 _NAME_LENGTH: Final = 15
 _LOG_BYTES: Final = 1 << 20
 _HOOK_PROGRAMS: Final = 64  # BPF_MPROG_MAX
-_BATCH_BYTES: Final = 1 << 20
+_BATCH_BYTES: Final = 1 << 16  # what malloc keeps, and a CPU's cache
 _U32: Final = struct.Struct("=I")
 _POSSIBLE_CPUS: Final = Path("/sys/devices/system/cpu/possible")
 
@@ -373,23 +373,25 @@ class Map:
         An entry that is written or deleted meanwhile may or may not appear.
         """
         width, size = self.info.key_size, self.value_size
-        for keys, values in self.batches():
+        for batch in self.batches():
+            keys, values = map(bytes, batch)
             for index in range(len(keys) // width):
                 yield keys[index * width : (index + 1) * width], values[index * size : (index + 1) * size]
 
-    def batches(self) -> Iterator[tuple[bytes, bytes]]:
-        """As `items`, keys and values of many entries at a time, concatenated; one at a time without batched reads."""
+    def batches(self, most: int | None = None) -> Iterator[tuple[memoryview, memoryview]]:
+        """As `items`, keys and values of many entries at a time, `most` at most, concatenated; one at a time without
+        batched reads. They hold until the next are asked for."""
         previous: bytes | None = None
-        capacity = self._batch_size()
+        room = Room(self, self._batch_size() if most is None else min(self._batch_size(), most))
         while True:
             try:
-                keys, values, following = self.read_batch(previous, capacity)
+                keys, values, following = self.read_batch(previous, room)
             except OSError as error:
-                if error.errno == ENOSPC and capacity < self.info.max_entries:
-                    capacity = min(2 * capacity, self.info.max_entries)  # a hash bucket that does not fit
+                if error.errno == ENOSPC and room.capacity < self.info.max_entries:
+                    room = Room(self, min(2 * room.capacity, self.info.max_entries))  # a hash bucket did not fit
                     continue
                 if error.errno in (EINVAL, ENOTSUPP) and previous is None:
-                    yield from self._items_by_key()
+                    yield from ((memoryview(key), memoryview(value)) for key, value in self._items_by_key())
                     return
                 raise
             if keys:
@@ -398,46 +400,34 @@ class Map:
                 return
             previous = following
 
-    def lookup_batch(self, start: int = 0, count: int | None = None) -> list[bytes]:
-        """The values of an array map (per-CPU or not) from index `start`; fewer than `count` at the array's end."""
+    def array_batches(self, count: int | None = None) -> Iterator[memoryview]:
+        """As `batches`, the first `count` values of an array map (per-CPU or not), or all."""
         if not self.is_array:
             raise ValueError(f"map {self._label} is no array")
-        stop = self.info.max_entries if count is None else min(self.info.max_entries, start + count)
-        result: list[bytes] = []
-        while start < stop:
-            previous = _U32.pack(start - 1) if start else None
-            try:
-                _, values, _ = self.read_batch(previous, min(stop - start, self._batch_size()))
-            except OSError as error:
-                if error.errno not in (EINVAL, ENOTSUPP):
-                    raise
-                keys = (_U32.pack(index) for index in range(start, stop))
-                return result + [value for key in keys if (value := self.lookup(key)) is not None]
-            size = self.value_size
-            result += [values[at : at + size] for at in range(0, len(values), size)]
-            start += len(values) // size
-        return result
+        left = self.info.max_entries if count is None else min(self.info.max_entries, count)
+        batches = self.batches(left)
+        while left:
+            _, values = next(batches)
+            here = min(left, len(values) // self.value_size)
+            yield values[: here * self.value_size]
+            left -= here
 
-    def read_batch(self, previous: bytes | None, capacity: int) -> tuple[bytes, bytes, bytes | None]:
-        """Up to `capacity` keys and values, concatenated, and the position to go on from (None: at the end).
+    def read_batch(self, previous: bytes | None, room: Room) -> tuple[memoryview, memoryview, bytes | None]:
+        """Keys and values, concatenated, in `room`, and the position to go on from (None: at the end).
 
         `previous` is the position (None: the beginning). Raises OSError: EINVAL or 524 when the kernel has no batched
-        reads of this map type, ENOSPC when a hash bucket holds more than `capacity`.
+        reads of this map type, ENOSPC when a hash bucket holds more than there is room for.
         """
-        # A hash map's position is a bucket number of 4 bytes, an array's is the last key.
-        following = ffi.new("char[]", max(self.info.key_size, _U32.size))
-        keys = ffi.new("char[]", capacity * self.info.key_size)
-        values = ffi.new("char[]", capacity * self.value_size)
-        count = ffi.new("__u32 *", capacity)
+        room.count[0] = room.capacity
         position = ffi.NULL if previous is None else previous
-        result = lib.ls_bpf_map_lookup_batch(self.fd, position, following, keys, values, count)
+        result = lib.ls_bpf_map_lookup_batch(self.fd, position, room.following, room.keys, room.values, room.count)
         is_last = result == -ENOENT
         if not is_last:
             self._check(result, "BPF_MAP_LOOKUP_BATCH")
         return (
-            bytes(ffi.buffer(keys, count[0] * self.info.key_size)),
-            bytes(ffi.buffer(values, count[0] * self.value_size)),
-            None if is_last else bytes(ffi.buffer(following)),
+            memoryview(ffi.buffer(room.keys, room.count[0] * self.info.key_size)),
+            memoryview(ffi.buffer(room.values, room.count[0] * self.value_size)),
+            None if is_last else bytes(ffi.buffer(room.following)),
         )
 
     def _batch_size(self) -> int:
@@ -463,3 +453,15 @@ class Map:
 
     def _check(self, result: int, command: str) -> None:
         _check(result, command, f"map {self._label}")
+
+
+class Room:
+    """What batches of a map are read to, one after the other: `capacity` entries."""
+
+    def __init__(self, table: Map, capacity: int) -> None:
+        self.capacity = capacity
+        self.keys = ffi.new("char[]", capacity * table.info.key_size)
+        self.values = ffi.new("char[]", capacity * table.value_size)
+        self.count = ffi.new("__u32 *")
+        # A hash map's position is a bucket number of 4 bytes, an array's is the last key.
+        self.following = ffi.new("char[]", max(table.info.key_size, _U32.size))

@@ -196,7 +196,7 @@ def _redirect_peer(_: str) -> str:
 def _batch(_: str) -> str:
     with bpf.Map(bpf.map_create(bpf.MapType.PERCPU_ARRAY, 4, 8, 2)) as counters:
         try:
-            counters.read_batch(None, 2)
+            counters.read_batch(None, bpf.Room(counters, 2))
         except OSError as error:
             if error.errno in (errno.EINVAL, bpf.ENOTSUPP):
                 raise _Absent("per-CPU arrays are read one entry a call") from error

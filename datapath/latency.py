@@ -94,7 +94,7 @@ class Histograms(Mapping[int, dict[Kind, Histogram]]):
         self.c = ffi.new("struct ls_histograms *", (owners, kinds, self._held))
         """For C."""
 
-    def hold(self, keys: bytes, values: bytes) -> None:
+    def hold(self, keys: bytes | memoryview, values: bytes | memoryview) -> None:
         """Takes elements of the map latencies, keys and values one behind the other, in the place of what it has of
         them; leaves out what it has no room for, and kinds of another linkspan's."""
         count = len(keys) // LatencyKey.SIZE

@@ -231,8 +231,10 @@ class Maps:
         calls."""
         if slots is None:
             slots = self.used_slots()
-        values = self._counters.lookup_batch(0, max(slots, default=-1) + 1)
-        return {slot: Counters.total(values[slot]) for slot in sorted(slots)}
+        totals: list[Counters] = []
+        for values in self._counters.array_batches(max(slots, default=-1) + 1):
+            totals += Counters.totals(values, possible_cpus())
+        return {slot: totals[slot] for slot in sorted(slots)}
 
     def used_slots(self) -> set[int]:
         """The slots of all endpoints, behind host ends and on parents."""
@@ -240,11 +242,11 @@ class Maps:
 
     def endpoint_slots(self) -> set[int]:
         """The slots of the endpoints behind host ends."""
-        return {Endpoint.slot_of(value) for _, value in self._endpoints.items()}
+        return _slots(self._endpoints)
 
     def station_slots(self) -> set[int]:
         """The slots of the endpoints on parents."""
-        return {Endpoint.slot_of(value) for _, value in self._stations.items()}
+        return _slots(self._stations)
 
     def drops(self) -> dict[int, dict[str, int]]:
         """Dropped packets by slot and reason's label, summed over CPUs; only what has dropped at least once."""
@@ -260,7 +262,8 @@ class Maps:
         counted = self._counters.lookup(_U32.pack(slot))
         assert counted is not None, "an array has all its elements"
         values = ((reason, self._drops.lookup(DropKey(slot, reason).pack())) for reason in DropReason)
-        return Counters.total(counted), {reason.label: _total(value) for reason, value in values if value is not None}
+        (total,) = Counters.totals(counted, possible_cpus())
+        return total, {reason.label: _total(value) for reason, value in values if value is not None}
 
     def fill(self) -> dict[str, tuple[int, int]]:
         """(entries, most entries) by name, of the maps that can be full; reads their keys."""
@@ -345,6 +348,10 @@ def write(table: Map, key: bytes, value: bytes) -> bool:
         return False
     table.update(key, value)
     return True
+
+
+def _slots(endpoints: Map) -> set[int]:
+    return {slot for _, values in endpoints.batches() for slot in Endpoint.slots_of(values)}
 
 
 def _total(per_cpu: bytes) -> int:

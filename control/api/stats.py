@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any, Final
 
 from aiohttp import web
@@ -21,7 +20,7 @@ from control.errors import Forbidden
 from control.model import Endpoint, Network, SandboxId
 from datapath.latency import SCHEMA, Histogram
 
-_TALLIES: Final = tuple(each.name for each in fields(EndpointCounters) if each.name != "drops")
+_TALLIES: Final = tuple(name for name in EndpointCounters.__struct_fields__ if name != "drops")
 
 
 class StatsHandlers:

@@ -14,6 +14,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import msgspec
+
 from control.drivers.walk import Walk
 from control.errors import InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, EndpointSpec, Network, NetworkSpec, Sandbox
@@ -78,8 +80,7 @@ class ParentState:
     is_up: bool
 
 
-@dataclass(frozen=True)
-class EndpointCounters:
+class EndpointCounters(msgspec.Struct, frozen=True, gc=False):
     """What one endpoint sent (out) and was delivered (in), by the path that carried it; drops by reason.
 
     Packets are wire packets, bytes include the Ethernet header.
@@ -93,7 +94,7 @@ class EndpointCounters:
     in_fast_bytes: int = 0
     in_slow_packets: int = 0
     in_slow_bytes: int = 0
-    drops: Mapping[str, int] = field(default_factory=dict)
+    drops: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)

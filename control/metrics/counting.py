@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Final
 
 from control.counted import Counts
 from control.drivers.base import EndpointCounters
-from control.metrics.writer import Octaves, Rows, Timed, Writer
+from control.metrics.writer import Octaves, Tallies, Timed, Writer
+from control.model import Network
 from datapath.exposition import Labelled
 from datapath.latency import Histograms, Kind
 
@@ -20,56 +22,53 @@ _ROUND_TRIP: Final = Octaves(-16, 0, 2)
 """15 us to 1 s."""
 
 
-@dataclass(frozen=True)
-class _Row:
-    """`owner` has the latencies."""
-
-    labels: bytes
-    counters: EndpointCounters
-    owner: int
-
-
 def endpoints(counts: Counts, writer: Writer) -> Iterator[bytes]:
     """Each endpoint's series; what it has not got any of yet, drops of a reason or samples, it has no series of."""
-    rows = [
-        _Row(
-            writer.labels(
-                (
-                    ("network", network.name),
-                    ("driver", network.driver),
-                    ("endpoint", endpoint.id[:12]),
-                    ("sandbox", sandbox),
-                )
-            ),
-            counted,
+    of_network = {network.id: _labels(network, writer) for network, _ in counts.networks}
+    owners = Labelled(
+        (
             endpoint.slot,
+            of_network[network.id] + writer.more((("endpoint", endpoint.id[:12]), ("sandbox", sandbox))),
         )
-        for network, endpoint, sandbox, counted in counts.endpoints
-    ]
-    yield from _families("linkspan_endpoint", "an endpoint", rows, counts.latencies, writer)
+        for network, endpoint, sandbox, _ in counts.endpoints
+    )
+    counters = [counted for *_, counted in counts.endpoints]
+    yield from _families("linkspan_endpoint", "an endpoint", owners, counters, counts.latencies, writer)
 
 
 def networks(counts: Counts, writer: Writer) -> Iterator[bytes]:
     """The sums of networks over their endpoints on this host, those included that have gone."""
-    rows = [
-        _Row(writer.labels((("network", network.name), ("driver", network.driver))), counted, place)
-        for place, (network, counted) in enumerate(counts.networks)
-    ]
-    yield from _families("linkspan_network", "a network's endpoints", rows, counts.network_latencies, writer)
+    owners = Labelled((place, _labels(network, writer)) for place, (network, _) in enumerate(counts.networks))
+    counters = [counted for _, counted in counts.networks]
+    yield from _families(
+        "linkspan_network", "a network's endpoints", owners, counters, counts.network_latencies, writer
+    )
 
 
-def _families(prefix: str, whose: str, rows: list[_Row], latencies: Histograms, writer: Writer) -> Iterator[bytes]:
-    owners = Labelled((row.owner, row.labels) for row in rows)
+def _labels(network: Network, writer: Writer) -> bytes:
+    return writer.labels((("network", network.name), ("driver", network.driver)))
+
+
+def _families(
+    prefix: str,
+    whose: str,
+    owners: Labelled,
+    counters: Sequence[EndpointCounters],
+    latencies: Histograms,
+    writer: Writer,
+) -> Iterator[bytes]:
     yield from writer.counters(
         f"{prefix}_packets",
         f"Packets that {whose} sent (out) and got (in), by the path that carried them.",
-        _by_path(rows, writer, "packets"),
+        _by_path(owners, counters, writer, "packets"),
     )
     yield from writer.counters(
-        f"{prefix}_bytes", "Bytes of those packets, Ethernet headers included.", _by_path(rows, writer, "bytes")
+        f"{prefix}_bytes",
+        "Bytes of those packets, Ethernet headers included.",
+        _by_path(owners, counters, writer, "bytes"),
     )
     yield from writer.counters(
-        f"{prefix}_drops", f"Packets of {whose} that were dropped, by reason.", _drops(rows, writer)
+        f"{prefix}_drops", f"Packets of {whose} that were dropped, by reason.", _drops(owners, counters, writer)
     )
     yield from writer.histograms(
         f"{prefix}_forwarding_seconds",
@@ -85,21 +84,14 @@ def _families(prefix: str, whose: str, rows: list[_Row], latencies: Histograms, 
     )
 
 
-def _by_path(rows: list[_Row], writer: Writer, unit: str) -> Rows:
-    columns = [
-        (writer.more((("direction", direction), ("path", path))), f"{direction}_{path}_{unit}")
-        for direction, path in _PATHS
-    ]
-    for row in rows:
-        for what, name in columns:
-            yield row.labels, what, getattr(row.counters, name)
+def _by_path(owners: Labelled, counters: Sequence[EndpointCounters], writer: Writer, unit: str) -> Tallies:
+    kinds = (writer.more((("direction", direction), ("path", path))) for direction, path in _PATHS)
+    values = attrgetter(*(f"{direction}_{path}_{unit}" for direction, path in _PATHS))
+    return Tallies(list(chain.from_iterable(map(values, counters))), owners, Labelled(enumerate(kinds)))
 
 
-def _drops(rows: list[_Row], writer: Writer) -> Rows:
-    reasons: dict[str, bytes] = {}
-    for row in rows:
-        for reason, count in row.counters.drops.items():
-            if count:
-                if reason not in reasons:
-                    reasons[reason] = writer.more((("reason", reason),))
-                yield row.labels, reasons[reason], count
+def _drops(owners: Labelled, counters: Sequence[EndpointCounters], writer: Writer) -> Tallies:
+    reasons = dict.fromkeys(reason for each in counters for reason, count in each.drops.items() if count)
+    kinds = Labelled(enumerate(writer.more((("reason", reason),)) for reason in reasons))
+    values = [each.drops.get(reason, 0) for each in counters for reason in reasons]
+    return Tallies(values, owners, kinds, is_sparse=True)

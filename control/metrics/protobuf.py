@@ -6,7 +6,6 @@ of its values. Sources: prometheus/client_model, metrics.proto (io.prometheus.cl
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -14,8 +13,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.samples import Exemplar, Sample
 
-from control.metrics.writer import Labels, Octaves, Rows, Timed, in_parts
+from control.metrics.writer import Labels, Octaves, Tallies, Timed
 from control.protos import message_classes
+from datapath.exposition import CounterEncoder
 
 _TABLE: Final[dict[str, str]] = {
     "LabelPair": "name:string:1 value:string:2",
@@ -32,7 +32,6 @@ _TABLE: Final[dict[str, str]] = {
 }
 _COUNTER, _GAUGE, _HISTOGRAM = 0, 1, 4
 """MetricType."""
-_FIXED: Final = struct.Struct("<d")
 
 _CLASSES: Final = message_classes("linkspan/metrics.proto", "io.prometheus.client", "proto2", _TABLE)
 """proto2, whose zeros are on the wire."""
@@ -54,12 +53,10 @@ class Protobuf:
 
     more = labels
 
-    def counters(self, name: str, help_text: str, rows: Rows) -> Iterator[bytes]:
-        metrics = (
-            _metric(b"%b%b\x1a\x09\x09%b" % (who, what, _FIXED.pack(value)))  # counter, 9 bytes: value, a double
-            for who, what, value in rows
-        )
-        yield from _family(f"{name}_total", help_text, _COUNTER, in_parts(metrics))
+    def counters(self, name: str, help_text: str, tallies: Tallies) -> Iterator[bytes]:
+        encoder = CounterEncoder(is_sparse=tallies.is_sparse)
+        metrics = encoder.protobuf(tallies.values, tallies.owners, tallies.kinds)
+        yield from _family(f"{name}_total", help_text, _COUNTER, metrics)
 
     def histograms(self, name: str, help_text: str, timed: Timed, octaves: Octaves) -> Iterator[bytes]:
         metrics = octaves.encoder().protobuf(timed.histograms, timed.owners, timed.kinds)
@@ -81,10 +78,6 @@ def _family(name: str, help_text: str, kind: int, metrics: Iterable[bytes]) -> I
         head = MetricFamily(name=name, help=help_text, type=kind).SerializeToString()
         yield _varint(len(head) + size) + head
         yield from parts
-
-
-def _metric(body: bytes) -> bytes:
-    return b"\x22%b" % _sized(body)
 
 
 def _sized(body: bytes) -> bytes:

@@ -12,7 +12,8 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
-from control.metrics.writer import Labels, Octaves, Rows, Timed, in_parts
+from control.metrics.writer import Labels, Octaves, Tallies, Timed
+from datapath.exposition import CounterEncoder
 
 
 class Text:
@@ -26,10 +27,10 @@ class Text:
     def more(self, pairs: Labels) -> bytes:
         return b"," + self.labels(pairs)
 
-    def counters(self, name: str, help_text: str, rows: Rows) -> Iterator[bytes]:
+    def counters(self, name: str, help_text: str, tallies: Tallies) -> Iterator[bytes]:
         yield self._counter_head(name, help_text)
-        line = f"{name}_total{{%b%b}} %d\n".encode()
-        yield from in_parts(line % row for row in rows)
+        encoder = CounterEncoder([(f"{name}_total{{".encode(), b"} ")], is_sparse=tallies.is_sparse)
+        yield from encoder.text(tallies.values, tallies.owners, tallies.kinds)
 
     def histograms(self, name: str, help_text: str, timed: Timed, octaves: Octaves) -> Iterator[bytes]:
         yield _head(name, help_text, "histogram")

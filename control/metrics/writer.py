@@ -5,25 +5,32 @@ The client library would make an object of each series; those of 4,000 endpoints
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from prometheus_client.registry import CollectorRegistry
 
-from datapath.exposition import Encoder, Labelled
+from datapath.exposition import HistogramEncoder, Labelled, Lines
 from datapath.latency import Histograms
 
-_PART_BYTES: Final = 1 << 16
-
 Labels = Sequence[tuple[str, str]]
-Rows = Iterable[tuple[bytes, bytes, int]]
-"""Whose the series is and what of it, both as `Writer.labels` gives them, and the value."""
+
+
+@dataclass(frozen=True)
+class Tallies:
+    """Counters with labels: `values` of `kinds` for each of `owners`, in the order in which they are written; with
+    `is_sparse` those that are 0 are left out."""
+
+    values: Sequence[int]
+    owners: Labelled
+    kinds: Labelled
+    is_sparse: bool = False
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Histograms with labels: `owners` in the order in which they are written, and of each its `kinds`."""
+    """Histograms with labels: of each of `owners`, in the order in which they are written, those of `kinds`."""
 
     histograms: Histograms
     owners: Labelled
@@ -45,8 +52,8 @@ class Octaves:
     def bounds(self) -> list[float]:
         return [2.0**octave for octave in range(self.first, self.last + 1, self.step)]
 
-    def encoder(self, lines: Sequence[tuple[bytes, bytes]] = ()) -> Encoder:
-        return Encoder(self.first, self.last, self.step, lines)
+    def encoder(self, lines: Lines = ()) -> HistogramEncoder:
+        return HistogramEncoder(self.first, self.last, self.step, lines)
 
 
 class Writer(Protocol):
@@ -60,20 +67,9 @@ class Writer(Protocol):
     def more(self, pairs: Labels) -> bytes:
         """Labels as they follow others."""
 
-    def counters(self, name: str, help_text: str, rows: Rows) -> Iterator[bytes]: ...
+    def counters(self, name: str, help_text: str, tallies: Tallies) -> Iterator[bytes]: ...
 
     def histograms(self, name: str, help_text: str, timed: Timed, octaves: Octaves) -> Iterator[bytes]: ...
 
     def registry(self, registry: CollectorRegistry) -> Iterator[bytes]:
         """All that the registry has, and the end of the body."""
-
-
-def in_parts(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in parts of some size."""
-    part = bytearray()
-    for piece in pieces:
-        part += piece
-        if len(part) >= _PART_BYTES:
-            yield bytes(part)
-            part.clear()
-    yield bytes(part)

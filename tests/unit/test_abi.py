@@ -205,7 +205,12 @@ def test_bytes_of_another_size_are_refused(size):
 def test_counters_of_all_cpus_are_summed_modulo_64_bits():
     one = abi.Counters(1, 2, 3, 4, 5, 6, 7, 2**64 - 1)
     two = abi.Counters(10, 20, 30, 40, 50, 60, 70, 2)
-    assert abi.Counters.total(one.pack() + two.pack()) == abi.Counters(11, 22, 33, 44, 55, 66, 77, 1)
+    none = abi.Counters.none()
+    both = abi.Counters(11, 22, 33, 44, 55, 66, 77, 1)
+    values = b"".join(each.pack() for each in (one, two, none, none, none, one))
+    assert abi.Counters.totals(values, cpus=2) == [both, none, one]
+    assert abi.Counters.totals(values, cpus=3) == [both, one]
+    assert abi.Counters.totals(b"", cpus=2) == []
 
 
 def test_drop_reasons_are_those_of_the_header_and_keep_their_numbers():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from control.controller import NetworkController
 from control.counted import KIND, Counts
@@ -215,7 +215,7 @@ def test_counters_of_a_device_that_is_about_to_go_stand_still(tmp_path: Path) ->
     machine.driver.endpoint_steps = lambda join: [Step("stay", _pass, _refuse)]  # type: ignore[method-assign]
     with pytest.raises(DatapathFailed):
         machine.controller.disconnect("bridge", "web")
-    machine.driver.tallies[web.id] = replace(machine.driver.tallies[web.id], out_fast_packets=6)
+    machine.driver.tallies[web.id] = structs.replace(machine.driver.tallies[web.id], out_fast_packets=6)
     assert machine.sent == 5
     machine.driver.endpoint_steps = steps  # type: ignore[method-assign]
     machine.controller.disconnect("bridge", "web")
