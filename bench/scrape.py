@@ -156,18 +156,19 @@ def suite(rounds: int) -> Result:
     """Scrapes by turns in all formats, of endpoints that have no samples of latencies, and of such that have all."""
     took: dict[str, list[float]] = {}
     sizes: dict[str, int] = {}
+    grown = 0.0
     with before_others(), _filled_maps() as maps:
-        before = resident_bytes(os.getpid())
         for what, has_latencies in (("counters", False), ("counters and latencies", True)):
             with _controller(maps, has_latencies=has_latencies) as controller:
                 metrics = Metrics()
                 metrics.watch(controller)
+                before = resident_bytes(os.getpid())
                 for _ in range(rounds):
                     for name, writer in _WRITERS.items():
                         begin = time.process_time()
                         sizes[f"{name}, {what}"] = sum(len(part) for part in metrics.expose(writer()))
                         took.setdefault(f"{name}, {what}", []).append((time.process_time() - begin) * 1e3)
-        grown = (resident_bytes(os.getpid()) - before) / 1e6
+                grown += (resident_bytes(os.getpid()) - before) / 1e6
     spreads = {name: spread(values) for name, values in took.items()}
     rows = [
         [name, f"{of.median:.0f}", f"{of.low:.0f} .. {of.high:.0f}", f"{sizes[name] / 1e6:.1f}"]

@@ -20,7 +20,7 @@ from control.metrics import Metrics
 from control.metrics.protobuf import MetricFamily, Protobuf
 from control.metrics.server import preferred
 from control.metrics.text import OpenMetrics, Text
-from control.metrics.writer import Octaves, Timed, Writer
+from control.metrics.writer import Octaves, Tallies, Timed, Writer
 from control.model import SandboxSpec
 from datapath import abi
 from datapath.exposition import Labelled
@@ -201,6 +201,31 @@ def test_any_histograms_come_through(by_owner: By) -> None:
                 "h_count": wanted[key].count,
                 "h_sum": pytest.approx(wanted[key].total_seconds, rel=1e-8),
             }
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 2**64 - 1) | st.just(0)] * 3), max_size=9), st.booleans())
+def test_any_counters_come_through(rows: list[tuple[int, ...]], is_sparse: bool) -> None:
+    wanted = {
+        (str(owner), f"k{kind}"): value
+        for owner, row in enumerate(rows)
+        for kind, value in enumerate(row)
+        if value or not is_sparse
+    }
+
+    def body(writer: Writer) -> bytes:
+        owners = Labelled((0, writer.labels([("owner", str(owner))])) for owner in range(len(rows)))
+        kinds = Labelled((0, writer.more([("kind", f"k{kind}")])) for kind in range(3))
+        tallies = Tallies([value for row in rows for value in row], owners, kinds, is_sparse)
+        return b"".join(writer.counters("c", "help", tallies))
+
+    (family,) = text_families(body(Text()).decode())
+    assert {(s.labels["owner"], s.labels["kind"]): s.value for s in family.samples} == wanted
+    assert [line.split()[-1] for line in body(Text()).decode().splitlines()[2:]] == [*map(str, wanted.values())]
+    (family,) = text_string_to_metric_families(f"{body(OpenMetrics()).decode()}# EOF\n")
+    assert {(s.labels["owner"], s.labels["kind"]): s.value for s in family.samples} == wanted
+    metrics = [metric for family in families(body(Protobuf())).values() for metric in family.metric]
+    read = {(labels(metric)["owner"], labels(metric)["kind"]): metric.counter.value for metric in metrics}
+    assert read == {key: float(value) for key, value in wanted.items()}
 
 
 def test_many_histograms_go_out_in_parts() -> None:

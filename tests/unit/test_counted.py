@@ -97,6 +97,13 @@ def of_networks(counts: Counts) -> dict[str, dict[Kind, Histogram]]:
     return {counts.networks[place][0].name: found for place, found in counts.network_latencies.items()}
 
 
+def test_a_sum_is_modulo_64_bits_as_counters_are(machine: Machine) -> None:
+    for name in ("web", "db"):
+        machine.send(machine.join(name), 2**57)
+    assert machine.total.out_fast_packets == 2**58
+    assert machine.total.out_fast_bytes == 200 * 2**57 % 2**64
+
+
 def test_a_slot_that_is_used_again_counts_from_zero(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     web = machine.join("web")
