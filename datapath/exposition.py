@@ -31,7 +31,7 @@ class Labelled:
             ffi.new("__u32[]", numbers),
         )
         self.c = ffi.new("struct ls_labelled *", (*self._held, len(numbers)))
-        """For C."""
+        """For C, while this is there."""
 
 
 class _Encoder:
@@ -85,8 +85,10 @@ class HistogramEncoder(_Encoder):
             zero_threshold=_ZERO_THRESHOLD,
         )
 
+    # Generators, which hold the histograms for as long as C reads them.
+
     def text(self, histograms: Histograms, owners: Labelled, kinds: Labelled) -> Iterator[bytes]:
-        return self._parts(lib.ls_histograms_text, histograms.c, owners, kinds)
+        yield from self._parts(lib.ls_histograms_text, histograms.c, owners, kinds)
 
     def protobuf(self, histograms: Histograms, owners: Labelled, kinds: Labelled) -> Iterator[bytes]:
-        return self._parts(lib.ls_histograms_protobuf, histograms.c, owners, kinds)
+        yield from self._parts(lib.ls_histograms_protobuf, histograms.c, owners, kinds)

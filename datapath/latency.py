@@ -92,7 +92,7 @@ class Histograms(Mapping[int, dict[Kind, Histogram]]):
         self._held = ffi.new("struct ls_histogram *[]", owners * kinds)
         self._rooms: list[Any] = []
         self.c = ffi.new("struct ls_histograms *", (owners, kinds, self._held))
-        """For C."""
+        """For C, while this is there."""
 
     def hold(self, keys: bytes | memoryview, values: bytes | memoryview) -> None:
         """Takes elements of the map latencies, keys and values one behind the other, in the place of what it has of

@@ -60,7 +60,9 @@ def document(controller: NetworkController) -> dict[str, Any]:
                     _endpoint(endpoint, names, counted.get(endpoint.id))
                     | {
                         "latency": {
-                            kind: _latency(found) for kind, found in counts.endpoint_latencies(endpoint.id).items()
+                            kind: _latency(found)
+                            for kind, found in counts.endpoint_latencies(endpoint.id).items()
+                            if found.buckets  # the first sample may be on its way
                         }
                     }
                     for endpoint in controller.network_endpoints(network.id)

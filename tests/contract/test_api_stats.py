@@ -103,7 +103,11 @@ def test_an_endpoint_that_nobody_counts_has_no_counters(server: ApiServer, monke
 def test_an_endpoint_has_its_latencies(tmp_path: Path, driver: FakeDriver) -> None:
     """Buckets of a quarter octave: half of the samples took up to 2**-20 s, all of them up to 2**-16 s."""
     slots = FakeSlots()
-    timed = {Kind.FAST: Histogram({-80: 50, -64: 50}, 0.001), Kind.TCP_RTT: Histogram({-40: 1}, 0.0009)}
+    timed = {
+        Kind.FAST: Histogram({-80: 50, -64: 50}, 0.001),
+        Kind.SLOW: Histogram({}, 0.0),
+        Kind.TCP_RTT: Histogram({-40: 1}, 0.0009),
+    }
     controller = fake_controller(tmp_path, driver, slots=slots)
     with ApiServer(controller, tmp_path / "api.sock") as server:
         server.ask("POST", "/linkspan/sandboxes", {"Name": "web"})
