@@ -228,7 +228,7 @@ class Flow:
         self.way = f"{place.name} to {address}"
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 -- ping writes to it until the end
         self._ping = subprocess.Popen(
-            place.command("ping", "-n", f"-i{interval_s:g}", address), stdout=self._output, text=True
+            place.command("ping", "-n", f"-i{interval_s * PATIENCE:g}", address), stdout=self._output, text=True
         )
 
     def __enter__(self) -> Flow:
@@ -266,4 +266,4 @@ def unbroken(*ways: tuple[Place, str]) -> Iterator[list[Flow]]:
         yield flows
         for flow in flows:
             flow.go_on(3)
-            assert flow.lost == [], flow.way
+            assert flow.lost == [], f"{flow.way}: {flow.lost} of {max(flow.answered())} were not answered"
