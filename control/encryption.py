@@ -105,10 +105,17 @@ class Encryption:
         with self._lock:
             return max(0.0, min(at_most, self._due - time.monotonic())) if self._users else at_most
 
-    def registered(self) -> None:
-        """Has the keys published again: the node's record is new."""
+    @property
+    def keys(self) -> Keys:
+        """The public keys that the node's record is to have from its first moment on: with a node that publishes none
+        the others end their sessions."""
         with self._lock:
-            self._published = None
+            return self._secrecy.public_keys if self._started_as else ()
+
+    def registered(self, keys: Keys) -> None:
+        """Takes up that the node's record is new, and has these keys."""
+        with self._lock:
+            self._published = keys
         self.follow(is_changed=True)
 
     def _synchronize(self) -> None:

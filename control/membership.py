@@ -31,7 +31,7 @@ from control.cluster_spec import (
     not_joined,
 )
 from control.deps import Deps
-from control.encryption import Encryption
+from control.encryption import Encryption, Keys
 from control.errors import Conflict, ControlError, DatapathFailed, Forbidden, StoreError
 from control.global_networks import GlobalNetworks
 from control.model import Endpoint, NetworkId, NetworkSpec, from_json, to_json, utcnow
@@ -236,7 +236,8 @@ class Membership:
         assert session is not None
         self._is_registered = True  # a lease that is lost meanwhile says otherwise
         try:
-            now = self._register(session, settings)
+            keys = self._encryption.keys
+            now = self._register(session, settings, keys)
             told = self._global.own()
             displaced = session.restore(told)
             session.follow()
@@ -252,15 +253,18 @@ class Membership:
         self._trouble = ""
         if now != settings:
             self._keep(now)
-        self._encryption.registered()
+        self._encryption.registered(keys)
         if settings is not None and settings.node_id != now.node_id:
             self._global.mend()  # this node's address in the tunnels is another one
 
-    def _register(self, session: ClusterSession, before: Settings | None) -> Settings:
+    def _register(self, session: ClusterSession, before: Settings | None, keys: Keys = ()) -> Settings:
         """Makes this host a node; raises as `join` does, OSError, and Conflict where `before` was another cluster."""
         ifname = self._require_advertised(session.spec)
         identity, node_id = session.register(
-            before.identity if before is not None else "", mtu=devices.mtu(ifname), mac=devices.mac(ifname).hex(":")
+            before.identity if before is not None else "",
+            mtu=devices.mtu(ifname),
+            mac=devices.mac(ifname).hex(":"),
+            public_keys=keys,
         )
         return Settings(
             spec=session.spec,

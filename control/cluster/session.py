@@ -55,7 +55,9 @@ class ClusterSession:
         self._store.close()
         self._etcd.close()
 
-    def register(self, identity: str, *, mtu: int, mac: str) -> tuple[str, int]:
+    def register(
+        self, identity: str, *, mtu: int, mac: str, public_keys: tuple[tuple[int, str], ...]
+    ) -> tuple[str, int]:
         """Makes this host a node, again if it was one; returns the cluster's identity and the node's id.
 
         Raises Conflict where another node has the name, or the cluster is another one than `identity` ("" for any).
@@ -66,7 +68,7 @@ class ClusterSession:
                 f"the cluster {self.spec.cluster} at {', '.join(self.spec.etcd)} is another one than node {self.node} "
                 "is in, of the same name: give the URLs of the right etcd, or leave with --force and join this one"
             )
-        node = self._store.register(self.spec.advertise, self.incarnation, mtu=mtu, mac=mac)
+        node = self._store.register(self.spec.advertise, self.incarnation, mtu=mtu, mac=mac, public_keys=public_keys)
         return found, node.id
 
     def follow(self) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from control.cluster.etcd_errors import LeaseLost
 from control.cluster.records import RemoteEndpoint
+from control.cluster.session import ClusterSession, Told
+from control.cluster_spec import ClusterSpec
 from control.errors import Conflict, InvalidArgument
 from tests.cluster.conftest import MakeStore, endpoint_id, made, network_id, node_address, spec
 from tests.etcd_server import EtcdMember
@@ -33,6 +35,17 @@ def test_node_is_written_under_its_lease(make_store: MakeStore, member: EtcdMemb
     store.leave()
     store.leave()
     assert member.keys(root) == [f"{root}settings"]
+
+
+def test_a_node_that_starts_again_is_written_with_its_keys_at_once(member: EtcdMember, cluster: str, root: str) -> None:
+    where = ClusterSpec(etcd=(member.url,), advertise=node_address(1), name="n1", cluster=cluster)
+    told = Told(lambda networks, nodes: None, lambda why: None, lambda: None)
+    for _ in "stopped", "started again":
+        session = ClusterSession(where, "first", told, lease_s=10)
+        session.open()
+        session.register("", mtu=1450, mac="", public_keys=((1, "a2V5"),))
+        session.close()
+        assert json.loads(member.get(f"{root}nodes/n1") or "")["public_keys"] == [[1, "a2V5"]]
 
 
 def test_all_nodes_at_once_get_ids_of_their_own(make_store: MakeStore) -> None:

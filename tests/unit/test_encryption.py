@@ -110,6 +110,19 @@ def test_a_restart_takes_the_tunnels_up_and_changes_nothing_before_the_cluster_w
     assert world.published == [((1, "key"),)]
 
 
+def test_a_restart_registers_with_the_keys_from_before_and_tells_them_no_second_time(world: World) -> None:
+    world.encryption.use(NET, "net")
+    again = World()
+    again.nodes, again.secrecy.public_keys = None, world.secrecy.public_keys
+    assert again.encryption.keys == (), "it has no tunnels yet"
+    again.encryption.resume(NET)
+    assert again.encryption.keys == ((1, "key"),)
+    again.nodes = [node("a", 1), node("b", 2)]
+    again.encryption.registered(again.encryption.keys)
+    assert again.secrecy.done[-1] == "nodes a b"
+    assert again.published == []
+
+
 def test_a_restart_on_a_host_that_refuses_goes_on_and_tries_again(world: World) -> None:
     world.secrecy.failure = OSError("no such device")
     world.encryption.resume(NET)
@@ -128,7 +141,7 @@ def test_keys_that_could_not_be_told_are_told_later_and_those_of_a_new_record_ag
     assert world.published == [((1, "key"),)]
     world.encryption.follow(is_changed=True)
     assert len(world.published) == 1
-    world.encryption.registered()
+    world.encryption.registered(())
     assert len(world.published) == 2
 
 
@@ -142,7 +155,7 @@ def test_another_id_of_this_node_is_another_address_in_the_tunnels(world: World)
 
 def test_without_an_encrypted_network_nothing_is_followed(world: World) -> None:
     world.encryption.follow(is_changed=True)
-    world.encryption.registered()
+    world.encryption.registered(())
     world.encryption.release(NET)
     assert world.secrecy.done == []
     assert world.published == []
