@@ -80,14 +80,14 @@ class Browser:
 
 
 @contextmanager
-def browser(netns: str) -> Iterator[Browser]:
-    """A Chromium in the network namespace at `netns`, which ends with the block."""
+def browser(netns: str, *flags: str) -> Iterator[Browser]:
+    """A Chromium in the network namespace at `netns`, which ends with the block; `flags` are further ones."""
     directory = Path(tempfile.mkdtemp(prefix="lsb", dir="/tmp"))
 
     def start() -> webdriver.Chrome:
         options = webdriver.ChromeOptions()
         options.binary_location = "/usr/bin/chromium"
-        for flag in (*_FLAGS, f"--user-data-dir={directory / 'profile'}"):
+        for flag in (*_FLAGS, *flags, f"--user-data-dir={directory / 'profile'}"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         environment = {**os.environ, "HOME": str(directory), "TMPDIR": str(directory)}
