@@ -6,10 +6,13 @@ Source: Linux net/core/dev.c (__netif_receive_skb_core, sch_handle_ingress, sch_
 
 from __future__ import annotations
 
+import pwd
 import re
+import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal
 
@@ -102,6 +105,35 @@ class Hooks:
             info = bpf.prog_by_id(id)
             self._names[id] = "(gone)" if info is None else info.name or "(no name)"
         return Attached(hook, how, id, self._names[id], priority)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a program comes from, as far as the kernel tells: the processes that hold it, as `holders` has them, who
+    has loaded it, and when (UTC)."""
+
+    held_by: tuple[str, ...]
+    user: str
+    loaded: datetime
+
+
+def origins(ids: Collection[int]) -> dict[int, Origin]:
+    """Of those programs that are still there; raises OSError."""
+    who, found = holders(ids), {}
+    for id in ids:
+        info = bpf.prog_by_id(id)
+        if info is not None:
+            ago = timedelta(microseconds=(time.clock_gettime_ns(time.CLOCK_BOOTTIME) - info.loaded_ns) // 1000)
+            loaded = (datetime.now(UTC) - ago).replace(microsecond=0)
+            found[id] = Origin(tuple(who.get(id, ())), _user(info.user_id), loaded)
+    return found
+
+
+def _user(id: int) -> str:
+    try:
+        return pwd.getpwuid(id).pw_name
+    except KeyError:
+        return f"user {id}"
 
 
 def holders(ids: Collection[int]) -> dict[int, list[str]]:

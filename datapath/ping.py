@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -32,7 +33,10 @@ def answers(
 
 
 def reaches(address: IPv4Address | IPv6Address, size: int, timeout_s: float = 1.0) -> bool:
-    """As `answers`, for an IP packet of at least `size` bytes that nobody on the way may cut up, nor this host."""
+    """As `answers`, for an IP packet of at least `size` bytes that nobody on the way may cut up, nor this host.
+
+    Raises OSError (EMSGSIZE) where this host's own device does not take it.
+    """
     return _answers(address, None, timeout_s, size)
 
 
@@ -53,6 +57,11 @@ def _answers(
         try:
             raw.connect((str(address), 0))
             raw.send(message)
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                raise
+            return False
+        try:
             while (left := deadline - time.monotonic()) > 0:
                 raw.settimeout(left)
                 heard = raw.recv(1 << 16)

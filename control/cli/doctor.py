@@ -153,9 +153,18 @@ def _text(host: str, checks: list[Check], said: _Said, *, with_attached: bool) -
 
 def _attached_text(attached: list[dict[str, Any]]) -> str:
     keys = ("device", "hook", "by", "program", "id", "owner")
+    rows = [{**each, "owner": _owner(each)} for each in attached]
     return _aligned(
-        ["\t".join(key.upper() for key in keys)] + ["\t".join(str(e[key]) for key in keys) for e in attached]
+        ["\t".join(key.upper() for key in keys)] + ["\t".join(str(row[key]) for key in keys) for row in rows]
     )
+
+
+def _owner(program: dict[str, Any]) -> str:
+    """With all that is known of another's: who holds it, else that its device or a pin does, and who has loaded it."""
+    if not program["loaded_by"]:
+        return str(program["owner"])
+    holders = ", ".join(program["held_by"]) or "no process"
+    return f"{program['owner']}: held by {holders}, loaded by {program['loaded_by']} at {program['loaded']}"
 
 
 def _findings_text(said: _Said) -> str:

@@ -19,6 +19,7 @@ from control.drivers.base import Join
 from control.errors import ControlError
 from control.model import Endpoint, EndpointState, NetworkState
 from control.records import Records
+from datapath.attached import Origin, origins
 
 LOG = logging.getLogger(__name__)
 
@@ -100,10 +101,13 @@ class Doctor:
         return [each for each in first if each not in left], left
 
     def attached(self) -> list[dict[str, Any]]:
-        """Every program at the hooks of the networks' devices, in the order in which packets meet them.
+        """Every program at the hooks of the networks' devices, in the order in which packets meet them, and of others'
+        where they come from, as far as that is known.
 
         Raises OSError.
         """
+        found = programs.attached(self._view())
+        known = origins({each.id for _, each, is_ours in found if each.id and not is_ours})
         return [
             {
                 "device": ifname,
@@ -112,8 +116,9 @@ class Doctor:
                 "program": each.name,
                 "id": each.id,
                 "owner": "linkspan" if is_ours else "other",
+                **_origin(known.get(each.id)),
             }
-            for ifname, each, is_ours in programs.attached(self._view())
+            for ifname, each, is_ours in found
         ]
 
     def _run(self) -> list[Finding]:
@@ -156,3 +161,9 @@ class Doctor:
                     driver.mend_shared(networks, endpoints)
                 except (ControlError, OSError) as error:
                     LOG.error("what %s networks share could not be mended: %s", name, error)
+
+
+def _origin(origin: Origin | None) -> dict[str, Any]:
+    if origin is None:
+        return {"held_by": [], "loaded_by": "", "loaded": ""}
+    return {"held_by": origin.held_by, "loaded_by": origin.user, "loaded": f"{origin.loaded:%Y-%m-%dT%H:%M:%SZ}"}

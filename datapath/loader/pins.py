@@ -217,7 +217,8 @@ def _require_bpffs(directory: Path) -> None:
             if fields[fields.index("-") + 1] == "bpf":
                 return
             break
-    raise Unavailable(f"a bpffs at {directory}", f"{existing} is on another file system; mount -t bpf bpf {directory}")
+    mount = f"mkdir -p {directory} && mount -t bpf bpf {directory}"
+    raise Unavailable(f"a bpffs at {directory}", f"{existing} is on another file system; {mount}")
 
 
 def _remove_tree(directory: Path) -> list[Path]:

@@ -226,7 +226,8 @@ def test_doctor_shows_findings_and_fails_for_errors_alone(
     daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon.on("GET", "/linkspan/status", {"networks": 3})
-    attached = {"device": "lsx", "hook": "ingress", "by": "tcx", "program": "p", "id": 7, "owner": "other"}
+    known = {"held_by": ["curl (process 9)"], "loaded_by": "ann", "loaded": "2026-01-01T00:00:00Z"}
+    attached = {"device": "lsx", "hook": "ingress", "by": "tcx", "program": "p", "id": 7, "owner": "other", **known}
     monkeypatch.setattr("datapath.features.report", checks)
     said = {"findings": [found("gro-off", "warning")], "attached": [attached]}
     daemon.on("GET", "/linkspan/doctor", said)
@@ -235,7 +236,9 @@ def test_doctor_shows_findings_and_fails_for_errors_alone(
     assert text.endswith("\n\nwarning gro-off: eth0: is odd\n    why: it hurts\n    mend: do that\n")
     assert "lsx" not in text
     code, text, _ = linkspan(capsys, "-H", daemon.url, "doctor", "--attached")
-    assert ["lsx", "ingress", "tcx", "p", "7", "other"] in [line.split() for line in text.splitlines()]
+    (row,) = (line.split(maxsplit=5) for line in text.splitlines() if line.startswith("lsx"))
+    owner = "other: held by curl (process 9), loaded by ann at 2026-01-01T00:00:00Z"
+    assert row == ["lsx", "ingress", "tcx", "p", "7", owner]
     daemon.on("GET", "/linkspan/doctor", {**said, "findings": [found("map-wrong", "error")]})
     assert linkspan(capsys, "-H", daemon.url, "doctor")[0] == 1
     code, text, _ = linkspan(capsys, "-H", daemon.url, "doctor", "--json")

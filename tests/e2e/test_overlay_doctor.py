@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.agreement_overlay import wait_for_agreement
-from tests.nodes import Cluster, Node, cluster
+from tests.hosts import wait_for
+from tests.nodes import ETCD, Cluster, Node, cluster
 from tests.traffic import Station
 from tests.underlay import UPLINK
 
@@ -30,10 +31,17 @@ def boxes(nodes: Cluster) -> tuple[Station, Station]:
     return made
 
 
-def findings(node: Node) -> dict[str, Any]:
-    """All but notes, by code."""
+def findings(node: Node, *, notes: bool = False) -> dict[str, Any]:
+    """By code, without notes unless they are asked for."""
     found = node.api("GET", "/linkspan/doctor")["findings"]
-    return {each["code"]: each for each in found if each["severity"] != "note"}
+    return {each["code"]: each for each in found if notes or each["severity"] != "note"}
+
+
+def only(node: Node) -> tuple[str, str, str]:
+    """(code, object, mend) of the one finding."""
+    found = findings(node)
+    assert len(found) == 1, found
+    return next((each["code"], each["where"], each["mend"]) for each in found.values())
 
 
 def test_nothing_is_wrong_on_a_healthy_node(nodes: Cluster, boxes: tuple[Station, Station]) -> None:
@@ -78,4 +86,69 @@ def test_a_rule_that_drops_vxlan(nodes: Cluster, boxes: tuple[Station, Station])
     node.run("nft", "-f", "-", input=f"{rules}add rule inet hers c udp dport 4789 drop")
     assert findings(node)["vxlan-port"]["severity"] == "error"
     node.run("nft", "delete", "table", "inet", "hers")
+    assert findings(node) == {}
+
+
+def test_an_uplink_that_has_become_too_narrow(nodes: Cluster, boxes: tuple[Station, Station]) -> None:
+    node = nodes[0]
+    node.run("ip", "link", "set", UPLINK, "mtu", "1400")
+    found = findings(node)
+    assert set(found) == {"mtu-underlay", "mtu-uplink"}, "the host's own bridge has the same way out"
+    assert found["mtu-underlay"]["where"] == UPLINK
+    node.run(*found["mtu-underlay"]["mend"].split())
+    assert findings(node) == {}
+
+
+def test_a_way_that_takes_less_than_the_uplink(nodes: Cluster, boxes: tuple[Station, Station]) -> None:
+    """As the kernel knows it from who has told it, or here from a route. Ways are looked up every ten seconds, and what
+    the programs hold of them then differs."""
+    node, other = nodes
+    way = (other.advertise, "dev", UPLINK, "mtu", "1400")
+    node.run("ip", "route", "add", *way)
+    wait_for(lambda: "mtu-path" in findings(node), "the way to be looked up")
+    node.linkspan("doctor", "--cluster", "--mend")
+    code, where, mend = only(node)
+    assert (code, where) == ("mtu-path", f"node {other.advertise}")
+    assert mend.startswith("raise the MTU on the way, or make the network with -o com.docker.network.driver.mtu=1350")
+    node.run("ip", "route", "del", *way)
+
+    def is_well() -> bool:
+        node.linkspan("doctor", "--cluster", "--mend", check=False)
+        return not findings(node)
+
+    wait_for(is_well, "the way to be looked up again")
+
+
+def test_a_strict_reverse_path_where_packets_come_without_vxlan(nodes: Cluster, boxes: tuple[Station, Station]) -> None:
+    node = nodes[0]
+    nodes.create("near", Options={"linkspan.direct": "on"})
+    node.box("c", "near")
+    node.run("sysctl", "-qw", f"net.ipv4.conf.{UPLINK}.rp_filter=1")
+    code, where, mend = only(node)
+    assert (code, where) == ("rp-filter-strict", UPLINK)
+    for command in mend.split("; "):
+        node.run(*command.split())
+    assert findings(node) == {}
+    node.linkspan("rm", "-f", "c")
+    nodes.remove("near")
+
+
+def test_a_node_that_does_not_hear_its_cluster(nodes: Cluster, boxes: tuple[Station, Station]) -> None:
+    node = nodes[0]
+    with nodes.underlay.cut(node.name, ETCD):
+        wait_for(lambda: "cluster-unknown" in findings(node, notes=True), "the node to miss etcd")
+        unknown = findings(node, notes=True)["cluster-unknown"]
+        assert (unknown["severity"], unknown["where"], unknown["mend"]) == ("note", "cluster", "linkspan cluster info")
+        assert node.linkspan(*unknown["mend"].split()[1:]).stdout
+    nodes.wait_until_synchronized()
+    assert "cluster-unknown" not in findings(node, notes=True)
+
+
+def test_a_node_without_the_address_that_others_know(nodes: Cluster, boxes: tuple[Station, Station]) -> None:
+    node = nodes[0]
+    node.run("ip", "address", "del", f"{node.advertise}/24", "dev", UPLINK)
+    code, where, mend = only(node)
+    assert (code, where, mend) == ("underlay-gone", node.advertise, f"add {node.advertise} again")
+    node.run("ip", "address", "add", f"{node.advertise}/24", "dev", UPLINK)
+    nodes.wait_until_synchronized()
     assert findings(node) == {}

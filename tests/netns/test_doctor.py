@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import struct
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from pyroute2 import NFCTSocket
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
 
 from datapath import accel, bpf, netns
-from tests.hosts import Host
+from tests.hosts import Host, host
 from tests.netns.conftest import linkspan_host
 from tests.netns.lab import Lab
+from tests.netns.strangers import PASS, stranger
 from tests.require import require
 from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("doctor")
 
 UPLINK = "up0"
-# r0 = TCX_NEXT (TC_ACT_UNSPEC); exit
-PASS: Final = struct.pack("=BBhiBBhi", 0xB7, 0, 0, -1, 0x95, 0, 0, 0)
+PORTS: Final = 1 << 16
 
 
 def wire_up(machine: Host) -> None:
@@ -51,7 +53,10 @@ def lab(machine: Host) -> Lab:
 
 def findings(machine: Host) -> list[Any]:
     """All but notes."""
-    found = machine.api("GET", "/linkspan/doctor")["findings"]
+    return serious(machine.api("GET", "/linkspan/doctor")["findings"])
+
+
+def serious(found: list[Any]) -> list[Any]:
     assert all(each["why"] and each["mend"] for each in found)
     return [each for each in found if each["severity"] != "note"]
 
@@ -60,8 +65,10 @@ def found(machine: Host, code: str) -> list[Any]:
     return [each for each in findings(machine) if each["code"] == code]
 
 
-def mend(machine: Host) -> Any:
-    return machine.api("POST", "/linkspan/doctor/mend")
+def mend(machine: Host) -> tuple[list[Any], list[Any]]:
+    """(what was mended, what is left but notes)"""
+    result = machine.api("POST", "/linkspan/doctor/mend")
+    return result["mended"], serious(result["findings"])
 
 
 def inside(lab: Lab, *command: str) -> None:
@@ -145,18 +152,17 @@ BROKEN = {
 
 def test_nothing_is_wrong_on_a_healthy_host(lab: Lab) -> None:
     assert findings(lab.host) == []
-    assert mend(lab.host)["mended"] == []
+    assert mend(lab.host) == ([], [])
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_differs_from_the_records_is_found_and_mended(lab: Lab, name: str) -> None:
     code, spoil = BROKEN[name]
     spoil(lab)
-    assert found(lab.host, code), findings(lab.host)
-    assert all(each["mend"] == "linkspan doctor --mend" for each in found(lab.host, code))
-    result = mend(lab.host)
-    assert code in {each["code"] for each in result["mended"]}
-    assert findings(lab.host) == []
+    before = findings(lab.host)
+    assert {each["mend"] for each in before if each["code"] == code} == {"linkspan doctor --mend"}, before
+    mended, left = mend(lab.host)
+    assert (code in {each["code"] for each in mended}, left) == (True, [])
     assert lab.a.pings(lab.b.ip4)
     assert lab.a.pings(lab.b.ip6)
 
@@ -167,16 +173,15 @@ def test_a_lost_pin_is_pinned_again(lab: Lab) -> None:
     lab.host.run("rm", path)
     (lost,) = found(lab.host, "pin-missing")
     assert lost["where"] == path
-    mend(lab.host)
-    assert findings(lab.host) == []
+    assert mend(lab.host) == ([lost], [])
     assert json.loads(lab.host.run("bpftool", "-j", "map", "show", "pinned", path).stdout)["id"] == before
 
 
 def test_an_address_that_is_not_linkspans_is_told_of_and_left(lab: Lab) -> None:
     lab.host.run("ip", "address", "add", "10.9.0.77/24", "dev", lab.bridge)
-    (extra,) = found(lab.host, "address-extra")
-    mend(lab.host)
-    assert found(lab.host, "address-extra") == [extra]
+    (extra,) = findings(lab.host)
+    assert extra["code"] == "address-extra"
+    assert mend(lab.host) == ([], [extra])
     lab.host.run(*extra["mend"].split())
     assert findings(lab.host) == []
 
@@ -184,36 +189,24 @@ def test_an_address_that_is_not_linkspans_is_told_of_and_left(lab: Lab) -> None:
 # -- what is attached ----------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def stranger(machine: Host, attach: Callable[[int], int]) -> Iterator[None]:
-    """A program of this process's that lets all packets pass; `attach` makes a link of it in the host's namespace."""
-    fd = bpf.prog_load(PASS, bpf.ProgType.SCHED_CLS, name="stranger")
-    link = netns.call(f"/proc/{machine.pid}/ns/net", lambda: attach(fd))
-    try:
-        yield
-    finally:
-        os.close(link)
-        os.close(fd)
+def at_ingress(machine: Host, ifname: str) -> list[Any]:
+    attached = machine.api("GET", "/linkspan/doctor")["attached"]
+    return [each for each in attached if (each["device"], each["hook"]) == (ifname, "ingress")]
 
 
 def test_anothers_program_before_linkspans_is_told_of_with_its_holder(lab: Lab) -> None:
     require("tcx")
     port = lab.a.host_ifname
-    with stranger(lab.host, lambda fd: bpf.tcx_attach(fd, socket.if_nametoindex(port))):
-        (found_,) = found(lab.host, "program-foreign")
-        shown = json.loads(lab.host.run("bpftool", "-j", "prog", "show", "name", "stranger").stdout)
-        (id_,) = [each["id"] for each in (shown if isinstance(shown, list) else [shown])]
-        assert found_["where"] == port
+    with stranger(lab.host, port) as id_:
+        (found_,) = findings(lab.host)
+        assert (found_["code"], found_["where"]) == ("program-foreign", port)
         assert f"program stranger (id {id_}) at the ingress by tcx, before Linkspan's" in found_["what"]
         assert f"(process {os.getpid()})" in found_["what"]
-        (row, own) = [
-            each
-            for each in lab.host.api("GET", "/linkspan/doctor")["attached"]
-            if each["device"] == port and each["hook"] == "ingress"
-        ]
+        (row, own) = at_ingress(lab.host, port)
         assert (row["program"], row["owner"], own["program"], own["owner"]) == (
             "stranger", "other", "ls_ep_out", "linkspan",
         )  # fmt: skip
+        assert any(f"(process {os.getpid()})" in each for each in row["held_by"])
         assert lab.a.pings(lab.b.ip4)
     until(lambda: findings(lab.host) == [])
 
@@ -235,6 +228,26 @@ def test_anothers_filter_behind_linkspans_is_a_note(lab: Lab, tmp_path: Path) ->
     lab.host.run("rm", str(pin))
 
 
+def test_a_filter_that_was_made_by_hand_is_shown_with_who_has_loaded_it(lab: Lab, tmp_path: Path) -> None:
+    """No process holds it: what tc was told is the qdisc's."""
+    pin, port = lab.host.bpffs / "byhand", lab.a.host_ifname
+    fd = bpf.prog_load(PASS, bpf.ProgType.SCHED_CLS, name="byhand")
+    bpf.obj_pin(fd, lab.host.seen(pin))
+    os.close(fd)
+    lab.host.run("tc", "filter", "add", "block", str(accel.BLOCK_OUT), "pref", "9", "bpf", "da", "pinned", str(pin))
+    shown = json.loads(lab.host.run("bpftool", "-j", "prog", "show", "pinned", str(pin)).stdout)
+    _, row = at_ingress(lab.host, port)
+    assert (row["by"], row["program"], row["id"], row["owner"]) == ("clsact", "byhand", shown["id"], "other")
+    assert (row["held_by"], row["loaded_by"]) == ([], "root")
+    loaded = datetime.fromisoformat(row["loaded"]).timestamp()
+    assert abs(loaded - shown["loaded_at"]) <= 2
+    text = lab.host.linkspan("doctor", "--attached").stdout
+    owner = "other: held by no process, loaded by root at "
+    assert re.search(rf"^{port} .* byhand +{row['id']} +{owner}", text, re.MULTILINE)
+    lab.host.run("tc", "filter", "del", "block", str(accel.BLOCK_OUT), "pref", "9")
+    lab.host.run("rm", str(pin))
+
+
 def test_an_old_program_in_the_place_of_the_new_one_is_replaced(lab: Lab) -> None:
     fd = bpf.prog_load(PASS, bpf.ProgType.SCHED_CLS, name="ls_ep_out")
     pin = lab.host.bpffs / "old"
@@ -244,8 +257,7 @@ def test_an_old_program_in_the_place_of_the_new_one_is_replaced(lab: Lab) -> Non
     lab.host.run("tc", "filter", "add", "block", str(accel.BLOCK_OUT), "pref", "1", "bpf", "da", "pinned", str(pin))
     lab.host.run("rm", str(pin))
     assert {each["where"] for each in found(lab.host, "program-outdated")} == {lab.a.host_ifname, lab.b.host_ifname}
-    mend(lab.host)
-    assert findings(lab.host) == []
+    assert mend(lab.host)[1] == []
 
 
 # -- the host ------------------------------------------------------------------------------------------------------
@@ -278,12 +290,73 @@ def test_traps_of_the_host_are_told_of_and_left_to_its_operator(lab: Lab, code: 
         lab.host.run("nft", "-f", "-", input=rest)
     else:
         lab.host.run(program, *rest.split())
-    trap, *_ = found(lab.host, code)
-    result = mend(lab.host)
-    assert result["mended"] == []
-    assert {each["code"] for each in result["findings"] if each["severity"] != "note"} == {code}
-    lab.host.run(*(restore or trap["mend"]).split())
+    mended, traps = mend(lab.host)
+    assert (mended, {each["code"] for each in traps}) == ([], {code})
+    lab.host.run(*(restore or traps[0]["mend"]).split())
     assert findings(lab.host) == []
+
+
+def test_bridged_packets_that_pass_iptables_are_noted(lab: Lab) -> None:
+    name = "net.bridge.bridge-nf-call-iptables"
+    was = lab.host.run("sysctl", "-n", name).stdout.strip()
+    for value, expected in (("1", [name]), ("0", [])):
+        lab.host.run("sysctl", "-qw", f"{name}={value}")
+        notes = [each for each in lab.host.api("GET", "/linkspan/doctor")["findings"] if name in each["what"]]
+        assert [each["what"].split()[0] for each in notes] == expected
+        assert {(each["code"], each["severity"]) for each in notes} <= {("bridge-netfilter", "note")}
+        assert all(each["mend"].endswith(f"sysctl -w {name}=0") for each in notes)
+    lab.host.run("sysctl", "-qw", f"{name}={was}")
+
+
+def test_a_connection_table_that_is_nearly_full(lab: Lab) -> None:
+    """Its size is the machine's: a namespace can neither make it smaller nor follow the advice, so it is emptied."""
+    room = int(lab.host.run("sysctl", "-n", "net.netfilter.nf_conntrack_max").stdout)
+    packet = Ether(src=lab.a.mac, dst=mac_of(lab)) / IP(src=lab.a.ip4, dst=lab.a.gateway()) / UDP(chksum=0)
+    frame = bytearray(bytes(packet))
+    with lab.a.wire() as wire:
+        for number in range(int(room * 0.85)):
+            frame[34:38] = (number // PORTS + 1).to_bytes(2) + (number % PORTS).to_bytes(2)
+            wire.send(bytes(frame))
+    (full,) = findings(lab.host)
+    assert (full["code"], full["where"]) == ("conntrack-full", "host")
+    assert re.fullmatch(rf"\d+ of {room} connections are tracked", full["what"])
+    assert full["mend"] == f"sysctl -w net.netfilter.nf_conntrack_max={2 * room}"
+    netns.call(f"/proc/{lab.host.pid}/ns/net", empty_connection_table)
+    assert findings(lab.host) == []
+
+
+def mac_of(lab: Lab) -> str:
+    return str(lab.host.ip("link", "show", "dev", lab.bridge)[0]["address"])
+
+
+def empty_connection_table() -> None:
+    with NFCTSocket() as connections:
+        connections.flush()
+
+
+def test_a_fallback_says_what_to_do_and_ends_with_it() -> None:
+    with host(bpffs=False) as machine:
+        machine.start()
+        (ebpf,) = (each for each in findings(machine) if each["where"] == "ebpf")
+        assert (ebpf["code"], ebpf["severity"]) == ("fallback", "warning")
+        (command,) = re.findall(r"mkdir -p \S+ && mount -t bpf bpf \S+", ebpf["what"])
+        machine.run("sh", "-c", command)
+        machine.stop()
+        machine.start()
+        assert findings(machine) == []
+
+
+def test_a_sandbox_whose_namespace_is_gone_is_made_again_by_a_restart(lab: Lab) -> None:
+    gone = lab.join("gone")
+    lab.host.run("umount", gone.netns)
+    (missing,) = found(lab.host, "sandbox-missing")  # the endpoint's devices have gone with it
+    assert gone.name in missing["where"]
+    assert "restart linkspand" in missing["mend"]
+    lab.host.stop()
+    lab.host.start()
+    assert findings(lab.host) == []
+    assert lab.a.pings(gone.ip4)
+    lab.host.api("DELETE", f"/linkspan/sandboxes/{gone.name}?force=1")
 
 
 def test_the_command_shows_findings_mends_and_says_how_it_went(lab: Lab) -> None:

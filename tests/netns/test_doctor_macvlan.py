@@ -115,3 +115,37 @@ def test_a_parent_that_is_down_or_too_narrow_is_the_operators(station: Station) 
     station.host.run("ip", "link", "set", PARENT, "up")
     station.host.api("POST", "/linkspan/doctor/mend")
     assert findings(station.host) == []
+
+
+def test_xdp_that_the_driver_does_not_run_itself(machine: Host) -> None:
+    """A veth whose MTU takes more than a page."""
+    machine.run("ip", "link", "add", "eth2", "mtu", "9000", "type", "veth", "peer", "name", "far2", "mtu", "9000")
+    for ifname in ("eth2", "far2"):
+        machine.run("ip", "link", "set", ifname, "up")
+    for hook, expected in (("xdp", ["xdp-generic"]), ("tc", [])):
+        options = {"parent": "eth2", "linkspan.macvlan_device": "veth", "linkspan.parent_hook": hook}
+        body = {"Name": "jumbo", "Driver": "macvlan", "Options": options}
+        machine.api("POST", "/networks/create", {**body, "IPAM": {"Config": [{"Subnet": "198.51.100.0/24"}]}})
+        machine.sandbox("two", "jumbo")
+        found = findings(machine)
+        assert [each["code"] for each in found] == expected
+        for each in found:
+            assert (each["where"], each["what"].endswith("at the ingress by generic XDP")) == ("eth2", True)
+            assert each["mend"].endswith("make the network with -o linkspan.parent_hook=tc")
+        machine.api("DELETE", "/linkspan/sandboxes/two?force=1")
+        machine.api("DELETE", "/networks/jumbo")
+    machine.run("ip", "link", "delete", "eth2")
+
+
+def test_what_linkspand_cannot_make_whole_is_told_until_it_can(machine: Host, station: Station) -> None:
+    machine.stop()
+    machine.run("ip", "link", "delete", PARENT)
+    machine.start()
+    broken = [each for each in findings(machine) if each["code"] == "not-whole"]
+    assert any(station.endpoint_id[:12] in each["where"] for each in broken)
+    assert all(PARENT in each["what"] for each in broken), broken
+    assert {each["mend"] for each in broken} == {"remove the reason, then restart linkspand"}
+    cable(machine)
+    machine.stop()
+    machine.start()
+    assert findings(machine) == []

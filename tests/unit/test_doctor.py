@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from control.cluster_spec import ClusterSpec, NodeInfo
 from control.doctor import firewall, host, mtu, offloads
-from control.doctor.findings import KINDS, Severity
+from control.doctor.findings import KINDS, Finding, Severity
 from control.doctor.view import View
 from control.drivers.base import Join
 from control.model import Endpoint, EndpointId, EndpointState, Network, NetworkId, NetworkState, SandboxId
+from datapath import features
+from datapath.features import Answer, Check
 from datapath.offloads import Offloads
 from tests.fake_cluster import FakeCluster
+from tests.fakes import fake_controller
 from tests.hosts import ROOT
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -82,6 +88,7 @@ def test_a_neighbour_table_that_is_too_small(tmp_path: Path, endpoints: int, ent
     found = list(host.neighbours(view(tmp_path, network(), endpoints=endpoints, files=files)))
     assert bool(found) is is_found
     if found:
+        assert (found[0].code, found[0].where) == ("neighbours-full", "host")
         assert found[0].mend == f"sysctl -w net.ipv4.neigh.default.gc_thresh3={4 * max(10, endpoints)}"
 
 
@@ -107,10 +114,44 @@ def test_locked_memory_is_scarce_before_5_11_alone(tmp_path: Path, monkeypatch: 
 def test_merged_packets_hurt_on_any_uplink_and_unmerged_ones_on_cards(tmp_path: Path) -> None:
     lro = Offloads(tx_checksum=True, scatter_gather=True, tso=True, gso=True, gro=True, lro=True)
     none = Offloads(tx_checksum=True, scatter_gather=True, tso=True, gso=True, gro=False, lro=False)
-    assert [each.mend for each in offloads.judge_uplink("eth0", "", lro)] == ["ethtool -K eth0 lro off"]
+    (found,) = offloads.judge_uplink("eth0", "", lro)
+    assert (found.code, found.where, found.mend) == ("lro-on", "eth0", "ethtool -K eth0 lro off")
     assert codes(offloads.judge_uplink("eth0", "", none)) == [("gro-off", Severity.WARNING)]
     assert list(offloads.judge_uplink("eth0", "veth", none)) == []
     assert list(offloads.judge_uplink("eth0", "", ALL_ON)) == []
+
+
+def test_programs_that_are_interpreted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switch is the machine's, and so for no test to touch."""
+    monkeypatch.setattr("datapath.features.check", lambda name: Check(name, Answer.NO, "", "", None))
+    (found,) = host.jit(view(tmp_path))
+    assert (found.code, found.where) == ("jit-off", "kernel")
+    assert found.mend.startswith("sysctl -w net.core.bpf_jit_enable=1")
+    made = view(tmp_path)
+    made.fallbacks = {"ebpf": "no programs at all"}
+    assert list(host.jit(made)) == []
+
+
+@pytest.mark.parametrize(("jited_bytes", "answer"), [(0, Answer.NO), (64, Answer.YES)])
+def test_a_program_without_machine_code_is_interpreted(
+    monkeypatch: pytest.MonkeyPatch, jited_bytes: int, answer: Answer
+) -> None:
+    monkeypatch.setattr("datapath.bpf.prog_load", lambda *_, **__: os.open("/dev/null", os.O_RDONLY))
+    monkeypatch.setattr("datapath.bpf.prog_info", lambda _: SimpleNamespace(jited_bytes=jited_bytes))
+    assert features.check("jit").answer is answer
+
+
+def test_a_check_that_cannot_be_made_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(view: View) -> Iterator[Finding]:
+        raise OSError("netlink is deaf")
+
+    monkeypatch.setattr("control.doctor.doctor.CHECKS", (broken,))
+    controller = fake_controller(tmp_path)
+    controller.start()
+    (found,) = controller.doctor.examine()
+    assert (found.code, found.where.rpartition(".")[2], found.what) == ("check-failed", "broken", "netlink is deaf")
+    assert found.mend
+    controller.stop()
 
 
 def chain(hook: str, policy: str = "accept", table: str = "hers") -> dict[str, Any]:
