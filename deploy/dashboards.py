@@ -190,6 +190,13 @@ NETWORKS: Final = Dashboard(
             )],
             "stat", least=1,
         ),
+        Panel(
+            "DHCP leases", "Do endpoints keep the addresses that DHCP servers lend them?", "short",
+            [(
+                f"sum by (instance, network, state) (linkspan_dhcp_leases{{{NETWORK}}})",
+                "{{instance}} {{network}} {{state}}",
+            )],
+        ),
     ),
 )  # fmt: skip
 

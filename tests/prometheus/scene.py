@@ -13,9 +13,10 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from tests.hosts import host
-from tests.nodes import Cluster, Node, cluster
+from tests.netns.dnsmasq import dnsmasq
+from tests.nodes import ETCD, Cluster, Node, cluster
 from tests.prometheus.server import Prometheus, prometheus
-from tests.traffic import Station, tcp_pair
+from tests.traffic import Place, Station, tcp_pair
 from tests.underlay import UPLINK
 from tests.waiting import PATIENCE
 
@@ -42,12 +43,13 @@ class Scene:
 
 @contextmanager
 def scene() -> Iterator[Scene]:
-    """Networks near (bridge), lan (macvlan) and far (overlay), all with traffic until the block ends."""
+    """Networks near (bridge), lan (macvlan) and far (overlay), with traffic until the end, and lent (by DHCP)."""
     with cluster(2, kind=ScrapedNode) as nodes, ExitStack() as stack:
         one, other = nodes
         bare = stack.enter_context(_host_without_bpffs(nodes))
         one.linkspan("network", "create", "--subnet", "10.9.0.0/24", "near")
         one.linkspan("network", "create", "-d", "macvlan", "-o", f"parent={UPLINK}", "--subnet", "10.8.0.0/24", "lan")
+        _lend(stack, nodes)
         nodes.create("far")
         near = [one.box(name, "near") for name in ("web", "db")]
         far = [one.box("here", "far"), other.box("there", "far")]
@@ -59,6 +61,16 @@ def scene() -> Iterator[Scene]:
         stack.enter_context(_going_on(lambda: _churning(other, "far")))
         targets = [f"{address}:{PORT}" for address in (one.advertise, other.advertise, bare)]
         yield Scene(nodes, stack.enter_context(prometheus(nodes.etcd_host, targets)))
+
+
+def _lend(stack: ExitStack, nodes: Cluster) -> None:
+    """An endpoint with an address of a DHCP server's on the underlay, until the stack is closed."""
+    server = nodes.etcd_host
+    server.run("ip", "address", "add", "10.7.0.1/24", "dev", UPLINK)
+    place = Place(server, ETCD, f"/proc/{server.pid}/ns/net", UPLINK)
+    stack.enter_context(dnsmasq(place, "10.7.0.100,10.7.0.150", ifname=UPLINK))
+    nodes[0].linkspan("network", "create", "-d", "macvlan", "-o", f"parent={UPLINK}", "--ipam-driver", "dhcp", "lent")
+    nodes[0].box("tenant", "lent")
 
 
 @contextmanager
