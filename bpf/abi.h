@@ -21,6 +21,7 @@
 #define LS_MAX_NODES 4096       /* other hosts, and overlay networks */
 #define LS_MAX_DIRECT 32768     /* addresses of both families of endpoints on overlay networks */
 #define LS_MAX_LATENCIES 49152  /* (slot, kind) pairs of which something was timed */
+#define LS_MAX_TCP_LOCALS 65536 /* addresses of endpoints, link-local ones included */
 
 /* Buckets are those of Prometheus's native histograms of schema 2, four to a factor of two: from 15 ns to 13 s, which with
  * the hash table's own fields fill 1 KiB. The first and the last take what is beyond. */
@@ -182,6 +183,12 @@ struct ls_latency_key {
 struct ls_latency {
 	__u64 total_ns;
 	__u64 buckets[120]; /* LS_LATENCY_BUCKETS, which cffi takes for no number */
+};
+
+/* Map tcp_locals: ls_tcp_local_key -> __u32 slot, the addresses whose connections have their round trips timed. */
+struct ls_tcp_local_key {
+	__u64 netns_cookie; /* of the sandbox's network namespace, as bpf_get_netns_cookie and SO_NETNS_COOKIE have it */
+	__u8 address[16];   /* as in ls_node */
 };
 
 /* Map sampling: per-CPU array of one, which packets are timed, and the one that the kernel has meanwhile. User space writes

@@ -24,6 +24,7 @@ MAX_PEERS: Final[int] = lib.LS_MAX_PEERS
 MAX_NODES: Final[int] = lib.LS_MAX_NODES
 MAX_DIRECT: Final[int] = lib.LS_MAX_DIRECT
 MAX_LATENCIES: Final[int] = lib.LS_MAX_LATENCIES
+MAX_TCP_LOCALS: Final[int] = lib.LS_MAX_TCP_LOCALS
 LATENCY_BUCKETS: Final[int] = lib.LS_LATENCY_BUCKETS
 LATENCY_SECOND: Final[int] = lib.LS_LATENCY_SECOND
 MAX_DECISIONS: Final[int] = lib.LS_MAX_DECISIONS
@@ -330,6 +331,14 @@ class Latency(_Record, ctype="struct ls_latency"):
 
 
 @dataclass(frozen=True)
+class TcpLocalKey(_Record, ctype="struct ls_tcp_local_key"):
+    """Key of tcp_locals: an address that an endpoint has in its sandbox."""
+
+    netns_cookie: int
+    address: IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True)
 class Sampling(_Record, ctype="struct ls_sampling"):
     """Value of sampling, of one CPU: one arrival in `every` is timed (0: none); the rest is the programs'."""
 
@@ -379,6 +388,7 @@ RECORDS: Final = (
     DropKey,
     LatencyKey,
     Latency,
+    TcpLocalKey,
     Sampling,
     Decision,
     Decisions,

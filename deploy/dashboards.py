@@ -155,6 +155,10 @@ NETWORKS: Final = Dashboard(
             quantiles("linkspan_network_forwarding_seconds", NETWORK, "network", "path"),
         ),
         Panel(
+            "TCP round trip", "How far are endpoints from whom they talk to?", "s",
+            quantiles("linkspan_network_tcp_rtt_seconds", NETWORK, "network"),
+        ),
+        Panel(
             "Round trip of probes", "How far are endpoints from each other, where the prober is on?", "s",
             quantiles("linkspan_probe_rtt_seconds", BETWEEN_ENDPOINTS, "network"),
         ),
@@ -224,6 +228,10 @@ ENDPOINTS: Final = Dashboard(
             quantiles("linkspan_endpoint_forwarding_seconds", ENDPOINT, "sandbox", "path"),
         ),
         Panel(
+            "TCP round trip", "How far is it from whom it talks to?", "s",
+            quantiles("linkspan_endpoint_tcp_rtt_seconds", ENDPOINT, "sandbox"),
+        ),
+        Panel(
             "Drops by reason", "What does it send that is not let through?", "pps",
             [rate("linkspan_endpoint_drops_total", ENDPOINT, "sandbox", "network", "reason")],
         ),
@@ -272,6 +280,10 @@ OVERLAYS: Final = Dashboard(
         Panel(
             "Forwarding latency", "How long is a packet in the node that delivers it?", "s",
             quantiles("linkspan_network_forwarding_seconds", OVERLAY, "instance", "path"),
+        ),
+        Panel(
+            "TCP round trip", "How far are endpoints from whom they talk to?", "s",
+            quantiles("linkspan_network_tcp_rtt_seconds", OVERLAY, "instance"),
         ),
         Panel(
             "Round trip between nodes", "How far are the nodes from each other?", "s",

@@ -25,6 +25,7 @@ from control.sandboxes import SandboxFiles
 from control.store.base import Store
 from datapath.dhcp import DhcpClient
 from datapath.latency import Histogram, Histograms, Kind
+from datapath.tcp_rtt import TcpRtt
 from tests.fake_cluster import FakeCluster
 from tests.memory_store import MemoryStore
 
@@ -229,6 +230,7 @@ def fake_controller(
     cluster: Cluster | None = None,
     answers: Callable[[IPv4Address | IPv6Address], bool] = lambda _: True,
     slots: FakeSlots | None = None,
+    tcp_rtt: TcpRtt | None = None,
 ) -> NetworkController:
     """Returns a controller that is not started, with fake drivers and cluster, the real IPAM and a store in memory."""
     drivers: list[FakeDriver] = [driver or FakeDriver(), FakeHost(), FakeNone()]
@@ -243,6 +245,7 @@ def fake_controller(
             dhcp=dhcp or DhcpClient(),
             answers=answers,
             slots=Slots() if slots is None else slots.as_slots(),
+            tcp_rtt=tcp_rtt,
         ),
         clock,
     )
