@@ -22,14 +22,13 @@ from bench.world import World, world
 from control.config import MetricsSection
 from datapath.abi import ABI_VERSION, Sampling, TcpLocalKey
 from datapath.bpf import Map, possible_cpus
-from datapath.probe import BULK_BYTES
 
 PAIRS: Final = ("one", "other")
 Values = Mapping[str, Sequence[float]]
 
 
 def suite(rounds: int) -> Result:
-    """Round trips of short messages and of long ones, as a stream has them; the pairs' roles are exchanged half-way."""
+    """Round trips of short messages, and a stream; the pairs' roles are exchanged half-way."""
     with world() as machine:
         machine.start()
         built = [paths.linkspan(machine, name, f"metrics-{name}") for name in PAIRS]
@@ -111,6 +110,6 @@ def _p50s(built: Sequence[Path], rounds: int, before: Callable[[str], None]) -> 
 
 
 def _bulk(built: Sequence[Path], rounds: int, before: Callable[[str], None]) -> Values:
-    with closing(trips.rounds(built, size=BULK_BYTES, before=before)) as turns:
+    with closing(trips.rounds(built, turn=trips.stream_us, before=before)) as turns:
         found = list(islice(turns, rounds))
     return {path.name: [each[path.name] for each in found] for path in built}

@@ -15,7 +15,7 @@ from typing import Final
 from bench.paths import Path
 from bench.turns import before_others
 from datapath import probe
-from datapath.probe import MESSAGE_BYTES, Ends, Proto, Stack
+from datapath.probe import BULK_BYTES, MESSAGE_BYTES, Ends, Proto, Stack
 
 TRIPS: Final = 200
 SETTLE: Final = 20
@@ -34,15 +34,20 @@ def turn_us(ends: Ends, trips: int = TRIPS, size: int = MESSAGE_BYTES) -> float:
     return statistics.median(ends.round_trips(trips + SETTLE, size)[SETTLE:]) / 1e3
 
 
+def stream_us(ends: Ends) -> float:
+    """As `turn_us`, of a stream's packets: nobody answers them but the other end's TCP."""
+    return statistics.median(ends.messages(TRIPS + SETTLE, BULK_BYTES)[SETTLE:]) / 1e3
+
+
 def rounds(
     compared: Sequence[Path],
     proto: Proto = "tcp",
-    size: int = MESSAGE_BYTES,
+    turn: Callable[[Ends], float] = turn_us,
     *,
     before: Callable[[str], None] = lambda _: None,
     seed: int = 1,
 ) -> Generator[dict[str, float], None, None]:
-    """Without end, one turn of each path in shuffled order: microseconds of such trips by the path's name.
+    """Without end, one turn of each path in shuffled order: microseconds by the path's name.
 
     `before` is called with the path's name when its turn begins.
     """
@@ -53,5 +58,5 @@ def rounds(
             found = {}
             for name in order.sample(list(ends), len(ends)):
                 before(name)
-                found[name] = turn_us(ends[name], size=size)
+                found[name] = turn(ends[name])
             yield {path.name: found[path.name] for path in compared}

@@ -61,9 +61,9 @@ int ls_netns_open_socket(const char *path, int family, int type, int protocol, c
 int ls_netns_enter(const char *path, const char **step);
 int ls_netns_unshare(void);
 
-/* probe.c: sends `size` bytes from socket a to b and back, `count` times, and writes how long each took. Both are blocking
- * and connected to each other. -EAGAIN: nothing arrived in time, as SO_RCVTIMEO has it. */
-int ls_probe_round_trips(int a, int b, __u32 size, __u32 count, __u64 *ns);
+/* probe.c: sends `size` bytes from socket a to b, and back if they are to be answered, `count` times, and writes how long
+ * each took. Both are blocking and connected to each other. -EAGAIN: nothing arrived in time, as SO_RCVTIMEO has it. */
+int ls_probe_messages(int a, int b, __u32 size, __u32 count, int is_answered, __u64 *ns);
 
 /* counters.c: adds up the CPUs of `count` values of a per-CPU map, modulo 2**64 as the counters themselves are. */
 void ls_counters_total(const struct ls_counters *values, __u32 count, __u32 cpus, struct ls_counters *totals);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Round trips between two sockets of this process. */
+/* Messages between two sockets of this process. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <string.h>
@@ -30,7 +30,7 @@ static int hand_over(int from, int to, char *message, __u32 size)
 	return received == (ssize_t)size ? 0 : -EPIPE;
 }
 
-int ls_probe_round_trips(int a, int b, __u32 size, __u32 count, __u64 *ns)
+int ls_probe_messages(int a, int b, __u32 size, __u32 count, int is_answered, __u64 *ns)
 {
 	char message[MESSAGE_MAX];
 	int result;
@@ -42,7 +42,7 @@ int ls_probe_round_trips(int a, int b, __u32 size, __u32 count, __u64 *ns)
 		__u64 begin = now_ns();
 
 		result = hand_over(a, b, message, size);
-		if (!result)
+		if (!result && is_answered)
 			result = hand_over(b, a, message, size);
 		if (result)
 			return result;

@@ -63,8 +63,15 @@ class Ends:
 
         Raises TimeoutError when nothing arrives within a second, and OSError.
         """
+        return self._messages(count, size, is_answered=True)
+
+    def messages(self, count: int, size: int) -> list[int]:
+        """As `round_trips`, from a to b alone: what comes back are TCP's own acknowledgements."""
+        return self._messages(count, size, is_answered=False)
+
+    def _messages(self, count: int, size: int, *, is_answered: bool) -> list[int]:
         found = ffi.new("__u64[]", count)
-        result = lib.ls_probe_round_trips(self.a.fileno(), self.b.fileno(), size, count, found)
+        result = lib.ls_probe_messages(self.a.fileno(), self.b.fileno(), size, count, is_answered, found)
         if result < 0:
             raise _error(-result)
         return list(found)

@@ -46,6 +46,11 @@ def test_a_long_message_of_tcp_is_one_packet_once_the_path_is_known() -> None:
         sent_bytes, packets = (after - was for after, was in zip(received(), before, strict=True))
         assert sent_bytes >= 100 * probe.BULK_BYTES
         assert packets <= 100 * 2, "a packet and an acknowledgement a trip"
+        before = received()
+        assert len(ends.messages(100, probe.BULK_BYTES)) == 100
+        sent_bytes, packets = (after - was for after, was in zip(received(), before, strict=True))
+        assert sent_bytes >= 100 * probe.BULK_BYTES
+        assert packets <= 100 * 2
         with pytest.raises(OSError, match="Invalid argument"):
             ends.round_trips(1, 65_537)
         ends.close()
