@@ -43,19 +43,30 @@ class RoundTrips:
         return {} if self._rtt is None else self._rtt.fallbacks
 
     def steps(self, endpoint: Endpoint) -> list[Step]:
-        """What has an endpoint's connections timed, until it is reverted; nothing for one that is in no sandbox."""
+        """What has an endpoint's connections timed, until it is reverted; nothing for one that is in no sandbox.
+
+        A container's namespace comes to be after the join: see `moved_in`.
+        """
         end = self._end(endpoint)
         if self._rtt is None or end is None:
             return []
-        what = f"time the connections of endpoint {endpoint.id[:12]}"
-        return [
-            Step(
-                what,
-                partial(_attempt, what, partial(self._rtt.add, end)),
-                partial(_attempt, what, partial(self._rtt.remove, end)),
-                kind="tcp-rtt",
-            )
-        ]
+        remove = partial(_attempt, _what(endpoint), partial(self._rtt.remove, end))
+        apply = _nothing if endpoint.is_remote else partial(self._add, endpoint, end)
+        return [Step(_what(endpoint), apply, remove, kind="tcp-rtt")]
+
+    def moved_in(self, endpoint: Endpoint) -> None:
+        """Called when a container engine has moved an endpoint's device to its sandbox, perhaps more than once."""
+        end = self._end(endpoint)
+        if self._rtt is None or end is None:
+            return
+        self._add(endpoint, end)
+        now = self._records.endpoint(endpoint.id)
+        if now is None or now.sandbox_key != endpoint.sandbox_key:  # it has left meanwhile
+            _attempt(_what(endpoint), partial(self._rtt.remove, end))
+
+    def _add(self, endpoint: Endpoint, end: End) -> None:
+        if self._rtt is not None:
+            _attempt(_what(endpoint), partial(self._rtt.add, end))
 
     def attached(self) -> list[tuple[str, Attached, bool]]:
         """(cgroup, program there, whether it is ours); raises OSError."""
@@ -93,6 +104,14 @@ class RoundTrips:
         if endpoint.ipv6 is not None:
             addresses.append(link_local(endpoint.mac))
         return End(endpoint.slot, netns, tuple(addresses)) if netns and addresses else None
+
+
+def _what(endpoint: Endpoint) -> str:
+    return f"time the connections of endpoint {endpoint.id[:12]}"
+
+
+def _nothing() -> None:
+    pass
 
 
 def _attempt(what: str, function: Callable[[], None]) -> None:

@@ -24,8 +24,8 @@ def test_an_engine_runs_containers_that_talk_and_leaves_nothing_on_this_machine(
         assert "404" in made.outside.run("curl", "-sS", f"http://{HOST4}:8080/").stdout
         made.engine.restart(live_restore=True)
         made.docker("start", "first", "second")
+        wait_for(lambda: len(made.engine.processes()) == 4, "an init and a program each")
         before = made.engine.processes()
-        assert len(before) == 4  # an init and a program each
         made.engine.restart()
         assert made.engine.processes() == before
         made.engine.kill()

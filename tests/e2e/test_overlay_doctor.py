@@ -96,7 +96,7 @@ def test_an_uplink_that_has_become_too_narrow(nodes: Cluster, boxes: tuple[Stati
     assert set(found) == {"mtu-underlay", "mtu-uplink"}, "the host's own bridge has the same way out"
     assert found["mtu-underlay"]["where"] == UPLINK
     node.run(*found["mtu-underlay"]["mend"].split())
-    assert findings(node) == {}
+    wait_for(lambda: findings(node) == {}, "the ways to be looked up again")
 
 
 def test_a_way_that_takes_less_than_the_uplink(nodes: Cluster, boxes: tuple[Station, Station]) -> None:

@@ -96,7 +96,7 @@ def _raw(text: list[str]) -> bytes:
     return bytes(int(byte, 16) for byte in text)
 
 
-def of(station: Station) -> Samples:
+def of(station: Place) -> Samples:
     """Those of the endpoint that has the station's address."""
     slot = locals_(station.host)[IPv4Address(station.ip4)]
     return timed(station.host).get(slot, Samples({}, 0.0))

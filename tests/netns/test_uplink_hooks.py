@@ -182,7 +182,7 @@ def test_a_restart_takes_up_what_is_there_and_counters_go_on(world: World, attac
 
 def test_programs_go_on_without_a_linkspan(world: World, attachment: str) -> None:
     lab = Lab(world, attachment=attachment)
-    lab.up._programs.close()
+    lab.up.programs.close()
     assert lab.host.pings(lab.a.ip4)
     assert lab.a.pings(lab.host.ip6)
 
@@ -222,7 +222,7 @@ def test_a_start_removes_stations_and_parents_that_no_record_names(world: World,
 
 @contextmanager
 def opened(world: World, up: Uplinks) -> Iterator[Maps]:
-    yield up._programs.load()
+    yield up.programs.load()
 
 
 def test_given_link_locals_are_known_as_long_as_their_station(world: World) -> None:

@@ -25,12 +25,13 @@ _PAUSE_S: Final = 0.05
 
 
 class ScrapedNode(Node):
-    """A node whose metrics can be read from the underlay, with a prober."""
+    """A node whose metrics can be read from the underlay, with a prober that asks busy endpoints too."""
 
     def start(self, *args: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
         config = self.dir / "probing.toml"
         config.write_text(
-            f"[cluster]\nlease-seconds = {10 * PATIENCE:.0f}\n[metrics.prober]\nenabled = true\ninterval-seconds = 1\n"
+            f"[cluster]\nlease-seconds = {10 * PATIENCE:.0f}\n"
+            "[metrics.prober]\nenabled = true\ninterval-seconds = 1\nidle-only = false\n"
         )
         return super().start("--config", str(config), "--metrics-listen", f"0.0.0.0:{PORT}", *args, env=env, **options)
 
