@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path as File
@@ -36,11 +36,8 @@ _RAMP_BYTES: Final = 8 << 20
 _RAMP_DEADLINE_S: Final = 2.0
 
 
-def measure(
-    compared: Sequence[Path], rounds: int, *, before: Callable[[str], None] = lambda _: None, seed: int = 1
-) -> Mapping[str, list[float]]:
-    """Received bits per second by the path's name, one value a round; the order within each round is shuffled, and
-    `before` is called with the path's name when its turn begins.
+def measure(compared: Sequence[Path], rounds: int, *, seed: int = 1) -> Mapping[str, list[float]]:
+    """Received bits per second by the path's name, one value a round; the order within each round is shuffled.
 
     A round before the first is left out, and so are those in which a path stood still because other work had a core.
     Blocks for about `rounds` x paths x 0.3 s. Raises BenchError when no round is left.
@@ -55,7 +52,6 @@ def measure(
         time.sleep(0.3)
         for number in range(rounds + 1):
             for path in order.sample(list(compared), len(compared)):
-                before(path.name)
                 rate = _stream(path, receivers[path.name])
                 if number:
                     measured[path.name].append(rate)

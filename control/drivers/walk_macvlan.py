@@ -164,22 +164,25 @@ def _mac_of_sender(walk: Walk, parent: Device) -> bytes:
 def _arrive_switched(walk: Walk, way: Way, tracer: Tracer, parent: Device) -> None:
     name = parent.ifname
     if way.is_xdp and way.running.at(walk, SWITCH_XDP, parent, "ingress", f"{SWITCH_IN} takes all"):
-        run = tracer.run(SWITCH_XDP, walk.frame, parent.ifindex)
-        walk.tell(SWITCH_XDP, name, run)
-        to = run.operand("redirect")
-        if to is not None:
-            walk.deliver(to, "fast")
+        if _is_redirected(walk, tracer, SWITCH_XDP, parent, "redirect"):
             return
         walk.say(SWITCH_XDP, name, "kernel", f"left to the kernel as it is: {SWITCH_IN} gets it")
-    if way.running.at(walk, SWITCH_IN, parent, "ingress", "nothing else takes it to the sandbox"):
-        run = tracer.run(SWITCH_IN, walk.frame, parent.ifindex)
-        walk.tell(SWITCH_IN, name, run)
-        to = run.operand("redirect_peer")
-        if to is not None:
-            walk.deliver(to, "fast")
-            return
+    is_running = way.running.at(walk, SWITCH_IN, parent, "ingress", "nothing else takes it to the sandbox")
+    if is_running and _is_redirected(walk, tracer, SWITCH_IN, parent, "redirect_peer"):
+        return
     if walk.end is None:
         walk.finish("lost", "slow", f"the host's own stack gets it, which does not have {walk.mac.hex(':')}")
+
+
+def _is_redirected(walk: Walk, tracer: Tracer, program: str, parent: Device, how: str) -> bool:
+    """Whether the program at the parent's ingress takes the frame straight to the sandbox, which then is told."""
+    run = tracer.run(program, walk.frame, parent.ifindex)
+    walk.tell(program, parent.ifname, run)
+    to = run.operand(how)
+    if to is None:
+        return False
+    walk.deliver(to, "fast")
+    return True
 
 
 def _past_parent(walk: Walk, way: Way, parent: Device) -> None:
