@@ -21,7 +21,6 @@
 #define LS_MAX_NODES 4096       /* other hosts, and overlay networks */
 #define LS_MAX_DIRECT 32768     /* addresses of both families of endpoints on overlay networks */
 #define LS_MAX_LATENCIES 49152  /* (slot, kind) pairs of which something was timed */
-#define LS_MAX_TCP_LOCALS 65536 /* addresses of endpoints, link-local ones included */
 
 /* Buckets are those of Prometheus's native histograms of schema 2, four to a factor of two: from 15 ns to 13 s, which with
  * the hash table's own fields fill 1 KiB. The first and the last take what is beyond. */
@@ -37,6 +36,7 @@
 #define LS_EP_ENGINE 4  /* a container engine's, which may give it link-local addresses and tell nobody */
 #define LS_EP_VEPA 8    /* station in VEPA mode: what a switch sends back of its group packets is for the others too */
 #define LS_EP_SWITCHED 16 /* station that is a veth pair: programs at its host end have judged what it sends */
+#define LS_EP_LIMITED 64 /* station that is a macvlan device, with ls_station_out at its egress */
 
 #define LS_EP_OVERLAY 32 /* on an overlay network: unicast for endpoints of other hosts may take the fast path too */
 
@@ -174,7 +174,7 @@ struct ls_drop_key {
 enum ls_latency_kind {
 	LS_LATENCY_FAST = 0,    /* from a packet's arrival until a program has handed it to the sandbox of slot */
 	LS_LATENCY_SLOW = 1,    /* from there until the kernel brings it to that sandbox's host end */
-	LS_LATENCY_TCP_RTT = 2, /* round trip of a connection whose local address is that of slot */
+	LS_LATENCY_TCP_RTT = 2, /* round trip of a TCP connection that slot has sent data on */
 };
 struct ls_latency_key {
 	__u32 slot;
@@ -183,12 +183,6 @@ struct ls_latency_key {
 struct ls_latency {
 	__u64 total_ns;
 	__u64 buckets[120]; /* LS_LATENCY_BUCKETS, which cffi takes for no number */
-};
-
-/* Map tcp_locals: ls_tcp_local_key -> __u32 slot, the addresses whose connections have their round trips timed. */
-struct ls_tcp_local_key {
-	__u64 netns_cookie; /* of the sandbox's network namespace, as bpf_get_netns_cookie and SO_NETNS_COOKIE have it */
-	__u8 address[16];   /* as in ls_node */
 };
 
 /* Map sampling: per-CPU array of one, which packets are timed, and the one that the kernel has meanwhile. User space writes

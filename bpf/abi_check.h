@@ -105,10 +105,6 @@ LS_ASSERT_AT(struct ls_latency, total_ns, 0);
 LS_ASSERT_AT(struct ls_latency, buckets, 8);
 _Static_assert(sizeof(((struct ls_latency *)0)->buckets) == 8 * LS_LATENCY_BUCKETS, "buckets of struct ls_latency");
 
-LS_ASSERT_SIZE(struct ls_tcp_local_key, 24);
-LS_ASSERT_AT(struct ls_tcp_local_key, netns_cookie, 0);
-LS_ASSERT_AT(struct ls_tcp_local_key, address, 8);
-
 LS_ASSERT_SIZE(struct ls_sampling, 32);
 LS_ASSERT_AT(struct ls_sampling, begin_ns, 0);
 LS_ASSERT_AT(struct ls_sampling, every, 8);

@@ -66,13 +66,6 @@ LS_COUNT_MAP("percpu_hash", struct ls_drop_key, __u64, ep_drops, LS_MAX_DROP_KEY
 LS_COUNT_MAP("percpu_array", __u32, struct ls_sampling, sampling, 1, 0);
 LS_COUNT_MAP("hash", struct ls_latency_key, struct ls_latency, latencies, LS_MAX_LATENCIES, BPF_F_NO_PREALLOC);
 
-/* Read when a connection is established, and when one of its round trips is sampled. */
-LS_MAP("hash", struct ls_tcp_local_key, __u32, tcp_locals, LS_MAX_TCP_LOCALS, BPF_F_NO_PREALLOC);
-
-/* Round trips until the next that is sampled. A process that works on its socket may be interrupted by packets for another,
- * whose change is then lost: that makes one sample more or less. */
-LS_PRIVATE_MAP("percpu_array", __u32, __u32, rtt_left, 1, 0);
-
 /* All zero: what an element of latencies begins with, too big for a program's stack. */
 LS_PRIVATE_MAP("array", __u32, struct ls_latency, no_latency, 1, 0);
 

@@ -110,5 +110,5 @@ int ls_ep_out(struct __sk_buff *skb)
 		if (verdict != LS_REMOTE)
 			return ls_exit_out(skb, ep->slot, verdict, &to, sample);
 	}
-	return flow ? ls_exit_remote(skb, flow) : TC_ACT_UNSPEC;
+	return flow ? ls_exit_remote(skb, flow, sample) : TC_ACT_UNSPEC;
 }

@@ -4,8 +4,9 @@
  * the host and to groups, and all that the host sends. Drops what a station forges. Where the parent's record allows
  * it, lets the host and the stations reach each other by way of the parent's ingress: unicast is redirected there,
  * group packets are copied, and the host's questions for the addresses of stations are answered. Counts what stations
- * send, and what the host sends to them. Reads epoch, parents, stations, neigh4 and neigh6, writes ep_counters, ep_drops
- * and its own flows. Changes no packet but the questions that it answers, and touches none that is neither a station's
+ * send, and what the host sends to them, and reads the round trips of those stations' TCP connections that ls_station_out does
+ * not see. Reads epoch, parents, stations, neigh4 and neigh6, writes ep_counters, ep_drops, sampling, latencies and its own
+ * flows. Changes no packet but the questions that it answers, and touches none that is neither a station's
  * nor the host's.
  */
 #include "lib/check.h"
@@ -86,6 +87,8 @@ LS_INLINE int ls_from_station(struct __sk_buff *skb, const struct ls_flow *flow,
 		}
 	}
 	LS_TELL(SENDER, slot);
+	if (!(flow->endpoint.flags & LS_EP_LIMITED))
+		ls_leaves(skb, slot);
 	if (flow->to.ifindex && !l3.tags) {
 		LS_TELL(HOST, ifindex);
 		ls_count_out(skb, slot, 1);

@@ -21,6 +21,7 @@ LS_INLINE int ls_forward(struct __sk_buff *skb, __u32 slot, const struct ls_fdb 
 {
 	if (to->slot != LS_TO_WIRE && to->slot != LS_TO_HOST)
 		return ls_exit_out(skb, slot, LS_PEER, to, sample);
+	ls_sent(sample, skb, slot);
 	ls_count_out(skb, slot, 1);
 	if (to->slot == LS_TO_HOST && !is_tagged) {
 		LS_TELL(HOST, to->ifindex);

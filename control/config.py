@@ -79,8 +79,7 @@ class MetricsSection(_Section, frozen=True, kw_only=True):
 
     `tls_cert` and `tls_key` are absolute paths of PEM files, empty for plain HTTP; with `tls_client_ca` clients have to
     show a certificate by it. `users` is a file with users and their hashed passwords, empty for none. One packet
-    in `forwarding_sample` has its forwarding timed, 0 for none; `tcp_rtt` is whether TCP connections have their round
-    trips timed.
+    in `forwarding_sample` has its forwarding timed and its TCP round trip read, 0 for none.
     """
 
     listen: str = "127.0.0.1:9478"
@@ -91,7 +90,6 @@ class MetricsSection(_Section, frozen=True, kw_only=True):
     tls_client_ca: str = ""
     users: str = ""
     forwarding_sample: int = DEFAULT_SAMPLE_EVERY
-    tcp_rtt: bool = True
     prober: ProberSection = ProberSection()
 
 

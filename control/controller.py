@@ -104,7 +104,6 @@ class NetworkController:
             join_of=self._endpoints.join_of,
             status=self.status,
             mend_subjects=self._mender.mend,
-            round_trips=self._endpoints.round_trips,
         )
         self._keeper = LeaseKeeper(self._leases, self._records, self._endpoints, self._exclusive)
 
@@ -216,12 +215,7 @@ class NetworkController:
         return {
             "drivers": {name: dict(status.facts) for name, status in drivers.items()},
             "fallbacks": {
-                feature: reason
-                for fallbacks in (
-                    *(status.fallbacks for status in drivers.values()),
-                    self._endpoints.round_trips.fallbacks,
-                )
-                for feature, reason in fallbacks.items()
+                feature: reason for status in drivers.values() for feature, reason in status.fallbacks.items()
             },
             "broken": {what: why for what, why in failures.items() if what in known},
             "parents": [

@@ -21,7 +21,7 @@ from control.plan import IDLE, Observer
 from control.sandboxes import SandboxFiles
 from control.store.sqlite import SqliteStore
 from control.store.timed import TimedStore
-from datapath import devices, tcp_rtt
+from datapath import devices
 from datapath.accel import Accelerator
 from datapath.fast_peers import FastPeers
 from datapath.host_ports import HostPorts
@@ -56,7 +56,6 @@ def make_deps(config: Config) -> Deps:
         config.run_dir,
         config.datapath.attach,
         sample_every=config.metrics.forwarding_sample,
-        leave_out=partial(tcp_rtt.left_out, is_on=config.metrics.tcp_rtt),
     )
     programs = accelerator.programs
     return Deps(
@@ -75,7 +74,6 @@ def make_deps(config: Config) -> Deps:
             partial(_slot_counters, programs), programs.clear_slot, programs.count_since, programs.slot_latencies
         ),
         map_fill=programs.map_fill,
-        tcp_rtt=tcp_rtt.TcpRtt(programs, is_on=config.metrics.tcp_rtt),
         peering=peering,
         cluster=cluster_of(config),
         cluster_times=cluster_times_of(config),

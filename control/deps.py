@@ -21,7 +21,6 @@ from control.sandboxes import SandboxFiles
 from control.store.base import Store
 from datapath import ping
 from datapath.dhcp import DhcpClient
-from datapath.tcp_rtt import TcpRtt
 
 LOG = logging.getLogger(__name__)
 
@@ -33,9 +32,9 @@ class Deps:
     `dhcp` asks the servers of existing networks; `answers` tells whether another node is there, `reaches` whether
     packets of so many bytes get to it, `routed_networks` where the host has routes to; `observe` sees every step before
     it is taken, `observers` hear of it afterwards. `slots` are what the programs count in; `map_fill` returns (entries,
-    most entries) of their maps by name; `tcp_rtt` times the endpoints' own TCP connections. `peering` is what the
-    drivers know of the cluster, `cluster` the one that the configuration names. What is neither a record nor a
-    sandbox's is in `run_dir` as long as the host is up, and in `state_dir` for good.
+    most entries) of their maps by name. `peering` is what the drivers know of the cluster, `cluster` the one that the
+    configuration names. What is neither a record nor a sandbox's is in `run_dir` as long as the host is up, and in
+    `state_dir` for good.
     """
 
     store: Store
@@ -51,7 +50,6 @@ class Deps:
     observers: Observers = field(default_factory=Observers)
     slots: Slots = field(default_factory=Slots)
     map_fill: Callable[[], Mapping[str, tuple[int, int]]] = dict
-    tcp_rtt: TcpRtt | None = None
     predefined_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     peering: Peering = field(default_factory=Peering)
     cluster: ClusterSpec | None = None

@@ -35,7 +35,6 @@ from control.model import (
 )
 from control.plan import Step
 from control.records import Records
-from control.round_trips import RoundTrips
 
 LOG = logging.getLogger(__name__)
 
@@ -61,7 +60,6 @@ class Endpoints:
         self._leases = leases
         self._global = global_networks
         self._bus = bus
-        self.round_trips = RoundTrips(deps, records)
         self._names = HostsTable()
         self._writing = threading.Lock()
         self._hosts = HostsWriter(self.write_hosts)
@@ -328,11 +326,12 @@ class Endpoints:
                 endpoint, lease = self._readdress(network, endpoint, sandbox, lease)
         was = msgspec.structs.replace(endpoint, ipv4=lease.left)
         failure = f"sandbox {sandbox.name} could not be moved to {lease.address} on network {network.name}"
-        self._deps.undo(self.local_steps(self.join_of(was)), failure)
+        driver = self._deps.driver_of(network)
+        self._deps.undo(driver.endpoint_steps(self.join_of(was)), failure)
         # As one that joins, whose address is looked for first.
         joining = msgspec.structs.replace(endpoint, state=EndpointState.JOINING)
         try:
-            self._deps.apply(self.local_steps(self.join_of(joining)), failure)
+            self._deps.apply(driver.endpoint_steps(self.join_of(joining)), failure)
         except AddressInUse:
             self._leases.decline(network, lease)
             self._leases.replace(endpoint.id, self._leases.ended(lease))
@@ -385,17 +384,11 @@ class Endpoints:
         self._forget(network, endpoint)
 
     def _steps(self, join: Join) -> list[Step]:
-        """As `local_steps`; for a global network also, last when it comes and first when it goes, what other nodes
-        know."""
-        steps = self.local_steps(join)
+        """The driver's, and for a global network, last when it comes and first when it goes, what other nodes know."""
+        steps = list(self._deps.driver_of(join.network).endpoint_steps(join))
         if join.network.is_global and join.sandbox is not None:
             steps.append(self._global.published(join.network, join.endpoint, join.sandbox))
         return steps
-
-    def local_steps(self, join: Join) -> list[Step]:
-        """What brings the endpoint into its sandbox, and has its connections timed there."""
-        driver = self._deps.driver_of(join.network)
-        return [*driver.endpoint_steps(join), *self.round_trips.steps(join.endpoint)]
 
     def _forget(self, network: Network | None, endpoint: Endpoint) -> None:
         returned = self._leases.give_back(network, endpoint.id)

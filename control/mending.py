@@ -95,7 +95,7 @@ class Mender:
                 self._deps.apply(steps, f"{what} could not be applied again")
 
     def _moved_in(self, changes: Collection[LinkChange] | None) -> None:
-        """Tells of devices that a container engine has taken away from here."""
+        """Tells drivers of devices that a container engine has taken away from here."""
         gone = None if changes is None else {change.ifname for change in changes if change.is_gone}
         if gone == set():
             return
@@ -105,7 +105,6 @@ class Mender:
             network = self._records.network_by_id(endpoint.network_id)
             if network is not None and (gone is None or endpoint.ifname in gone):
                 self._deps.driver_of(network).moved_in(network, endpoint)
-                self._endpoints.round_trips.moved_in(endpoint)
 
     def _concerned(self, changes: Collection[LinkChange] | None) -> Iterator[tuple[Driver, Network]]:
         for driver in self._deps.drivers.values():

@@ -67,7 +67,6 @@ class Reconciler:
             # What is whole may belong to the namespace that the sandbox had before.
             intact -= {endpoint.id for endpoint in endpoints if endpoint.sandbox_id in rebuilt}
             self._repair(driver, networks, endpoints, intact)
-        self._endpoints.round_trips.start(rebuilt)
         for endpoint in self._records.endpoints():
             for port in endpoint.ports:
                 self._hold(endpoint, port)

@@ -283,7 +283,7 @@ class RemoteNetworks:
             joined = advance(endpoint, EndpointState.JOINED)
             try:
                 self._deps.apply(
-                    [*self._endpoints.local_steps(self._endpoints.join_of(endpoint)), self._records.settle(joined)],
+                    [*driver.endpoint_steps(self._endpoints.join_of(endpoint)), self._records.settle(joined)],
                     f"endpoint {endpoint_id[:12]} could not be connected to network {network.name}",
                 )
             except ControlError:
@@ -298,8 +298,6 @@ class RemoteNetworks:
                 return
             if endpoint.ports:
                 endpoint = self._unpublish(network, endpoint)
-            failure = f"endpoint {endpoint_id[:12]} could not leave sandbox {endpoint.sandbox_key}"
-            self._deps.undo(self._endpoints.round_trips.steps(endpoint), failure)
             self._records.commit(put=[advance(endpoint, EndpointState.CREATED, sandbox_key="")])
             self._emit("disconnect", network, endpoint)
 
@@ -309,7 +307,7 @@ class RemoteNetworks:
         if endpoint.ports:
             endpoint = self._unpublish(network, endpoint)
         self._deps.undo(
-            self._endpoints.local_steps(self._endpoints.join_of(endpoint)),
+            self._deps.driver_of(network).endpoint_steps(self._endpoints.join_of(endpoint)),
             f"endpoint {endpoint.id[:12]} could not be taken off network {network.name} whole",
         )
         endpoint = advance(endpoint, EndpointState.CREATED, sandbox_key="")

@@ -189,13 +189,13 @@ int ls_bpf_prog_test_run(int fd, const void *data_in, __u32 data_in_size, void *
 	return rc;
 }
 
-int ls_bpf_link_create(int prog_fd, __u32 target, __u32 attach_type, __u32 flags)
+int ls_bpf_link_create(int prog_fd, __u32 ifindex, __u32 attach_type, __u32 flags)
 {
 	union bpf_attr attr;
 
 	memset(&attr, 0, sizeof(attr));
 	attr.link_create.prog_fd = prog_fd;
-	attr.link_create.target_fd = target; /* target_ifindex is the same word */
+	attr.link_create.target_ifindex = ifindex;
 	attr.link_create.attach_type = attach_type;
 	attr.link_create.flags = flags;
 	return bpf(BPF_LINK_CREATE, &attr);
@@ -220,13 +220,13 @@ int ls_bpf_link_detach(int link_fd)
 	return bpf(BPF_LINK_DETACH, &attr);
 }
 
-int ls_bpf_prog_query(__u32 target, __u32 attach_type, __u32 *prog_ids, __u32 *count)
+int ls_bpf_prog_query(__u32 ifindex, __u32 attach_type, __u32 *prog_ids, __u32 *count)
 {
 	union bpf_attr attr;
 	int rc;
 
 	memset(&attr, 0, sizeof(attr));
-	attr.query.target_fd = target; /* target_ifindex is the same word */
+	attr.query.target_fd = ifindex; /* target_ifindex in headers since 6.6 */
 	attr.query.attach_type = attach_type;
 	attr.query.prog_ids = pointer(prog_ids);
 	attr.query.prog_cnt = *count;
@@ -247,20 +247,15 @@ int ls_bpf_prog_get_fd_by_id(__u32 id)
 
 int ls_bpf_link_info(int fd, struct ls_link_info *info)
 {
-	/* The head of struct bpf_link_info with two members of its union: cgroup, and tcx, which headers before 6.6 lack. The
-	 * XDP and netkit members begin as the latter. */
+	/* The head of struct bpf_link_info with the tcx member of its union, which headers before 6.6 lack. The
+	 * XDP and netkit members begin in the same way. */
 	struct {
 		__u32 type;
 		__u32 id;
 		__u32 prog_id;
 		__u32 pad;
-		union {
-			struct {
-				__u32 ifindex;
-				__u32 attach_type;
-			};
-			__u64 cgroup_id;
-		};
+		__u32 ifindex;
+		__u32 attach_type;
 	} head;
 	int rc;
 
@@ -273,11 +268,7 @@ int ls_bpf_link_info(int fd, struct ls_link_info *info)
 	info->type = head.type;
 	info->id = head.id;
 	info->prog_id = head.prog_id;
-	if (head.type == BPF_LINK_TYPE_CGROUP) {
-		info->cgroup_id = head.cgroup_id;
-	} else {
-		info->ifindex = head.ifindex;
-		info->attach_type = head.attach_type;
-	}
+	info->ifindex = head.ifindex;
+	info->attach_type = head.attach_type;
 	return 0;
 }

@@ -33,12 +33,11 @@ int ls_bpf_prog_load(__u32 type, const void *insns, __u32 insn_count, const char
 		     __u32 log_level, char *log, __u32 log_size);
 int ls_bpf_prog_test_run(int fd, const void *data_in, __u32 data_in_size, void *data_out, __u32 *data_out_size,
 			 void *ctx, __u32 ctx_size, __u32 repeat, __u32 *retval, __u32 *duration_ns);
-/* `target` is a device's ifindex, or a descriptor of a cgroup's directory. */
-int ls_bpf_link_create(int prog_fd, __u32 target, __u32 attach_type, __u32 flags);
+int ls_bpf_link_create(int prog_fd, __u32 ifindex, __u32 attach_type, __u32 flags);
 int ls_bpf_link_update(int link_fd, int prog_fd);
 int ls_bpf_link_detach(int link_fd);
 /* Fills prog_ids with up to *count programs at the hook, in the order in which they run, and *count with how many. */
-int ls_bpf_prog_query(__u32 target, __u32 attach_type, __u32 *prog_ids, __u32 *count);
+int ls_bpf_prog_query(__u32 ifindex, __u32 attach_type, __u32 *prog_ids, __u32 *count);
 int ls_bpf_prog_get_fd_by_id(__u32 id);
 
 struct ls_link_info {
@@ -47,7 +46,6 @@ struct ls_link_info {
 	__u32 prog_id;
 	__u32 ifindex;     /* of tcx, XDP and netkit links; 0 once the device is gone or the link is detached */
 	__u32 attach_type; /* of tcx and netkit links */
-	__u64 cgroup_id;   /* of cgroup links; 0 once the cgroup is gone or the link is detached */
 };
 int ls_bpf_link_info(int fd, struct ls_link_info *info);
 

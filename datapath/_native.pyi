@@ -38,7 +38,6 @@ class Lib:
     LS_MAX_NODES: int
     LS_MAX_DIRECT: int
     LS_MAX_LATENCIES: int
-    LS_MAX_TCP_LOCALS: int
     LS_LATENCY_BUCKETS: int
     LS_LATENCY_SECOND: int
     LS_LATENCY_FAST: int
@@ -50,6 +49,7 @@ class Lib:
     LS_EP_BRIDGED: int
     LS_EP_VEPA: int
     LS_EP_SWITCHED: int
+    LS_EP_LIMITED: int
     LS_EP_ENGINE: int
     LS_EP_OVERLAY: int
     LS_PEER_DIRECT: int
@@ -71,15 +71,12 @@ class Lib:
     BPF_PROG_TYPE_SOCKET_FILTER: int
     BPF_PROG_TYPE_SCHED_CLS: int
     BPF_PROG_TYPE_XDP: int
-    BPF_PROG_TYPE_SOCK_OPS: int
     BPF_XDP: int
     BPF_TCX_INGRESS: int
     BPF_TCX_EGRESS: int
-    BPF_CGROUP_SOCK_OPS: int
     XDP_FLAGS_DRV_MODE: int
     XDP_FLAGS_SKB_MODE: int
     BPF_FUNC_redirect_peer: int
-    BPF_FUNC_get_netns_cookie: int
 
     def ls_bpf_obj_get(self, path: bytes) -> int: ...
     def ls_bpf_obj_pin(self, fd: int, path: bytes) -> int: ...
@@ -120,10 +117,10 @@ class Lib:
         retval: CData,
         duration_ns: CData,
     ) -> int: ...
-    def ls_bpf_link_create(self, prog_fd: int, target: int, attach_type: int, flags: int) -> int: ...
+    def ls_bpf_link_create(self, prog_fd: int, ifindex: int, attach_type: int, flags: int) -> int: ...
     def ls_bpf_link_update(self, link_fd: int, prog_fd: int) -> int: ...
     def ls_bpf_link_detach(self, link_fd: int) -> int: ...
-    def ls_bpf_prog_query(self, target: int, attach_type: int, prog_ids: CData, count: CData) -> int: ...
+    def ls_bpf_prog_query(self, ifindex: int, attach_type: int, prog_ids: CData, count: CData) -> int: ...
     def ls_bpf_prog_get_fd_by_id(self, id: int) -> int: ...
     def ls_bpf_link_info(self, fd: int, info: CData) -> int: ...
     def ls_netns_create(self, path: bytes, step: CData) -> int: ...

@@ -24,7 +24,6 @@ MAX_PEERS: Final[int] = lib.LS_MAX_PEERS
 MAX_NODES: Final[int] = lib.LS_MAX_NODES
 MAX_DIRECT: Final[int] = lib.LS_MAX_DIRECT
 MAX_LATENCIES: Final[int] = lib.LS_MAX_LATENCIES
-MAX_TCP_LOCALS: Final[int] = lib.LS_MAX_TCP_LOCALS
 LATENCY_BUCKETS: Final[int] = lib.LS_LATENCY_BUCKETS
 LATENCY_SECOND: Final[int] = lib.LS_LATENCY_SECOND
 MAX_DECISIONS: Final[int] = lib.LS_MAX_DECISIONS
@@ -33,6 +32,7 @@ EP_FAST: Final[int] = lib.LS_EP_FAST
 EP_BRIDGED: Final[int] = lib.LS_EP_BRIDGED
 EP_VEPA: Final[int] = lib.LS_EP_VEPA
 EP_SWITCHED: Final[int] = lib.LS_EP_SWITCHED
+EP_LIMITED: Final[int] = lib.LS_EP_LIMITED
 EP_ENGINE: Final[int] = lib.LS_EP_ENGINE
 EP_OVERLAY: Final[int] = lib.LS_EP_OVERLAY
 PEER_DIRECT: Final[int] = lib.LS_PEER_DIRECT
@@ -331,14 +331,6 @@ class Latency(_Record, ctype="struct ls_latency"):
 
 
 @dataclass(frozen=True)
-class TcpLocalKey(_Record, ctype="struct ls_tcp_local_key"):
-    """Key of tcp_locals: an address that an endpoint has in its sandbox."""
-
-    netns_cookie: int
-    address: IPv4Address | IPv6Address
-
-
-@dataclass(frozen=True)
 class Sampling(_Record, ctype="struct ls_sampling"):
     """Value of sampling, of one CPU: one arrival in `every` is timed (0: none); the rest is the programs'."""
 
@@ -388,7 +380,6 @@ RECORDS: Final = (
     DropKey,
     LatencyKey,
     Latency,
-    TcpLocalKey,
     Sampling,
     Decision,
     Decisions,

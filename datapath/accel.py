@@ -12,7 +12,7 @@ grace period with the rtnl lock held, about 11 ms on an idle host, in which no o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -93,9 +93,8 @@ class Accelerator:
         attachment: Literal["auto", "clsact", "tcx"] = "auto",
         *,
         sample_every: int = DEFAULT_SAMPLE_EVERY,
-        leave_out: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        self.programs = Programs(bpffs_dir, run_dir, sample_every, leave_out)
+        self.programs = Programs(bpffs_dir, run_dir, sample_every)
         self._links_dir = bpffs_dir / "links"
         self.attachment: Attachment = "tcx" if attachment == "tcx" else "clsact"
         self.problem: str | None = "not started"

@@ -19,7 +19,7 @@ from typing import Final, Literal
 from datapath import bpf, rtnl, rtnl_read
 from datapath.rtnl_read import Clsact, Filter, Xdp
 
-Hook = Literal["ingress", "egress", "sock_ops"]
+Hook = Literal["ingress", "egress"]
 
 _PARENTS: Final[Mapping[Hook, int]] = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 

@@ -25,7 +25,6 @@ ANY: Final[int] = lib.BPF_ANY
 NOEXIST: Final[int] = lib.BPF_NOEXIST
 EXIST: Final[int] = lib.BPF_EXIST
 REDIRECT_PEER: Final[int] = lib.BPF_FUNC_redirect_peer
-GET_NETNS_COOKIE: Final[int] = lib.BPF_FUNC_get_netns_cookie
 
 # What the kernel answers for a command that a map type does not have; not among the errnos of user space.
 ENOTSUPP: Final = 524
@@ -56,7 +55,6 @@ class ProgType(IntEnum):
     SOCKET_FILTER = lib.BPF_PROG_TYPE_SOCKET_FILTER
     SCHED_CLS = lib.BPF_PROG_TYPE_SCHED_CLS
     XDP = lib.BPF_PROG_TYPE_XDP
-    SOCK_OPS = lib.BPF_PROG_TYPE_SOCK_OPS
 
 
 _PER_CPU: Final = (MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH)
@@ -109,15 +107,13 @@ class ProgInfo:
 
 @dataclass(frozen=True)
 class LinkInfo:
-    """What the kernel says of a link. `ifindex` of one at a device, and `cgroup_id` of one at a cgroup (the inode of
-    its directory), are 0 once the link is detached or what it was attached to is gone."""
+    """What the kernel says of a link. `ifindex` is 0 once the link is detached or its device is gone."""
 
     type: int
     id: int
     prog_id: int
     ifindex: int
     is_egress: bool
-    cgroup_id: int
 
 
 def _check(result: int, command: str, what: str) -> int:
@@ -269,12 +265,6 @@ def xdp_attach(prog_fd: int, ifindex: int, *, generic: bool = False) -> int:
     return _check(result, "BPF_LINK_CREATE", f"{'generic' if generic else 'native'} XDP of ifindex {ifindex}")
 
 
-def sock_ops_attach(prog_fd: int, cgroup_fd: int) -> int:
-    """Attaches a SOCK_OPS program to a cgroup, beside what others have there, and returns the link (kernel 5.7)."""
-    result = lib.ls_bpf_link_create(prog_fd, cgroup_fd, lib.BPF_CGROUP_SOCK_OPS, 0)
-    return _check(result, "BPF_LINK_CREATE", "sock_ops of a cgroup")
-
-
 def link_update(link_fd: int, prog_fd: int) -> None:
     """Replaces the link's program; no packet passes without one."""
     _check(lib.ls_bpf_link_update(link_fd, prog_fd), "BPF_LINK_UPDATE", f"link descriptor {link_fd}")
@@ -289,8 +279,7 @@ def link_info(fd: int) -> LinkInfo:
     _expect(fd, "link")
     info = ffi.new("struct ls_link_info *")
     _check(lib.ls_bpf_link_info(fd, info), "BPF_OBJ_GET_INFO_BY_FD", f"link descriptor {fd}")
-    is_egress = info.attach_type == lib.BPF_TCX_EGRESS
-    return LinkInfo(info.type, info.id, info.prog_id, info.ifindex, is_egress, info.cgroup_id)
+    return LinkInfo(info.type, info.id, info.prog_id, info.ifindex, info.attach_type == lib.BPF_TCX_EGRESS)
 
 
 def tcx_programs(ifindex: int, egress: bool = False) -> list[int]:
@@ -302,14 +291,6 @@ def tcx_programs(ifindex: int, egress: bool = False) -> list[int]:
     if result in (-EINVAL, -ENOENT, -ENOSYS):
         return []
     _check(result, "BPF_PROG_QUERY", f"tcx {'egress' if egress else 'ingress'} of ifindex {ifindex}")
-    return list(ids[0 : count[0]])
-
-
-def sock_ops_programs(cgroup_fd: int) -> list[int]:
-    """The ids of the SOCK_OPS programs at a cgroup itself, in the order in which they run."""
-    ids, count = ffi.new("__u32[]", _HOOK_PROGRAMS), ffi.new("__u32 *", _HOOK_PROGRAMS)
-    result = lib.ls_bpf_prog_query(cgroup_fd, lib.BPF_CGROUP_SOCK_OPS, ids, count)
-    _check(result, "BPF_PROG_QUERY", "sock_ops of a cgroup")
     return list(ids[0 : count[0]])
 
 

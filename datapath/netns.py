@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from errno import EINVAL, ENOTEMPTY, EPERM
 from threading import Thread
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from datapath._native import ffi, lib
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 StrPath = str | os.PathLike[str]
 T = TypeVar("T")
-
-_SO_NETNS_COOKIE: Final = 71  # include/uapi/asm-generic/socket.h
 
 
 def create(path: StrPath) -> None:
@@ -122,13 +119,6 @@ def open_socket(path: StrPath | None, family: int, type: int, protocol: int = 0)
     if result < 0:
         raise _error(result, "open a socket in", path, step)
     return result
-
-
-def cookie(path: StrPath) -> int:
-    """The number by which programs know the namespace, and no other until the next boot (kernel 5.14)."""
-    fd = open_socket(path, socket.AF_UNIX, socket.SOCK_DGRAM)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0, fd) as inside:
-        return int.from_bytes(inside.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
 
 
 def enter(path: StrPath) -> None:

@@ -1,5 +1,4 @@
-"""Programs at hooks of a device or a cgroup that are held by pinned links: they outlive the process (tcx: kernel 6.6;
-XDP: 5.9; cgroups: 5.7)."""
+"""Programs at a device's hooks that are held by pinned links: they outlive the process (tcx: kernel 6.6; XDP: 5.9)."""
 
 from __future__ import annotations
 
@@ -10,18 +9,15 @@ from pathlib import Path
 from datapath import bpf
 
 
-def attach(pin: Path, prog_fd: int, target: int, create: Callable[[], int]) -> None:
-    """Runs a program at `target`, an ifindex or the id of a cgroup, and pins the link that `create` returns; one that
-    is pinned gets the new program.
+def attach(pin: Path, prog_fd: int, ifindex: int, create: Callable[[], int]) -> None:
+    """Runs a program on a device and pins the link that `create` returns; one that is pinned gets the new program.
 
-    No packet in between passes without one. A pin of what is gone, or of a link that was detached, is replaced. Raises
-    OSError.
+    No packet in between passes without one. A pin of a device that is gone is replaced. Raises OSError.
     """
     if pin.exists():
         link = bpf.obj_get(pin)
         try:
-            info = bpf.link_info(link)
-            if target in (info.ifindex, info.cgroup_id):
+            if bpf.link_info(link).ifindex == ifindex:
                 bpf.link_update(link, prog_fd)
                 return
         finally:
@@ -35,7 +31,7 @@ def attach(pin: Path, prog_fd: int, target: int, create: Callable[[], int]) -> N
 
 
 def detach(pin: Path) -> None:
-    """Takes a program off its hook and unpins its link; what is not pinned is no error. Raises OSError.
+    """Takes a program off its device and unpins its link; what is not pinned is no error. Raises OSError.
 
     Unpinning alone detaches too, but an RCU grace period later: the inode of a bpffs is freed only then.
     """

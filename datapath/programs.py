@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,19 +20,10 @@ _FEW: Final = 8
 
 class Programs:
     """Thread-safe. Descriptors stay open until `close`. One packet in `sample_every` has its forwarding timed, 0 for
-    none. `leave_out` is asked once for the programs that are not to be loaded; `refused` has optional ones that the
-    kernel refused, with the reason."""
+    none."""
 
-    def __init__(
-        self,
-        bpffs_dir: Path,
-        run_dir: Path,
-        sample_every: int = DEFAULT_SAMPLE_EVERY,
-        leave_out: Callable[[], Collection[str]] = tuple,
-    ) -> None:
+    def __init__(self, bpffs_dir: Path, run_dir: Path, sample_every: int = DEFAULT_SAMPLE_EVERY) -> None:
         self._sample_every = sample_every
-        self._leave_out = leave_out
-        self.refused: Mapping[str, str] = {}
         self.bpffs_dir = bpffs_dir
         self.tracer = Tracer(bpffs_dir, run_dir)
         self._run_dir = run_dir
@@ -63,8 +54,7 @@ class Programs:
             return self._maps
 
     def _load(self) -> Maps:
-        loaded = loader.load(str(self.bpffs_dir), run_dir=str(self._run_dir), leave_out=self._leave_out())
-        self.refused = loaded.refused
+        loaded = loader.load(str(self.bpffs_dir), run_dir=str(self._run_dir))
         for name, path in loaded.programs.items():
             self._descriptors[name] = bpf.obj_get(path)
         self._is_compiled = loaded.compiled

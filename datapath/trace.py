@@ -68,7 +68,7 @@ class Tracer:
         with self._lock:
             told = self._open()
             told.update(_KEY, bytes(told.value_size))
-            if sources.type_of(program) == "XDP":
+            if sources.is_xdp(program):
                 done, actions = progrun.run_xdp(self._programs[program], packet, ifindex), _XDP_ACTIONS
             else:
                 done = progrun.run(self._programs[program], packet, ifindex=ifindex, cb=context)

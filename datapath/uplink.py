@@ -67,7 +67,7 @@ class Station:
             ip4=self.ip4,
             mac=self.mac,
             flags=(abi.EP_FAST if self.host_access else 0)
-            | (abi.EP_SWITCHED if self.host_ifname else 0)
+            | (abi.EP_SWITCHED if self.host_ifname else abi.EP_LIMITED if self.broadcast_limit else 0)
             | (abi.EP_ENGINE if self.is_engines else 0)
             | {"bridge": abi.EP_BRIDGED, "vepa": abi.EP_VEPA}.get(self.mode, 0),
             ip6=self.ip6,

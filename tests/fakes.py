@@ -25,7 +25,6 @@ from control.sandboxes import SandboxFiles
 from control.store.base import Store
 from datapath.dhcp import DhcpClient
 from datapath.latency import Histogram, Histograms, Kind
-from datapath.tcp_rtt import TcpRtt
 from tests.fake_cluster import FakeCluster
 from tests.memory_store import MemoryStore
 
@@ -230,7 +229,6 @@ def fake_controller(
     cluster: Cluster | None = None,
     answers: Callable[[IPv4Address | IPv6Address], bool] = lambda _: True,
     slots: FakeSlots | None = None,
-    tcp_rtt: TcpRtt | None = None,
 ) -> NetworkController:
     """Returns a controller that is not started, with fake drivers and cluster, the real IPAM and a store in memory."""
     drivers: list[FakeDriver] = [driver or FakeDriver(), FakeHost(), FakeNone()]
@@ -245,7 +243,6 @@ def fake_controller(
             dhcp=dhcp or DhcpClient(),
             answers=answers,
             slots=Slots() if slots is None else slots.as_slots(),
-            tcp_rtt=tcp_rtt,
         ),
         clock,
     )

@@ -36,7 +36,6 @@ def leaks(host: Host, ignore: Collection[str] = ()) -> list[str]:
         *_firewall(host),
         *_pins(host),
         *_maps(host),
-        *_at_cgroups(host),
     ]
 
 
@@ -91,9 +90,7 @@ def _pins(host: Host) -> list[str]:
     for path in host.run("find", str(root), "-type", "f", "-printf", "%P\\n", check=False).stdout.split():
         directory, _, name = path.rpartition("/")
         is_map = (directory == "abi-1/maps" and name in MAPS) or (directory, name) == ("abi-1/trace", "decisions")
-        is_expected = (
-            is_map or path == "tcp_rtt" or (directory in ("abi-1/progs", "abi-1/trace") and name.startswith(PROGRAMS))
-        )
+        is_expected = is_map or (directory in ("abi-1/progs", "abi-1/trace") and name.startswith(PROGRAMS))
         if not is_expected:
             found.append(f"pin {path}")
     return found
@@ -108,41 +105,7 @@ def map_dump(host: Host, name: str) -> list[Any]:
 
 def _maps(host: Host) -> list[str]:
     # Not ep_drops: as all that is counted, they stay in their slot until another endpoint takes it.
-    names = ("ep_by_if", "fdb", "parents", "stations", "neigh6", "tcp_locals")
+    names = ("ep_by_if", "fdb", "parents", "stations", "neigh6")
     found = [f"{name} {element}" for name in names for element in map_dump(host, name)]
     gateways = map_dump(host, "neigh4")
     return found + [f"neigh4 {element}" for element in gateways[1:]]
-
-
-def at_cgroups(host: Host) -> list[int]:
-    """The programs at the root of the cgroups that have this host's maps, by id: those of other hosts are there too."""
-    root = host.run("findmnt", "-n", "-t", "cgroup2", "-o", "TARGET", "--first-only", check=False).stdout.strip()
-    ours = _bpftool(host, "map", "show", "pinned", str(host.bpffs / "linkspan/abi-1/maps/tcp_locals"))
-    if not root or not ours:
-        return []
-    shown = _bpftool(host, "cgroup", "show", root) or ()
-    there = [each["id"] for each in shown if each["attach_type"].endswith("sock_ops")]
-    return [id_ for id_ in there if ours["id"] in _maps_of(host, id_)]
-
-
-def _maps_of(host: Host, program: int) -> list[int]:
-    """Those of another host may be gone by now."""
-    shown = _bpftool(host, "prog", "show", "id", str(program)) or {}
-    return list(shown.get("map_ids", ()))
-
-
-def rtt_link(host: Host) -> Any:
-    """The link that keeps the program there, None if none is pinned."""
-    return _bpftool(host, "link", "show", "pinned", str(host.bpffs / "linkspan/tcp_rtt"))
-
-
-def _at_cgroups(host: Host) -> list[str]:
-    link = rtt_link(host)
-    kept = [link["prog_id"]] if link else []
-    return [f"program {id_} at the cgroups" for id_ in at_cgroups(host) if id_ not in kept]
-
-
-def _bpftool(host: Host, *args: str) -> Any:
-    """What bpftool shows; None of an object that is not there."""
-    done = host.run("bpftool", "-j", *args, check=False)
-    return json.loads(done.stdout) if done.returncode == 0 and done.stdout.strip() else None

@@ -8,8 +8,7 @@
 #include "eth.h"
 #include "ipv4.h"
 #include "ipv6.h"
-
-#define LS_IP4_NO_OPTIONS 0x45 /* version 4, 5 words of header */
+#include "l4.h"
 
 /* The short line: true if the packet is surely an untagged IPv4 or IPv6 packet with nothing to object to. It reads
  * few words and calls nothing; what it is not sure of, ls_check() looks at in full. */

@@ -14,6 +14,20 @@
 #include "../maps.h"
 #include "bucket.h"
 
+/* Whether this packet is one of those that are looked at. */
+LS_INLINE int ls_is_sampled(struct ls_sampling *sample)
+{
+	if (likely(sample->left)) {
+		sample->left -= 1;
+		return 0;
+	}
+	if (!sample->every)
+		return 0;
+	/* At random, or of two flows that take turns only one would be seen. The mean is `every`. */
+	sample->left = bpf_get_prandom_u32() % (2 * sample->every - 1);
+	return 1;
+}
+
 /* A packet has arrived. Never null, but the verifier does not know. */
 LS_INLINE struct ls_sampling *ls_arrived(void)
 {
@@ -23,11 +37,7 @@ LS_INLINE struct ls_sampling *ls_arrived(void)
 	if (!sample)
 		return 0;
 	sample->begin_ns = 0;
-	if (likely(sample->left)) {
-		sample->left -= 1;
-	} else if (sample->every) {
-		/* At random, or of two flows that take turns only one would be seen. The mean is `every`. */
-		sample->left = bpf_get_prandom_u32() % (2 * sample->every - 1);
+	if (ls_is_sampled(sample)) {
 		sample->len = 0;
 		sample->begin_ns = bpf_ktime_get_ns();
 	}

@@ -9,6 +9,7 @@
 #include "check.h"
 #include "direct.h"
 #include "flow.h"
+#include "l4.h"
 #include "tunnel.h"
 
 /* bcc's helpers.h leaves out plen. */
@@ -23,30 +24,6 @@ struct ls_inner {
 	__u8 class; /* DSCP and ECN */
 };
 
-/* The length of the headers that each segment of a GSO packet gets, from the network header on; 0 where they are not to be
- * seen. */
-LS_INLINE __u32 ls_segment_header(const struct __sk_buff *skb, const struct ethhdr *eth)
-{
-	const void *data_end = (void *)(long)skb->data_end;
-	const struct iphdr *ip = (void *)(eth + 1);
-	__u32 offset = sizeof(*ip);
-	const struct tcphdr *tcp;
-	__u8 proto = ip->protocol;
-
-	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
-		proto = *((const __u8 *)ip + 6);
-		offset = sizeof(struct ipv6hdr);
-	} else if (*(const __u8 *)ip != LS_IP4_NO_OPTIONS) {
-		return 0;
-	}
-	if (proto == IPPROTO_UDP)
-		return offset + sizeof(struct udphdr);
-	tcp = (const void *)ip + offset;
-	if (proto != IPPROTO_TCP || (void *)(tcp + 1) > data_end)
-		return 0;
-	return offset + tcp->doff * 4;
-}
-
 /* Whether the packet, or each of its segments, fits the way with `overhead` bytes more. A packet that does not is the
  * kernel's, which tells the sender (RFC 1191, RFC 8201). */
 LS_INLINE int ls_fits_way(const struct __sk_buff *skb, const struct ethhdr *eth, const struct ls_node *node,
@@ -58,7 +35,7 @@ LS_INLINE int ls_fits_way(const struct __sk_buff *skb, const struct ethhdr *eth,
 		return 1;
 	if (!skb->gso_size || skb->len + overhead > 0xffff)
 		return 0;
-	header = ls_segment_header(skb, eth);
+	header = ls_l4_headers(skb, eth);
 	return header && header + skb->gso_size + overhead <= node->mtu;
 }
 
@@ -162,11 +139,14 @@ LS_INLINE int ls_send_remote(struct __sk_buff *skb, struct ls_flow *flow)
 }
 
 /* The exit of a packet that is for a peer. */
-LS_INLINE int ls_exit_remote(struct __sk_buff *skb, struct ls_flow *flow)
+LS_INLINE int ls_exit_remote(struct __sk_buff *skb, struct ls_flow *flow, struct ls_sampling *sample)
 {
 	__u64 packets = ls_wire_packets(skb), bytes = skb->len;
 	struct ls_counters *counters = ep_counters.lookup(&flow->endpoint.slot);
-	int action = ls_send_remote(skb, flow);
+	int action;
+
+	ls_sent(sample, skb, flow->endpoint.slot);
+	action = ls_send_remote(skb, flow);
 
 	if (!counters)
 		return action ? action : TC_ACT_UNSPEC;

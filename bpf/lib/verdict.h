@@ -10,6 +10,7 @@
 #include <uapi/linux/pkt_cls.h>
 #include "../maps.h"
 #include "latency.h"
+#include "tcp.h"
 #include "trace.h"
 
 enum ls_verdict {
@@ -86,6 +87,7 @@ LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const 
 		ls_count_drop(slot, -verdict);
 		return TC_ACT_SHOT;
 	}
+	ls_sent(sample, skb, slot);
 	packets = ls_wire_packets(skb);
 	bytes = skb->len;
 	counters = ep_counters.lookup(&slot);

@@ -19,7 +19,6 @@ from control.drivers.base import Join
 from control.errors import ControlError
 from control.model import Endpoint, EndpointState, NetworkState
 from control.records import Records
-from control.round_trips import RoundTrips
 from datapath.attached import Origin, origins
 
 LOG = logging.getLogger(__name__)
@@ -29,7 +28,6 @@ Check = Callable[[View], Iterable[Finding]]
 CHECKS: Final[tuple[Check, ...]] = (
     state.devices,
     state.shared,
-    state.round_trips,
     state.parents,
     state.failures,
     state.cluster,
@@ -70,7 +68,6 @@ class Doctor:
         join_of: Callable[[Endpoint], Join],
         status: Callable[[], Mapping[str, Any]],
         mend_subjects: Callable[[set[str]], None],
-        round_trips: RoundTrips,
     ) -> None:
         self._deps = deps
         self._records = records
@@ -78,7 +75,6 @@ class Doctor:
         self._join_of = join_of
         self._status = status
         self._mend_subjects = mend_subjects
-        self._round_trips = round_trips
 
     def examine(self) -> list[Finding]:
         """What is wrong, gravest first. Changes nothing.
@@ -105,12 +101,12 @@ class Doctor:
         return [each for each in first if each not in left], left
 
     def attached(self) -> list[dict[str, Any]]:
-        """Every program at the hooks of the networks' devices, in the order in which packets meet them, and at the root
-        of the cgroups; of others' where they come from, as far as that is known.
+        """Every program at the hooks of the networks' devices, in the order in which packets meet them, and of others'
+        where they come from, as far as that is known.
 
         Raises OSError.
         """
-        found = [*programs.attached(self._view()), *self._round_trips.attached()]
+        found = programs.attached(self._view())
         known = origins({each.id for _, each, is_ours in found if each.id and not is_ours})
         return [
             {
@@ -154,7 +150,6 @@ class Doctor:
             fallbacks=status["fallbacks"],
             broken=status["broken"],
             reaches=self._deps.reaches,
-            round_trips=self._round_trips.problems,
         )
 
     def _mend_shared(self) -> None:
@@ -166,10 +161,6 @@ class Doctor:
                     driver.mend_shared(networks, endpoints)
                 except (ControlError, OSError) as error:
                     LOG.error("what %s networks share could not be mended: %s", name, error)
-            try:
-                self._round_trips.mend()
-            except OSError as error:
-                LOG.error("the timing of TCP connections could not be mended: %s", error)
 
 
 def _origin(origin: Origin | None) -> dict[str, Any]:

@@ -46,9 +46,6 @@ KINDS: Final[dict[str, Kind]] = {
     "firewall-missing": Kind(_E, "what the networks' rules promise (isolation, masquerading, published ports) fails"),
     "firewall-extra": Kind(_W, "rules for networks or ports that are gone may hit those of others"),
     "pin-missing": Kind(_W, "a restart of linkspand begins with new maps, and counters from zero"),
-    "rtt-differs": Kind(
-        _W, "round trips of TCP connections are missing in the metrics, or counted for another endpoint"
-    ),
     "not-whole": Kind(_E, "linkspand could not make it whole by itself"),
     # programs at hooks
     "program-missing": Kind(_E, "packets take the slow path, and senders are not checked"),

@@ -24,12 +24,6 @@ def shared(view: View) -> Iterator[Finding]:
             yield _finding(problem)
 
 
-def round_trips(view: View) -> Iterator[Finding]:
-    """Whose TCP connections are timed."""
-    for where, what in view.round_trips():
-        yield finding("rtt-differs", where, what)
-
-
 def parents(view: View) -> Iterator[Finding]:
     for network in view.networks:
         parent = view.drivers[network.driver].parent(network)

@@ -19,8 +19,7 @@ from datapath.attached import Expected, Hooks
 class View:
     """`networks` are active, `joins` those of their endpoints that have come to rest; `all_networks` and
     `all_endpoints` are all that are recorded. `reaches` tells whether a packet of so many bytes, which nobody may cut
-    up, gets to an address and back; `round_trips` what is amiss with the timing of TCP connections. `proc` is the root
-    of proc(5).
+    up, gets to an address and back. `proc` is the root of proc(5).
     """
 
     drivers: Mapping[str, Driver]
@@ -32,7 +31,6 @@ class View:
     fallbacks: Mapping[str, str] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
     reaches: Callable[[Address, int], bool] = lambda address, size: True
-    round_trips: Callable[[], Sequence[tuple[str, str]]] = tuple
     proc: Path = Path("/proc")
 
     def on(self, network: Network) -> list[Join]:

@@ -19,9 +19,9 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any, Final
@@ -64,15 +64,13 @@ _VERIFIER_NOISE: Final = re.compile(r"\s*$|processed \d+ insns|HINT:|bpf: Failed
 
 @dataclass(frozen=True)
 class Loaded:
-    """Where everything is pinned. `log_path` is the child's output, None when nothing was compiled; `refused` has the
-    optional programs that could not be had, with the reason."""
+    """Where everything is pinned. `log_path` is the child's output, None when nothing was compiled."""
 
     programs: Mapping[str, str]
     maps: Mapping[str, str]
     compiled: bool
     seconds: float
     log_path: str | None
-    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(
@@ -82,9 +80,8 @@ def load(
     python: str = "/usr/bin/python3",
     timeout_s: float = 60.0,
     source_dir: str | None = None,
-    leave_out: Collection[str] = (),
 ) -> Loaded:
-    """Makes sure that all maps and programs are pinned in `bpffs_dir`, but for programs to `leave_out`, and says where.
+    """Makes sure that all maps and programs are pinned in `bpffs_dir`, and says where.
 
     Blocks for some 10 ms when they are, for about a second when the programs must be compiled, and for at most
     `timeout_s`; loaders of the same directory wait for each other. Programs that are attached are not touched.
@@ -95,24 +92,19 @@ def load(
     directory = Path(source_dir) if source_dir else sources.DIRECTORY
     layout = pins.Layout(Path(bpffs_dir), sources.key(directory))
     log_path: str | None = None
-    refused: Mapping[str, str] = {}
     with _locked(layout, started + timeout_s):
         pins.make_maps(layout)
-        wanted = layout.programs()
-        for name in leave_out:
-            wanted.pop(name).unlink(missing_ok=True)
-        missing = {name: path for name, path in wanted.items() if not path.exists()}
-        if missing:
+        is_cold = not all(path.exists() for path in layout.programs().values())
+        if is_cold:
             log_path = str(Path(run_dir) / _LOG_NAME)
-            build = _Build(missing, pins.SHAPES, {})
-            refused = _compile(layout, directory, build, Path(log_path), python, started + timeout_s)
+            build = _Build(layout.programs(), pins.SHAPES, {})
+            _compile(layout, directory, build, Path(log_path), python, started + timeout_s)
     return Loaded(
-        programs={name: str(path) for name, path in wanted.items() if name not in refused},
+        programs={name: str(path) for name, path in layout.programs().items()},
         maps={name: str(path) for name, path in layout.maps().items()},
-        compiled=bool(missing.keys() - refused.keys()),
+        compiled=is_cold,
         seconds=time.monotonic() - started,
         log_path=log_path,
-        refused=refused,
     )
 
 
@@ -134,8 +126,7 @@ def load_traced(
     layout = pins.Layout(Path(bpffs_dir), sources.key(directory))
     log_path: str | None = None
     with _locked(layout, started + timeout_s):
-        needed = [path for name, path in layout.programs().items() if name in sources.TRACED]
-        if not all(path.exists() for path in (*layout.maps().values(), *needed)):
+        if not all(path.exists() for path in (*layout.maps().values(), *layout.programs().values())):
             raise Unavailable("the programs of these sources", f"others are pinned in {bpffs_dir}; restart linkspand")
         pins.make_decisions(layout)
         is_cold = not all(path.exists() for path in layout.traced().values())
@@ -192,17 +183,13 @@ class _Build:
     definitions: Mapping[str, str]
 
 
-def _compile(
-    layout: pins.Layout, directory: Path, build: _Build, log_path: Path, python: str, deadline: float
-) -> dict[str, str]:
-    """Returns what optional programs were refused for, by name."""
+def _compile(layout: pins.Layout, directory: Path, build: _Build, log_path: Path, python: str, deadline: float) -> None:
     request = {
         "programs": [
             {
                 "name": name,
                 "text": _flatten(directory, sources.PROGRAMS[name]),
-                "type": sources.type_of(name),
-                "is_optional": name in sources.OPTIONAL,
+                "is_xdp": sources.is_xdp(name),
                 "pin": str(pin),
             }
             for name, pin in build.programs.items()
@@ -224,7 +211,6 @@ def _compile(
         raise broken from error
     if "error" in reply:
         raise _failure(reply, log, log_path, python)
-    return {each["program"]: str(_failure(each, log, log_path, python)) for each in reply["refused"]}
 
 
 def _flatten(directory: Path, source: str) -> str:

@@ -3,11 +3,9 @@
 Reads one JSON request from stdin and writes one JSON reply to stdout; what clang and the verifier say goes to stderr.
 Imports the standard library and bcc alone.
 
-Request: {"programs": [{"name", "text", "type", "is_optional", "pin"}], "maps": {name: shape}, "map_dir",
-"definitions": {macro: string}, "include"}; a type is bcc's name of it, a shape is [type, key size, value size, max
-entries, flags]. All maps are pinned in map_dir already.
-Reply: {"refused": [failure]}, with those of optional programs, or the failure that ended it: {"error": "bcc" |
-"compile" | "maps" | "load" | "pin", "program", "detail", "errno"}.
+Request: {"programs": [{"name", "text", "pin"}], "maps": {name: shape}, "map_dir", "definitions": {macro: string},
+"include"}; a shape is [type, key size, value size, max entries, flags]. All maps are pinned in map_dir already.
+Reply: {"ok": true}, or {"error": "bcc" | "compile" | "maps" | "load" | "pin", "program", "detail", "errno"}.
 """
 
 import ctypes
@@ -62,46 +60,36 @@ def compiled_shapes(lib: Any, module: Any) -> dict[str, list[int]]:
     }
 
 
-def build(bcc: Any, program: dict[str, Any], request: dict[str, Any]) -> None:
-    lib, name = bcc.libbcc.lib, program["name"]
-    definitions = [f"-D{macro}={json.dumps(text)}" for macro, text in request["definitions"].items()]
-    print(f"== {name}: bcc {bcc.__version__}", file=sys.stderr, flush=True)
-    try:
-        module = bcc.BPF(text=program["text"], cflags=definitions)
-    except Exception as error:
-        raise Failed("compile", name, error) from error
-    for table, shape in compiled_shapes(lib, module.module).items():
-        wanted = request["maps"].get(table)
-        is_pinned = os.path.exists(os.path.join(request["map_dir"], table))
-        if shape != wanted and (wanted or is_pinned):
-            raise Failed("maps", name, f"{table} is {shape} in the sources, {wanted} elsewhere")
-    ctypes.set_errno(0)
-    try:
-        function = module.load_func(name.encode(), getattr(bcc.BPF, program["type"]))
-    except Exception as error:
-        raise Failed("load", name, error, ctypes.get_errno()) from error
-    try:
-        pin(lib, function.fd, program["pin"])
-    except OSError as error:
-        raise Failed("pin", name, error, error.errno or errno.EIO) from error
-
-
-def run(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the failures of optional programs."""
+def run(request: dict[str, Any]) -> None:
     os.environ["BCC_KERNEL_SOURCE"] = request["include"]
     try:
         import bcc
     except ImportError as error:
         raise Failed("bcc", detail=error) from error
-    refused = []
+    lib = bcc.libbcc.lib
+    definitions = [f"-D{macro}={json.dumps(text)}" for macro, text in request["definitions"].items()]
     for program in request["programs"]:
+        name = program["name"]
+        print(f"== {name}: bcc {bcc.__version__}", file=sys.stderr, flush=True)
         try:
-            build(bcc, program, request)
-        except Failed as failed:
-            if not program["is_optional"]:
-                raise
-            refused.append(failed.reply)
-    return refused
+            module = bcc.BPF(text=program["text"], cflags=definitions)
+        except Exception as error:
+            raise Failed("compile", name, error) from error
+        for table, shape in compiled_shapes(lib, module.module).items():
+            wanted = request["maps"].get(table)
+            is_pinned = os.path.exists(os.path.join(request["map_dir"], table))
+            if shape != wanted and (wanted or is_pinned):
+                raise Failed("maps", name, f"{table} is {shape} in the sources, {wanted} elsewhere")
+        ctypes.set_errno(0)
+        try:
+            kind = bcc.BPF.XDP if program["is_xdp"] else bcc.BPF.SCHED_CLS
+            function = module.load_func(name.encode(), kind)
+        except Exception as error:
+            raise Failed("load", name, error, ctypes.get_errno()) from error
+        try:
+            pin(lib, function.fd, program["pin"])
+        except OSError as error:
+            raise Failed("pin", name, error, error.errno or errno.EIO) from error
 
 
 def main() -> None:
@@ -109,7 +97,8 @@ def main() -> None:
     reply_to = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:
-        reply: dict[str, Any] = {"refused": run(json.load(sys.stdin))}
+        run(json.load(sys.stdin))
+        reply: dict[str, object] = {"ok": True}
     except Failed as failed:
         reply = failed.reply
     json.dump(reply, reply_to)

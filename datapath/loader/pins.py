@@ -65,7 +65,6 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "ep_counters": Shape(MapType.PERCPU_ARRAY, _U32, abi.Counters.SIZE, abi.MAX_ENDPOINTS, 0),
     "sampling": Shape(MapType.PERCPU_ARRAY, _U32, abi.Sampling.SIZE, 1, 0),
     "latencies": Shape(MapType.HASH, abi.LatencyKey.SIZE, abi.Latency.SIZE, abi.MAX_LATENCIES, _NO_PREALLOC),
-    "tcp_locals": Shape(MapType.HASH, abi.TcpLocalKey.SIZE, _U32, abi.MAX_TCP_LOCALS, _NO_PREALLOC),
     "ep_drops": Shape(MapType.PERCPU_HASH, abi.DropKey.SIZE, _U64, abi.MAX_DROP_KEYS, _NO_PREALLOC),
 }
 
@@ -110,7 +109,7 @@ class Layout:
         return {name: self.program_dir / f"{name}-{self.key}" for name in sources.PROGRAMS}
 
     def traced(self) -> dict[str, Path]:
-        return {name: self.trace_dir / f"{name}-{self.key}" for name in sources.TRACED}
+        return {name: self.trace_dir / f"{name}-{self.key}" for name in sources.PROGRAMS}
 
 
 def make_directories(layout: Layout) -> None:

@@ -13,8 +13,8 @@ from datapath import abi
 
 DIRECTORY: Final = Path(__file__).resolve().parents[2] / "bpf"
 
-# A program is one file in bpf/ with one function of the program's name, and one row here. Files are called tc_, xdp_ or
-# sockops_ for what the program runs at.
+# A program is one file in bpf/ with one function of the program's name, and one row here. Files are called tc_ or xdp_
+# for what the program runs at.
 PROGRAMS: Final = {
     "ls_ep_out": "tc_endpoint_out.c",
     "ls_ep_in": "tc_endpoint_in.c",
@@ -26,24 +26,14 @@ PROGRAMS: Final = {
     "ls_switch_to": "tc_switch_to.c",
     "ls_uplink_in": "tc_uplink_in.c",
     "ls_switch_xdp": "xdp_switch_in.c",
-    "ls_tcp_rtt": "sockops_tcp_rtt.c",
 }
 
-# Those that the others work without: a kernel that refuses one of them has the others all the same.
-OPTIONAL: Final = ("ls_tcp_rtt",)
-
-# Those that packets pass through.
-TRACED: Final = tuple(name for name, source in PROGRAMS.items() if not source.startswith("sockops_"))
-
-# bcc's names of the types of programs, by how the file's name begins.
-_TYPES: Final = {"tc": "SCHED_CLS", "xdp": "XDP", "sockops": "SOCK_OPS"}
 _KEY_DIGITS: Final = 12
 _INCLUDE: Final = re.compile(r'\s*#\s*include\s*"([^"]+)"')
 
 
-def type_of(program: str) -> str:
-    """As bcc calls it: SCHED_CLS, XDP or SOCK_OPS."""
-    return _TYPES[PROGRAMS[program].partition("_")[0]]
+def is_xdp(program: str) -> bool:
+    return PROGRAMS[program].startswith("xdp_")
 
 
 def key(directory: Path) -> str:

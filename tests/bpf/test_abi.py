@@ -51,7 +51,6 @@ STRUCTS = {
     "ep_drops": (abi.DropKey, None),
     "sampling": (None, abi.Sampling),
     "latencies": (abi.LatencyKey, abi.Latency),
-    "tcp_locals": (abi.TcpLocalKey, None),
 }
 C_NAMES = {
     abi.Endpoint: "ls_endpoint",
@@ -70,7 +69,6 @@ C_NAMES = {
     abi.DropKey: "ls_drop_key",
     abi.LatencyKey: "ls_latency_key",
     abi.Latency: "ls_latency",
-    abi.TcpLocalKey: "ls_tcp_local_key",
     abi.Sampling: "ls_sampling",
     abi.DirectKey: "ls_direct_key",
     abi.Direct: "ls_direct",

@@ -170,7 +170,7 @@ def _compare_maps(host: Host, api: Shown, store: Records) -> Iterator[str]:
     segment = {id_: network["segment"] for id_, network in store["network"].items()}
     indexes = {link["ifname"]: link["ifindex"] for link in host.ip("link")}
     joins = [(n, e) for n, _, e in api.joins() if n["Options"].get(_ACCEL) != "off"]
-    maps = {name: _dump(host, name) for name in ("ep_by_if", "fdb", "neigh4", "neigh6", "tcp_locals")}
+    maps = {name: _dump(host, name) for name in ("ep_by_if", "fdb", "neigh4", "neigh6")}
     yield from _differ(
         "map ep_by_if", (indexes.get(_host_end(e)) for _, e in joins), (_u32(key) for key, _ in maps["ep_by_if"])
     )
@@ -187,17 +187,8 @@ def _compare_maps(host: Host, api: Shown, store: Records) -> Iterator[str]:
     neighbours |= {(segment[n["Id"]], ip_address(pool["Gateway"])) for n in api.bridges for pool in n["IPAM"]["Config"]}
     have = {(_u32(key), ip_address(key[4:])) for name in ("neigh4", "neigh6") for key, _ in maps[name]}
     yield from _differ("maps neigh4 and neigh6", neighbours, have)
-    timed = {
-        (ip_address(text), store["endpoint"][endpoint["EndpointID"]]["slot"])
-        for sandbox in api.sandboxes
-        for endpoint in sandbox["Networks"].values()
-        for text in (*_usual(endpoint), *_link_locals(endpoint))
-    }
-    addresses = ((IPv6Address(key[8:]), _u32(value)) for key, value in maps["tcp_locals"])
-    yield from _differ("map tcp_locals", timed, ((each.ipv4_mapped or each, slot) for each, slot in addresses))
     pins = host.run("find", str(host.bpffs / "linkspan"), "-type", "f").stdout.split()
-    kept = (Path(pin).name for pin in pins if Path(pin).parent.name != "progs")
-    yield from _differ("pinned maps and links", {*SHAPES, "tcp_rtt"}, kept)
+    yield from _differ("pinned maps", SHAPES, (Path(pin).name for pin in pins if Path(pin).parent.name != "progs"))
 
 
 def _usual(endpoint: Any) -> list[str]:

@@ -15,7 +15,6 @@ from tests.agreement_overlay import differences, stored, wait_for_agreement
 from tests.hosts import wait_for
 from tests.netns.test_tcp_rtt import chat, of
 from tests.nodes import Cluster, Node, cluster, unbroken
-from tests.require import require
 from tests.traffic import Station, is_v6, tallies, tcp_pair, udp_echo
 
 pytestmark = pytest.mark.root
@@ -258,7 +257,6 @@ def test_what_somebody_has_broken_is_said_and_mended(nodes: Cluster) -> None:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_connections_between_nodes_have_their_round_trips_timed_at_both_ends(nodes: Cluster, version: int) -> None:
-    require("tcp_rtt")
     nodes.create("far", **BOTH)
     a, b, other = nodes[0].box("a", "far"), nodes[1].box("b", "far"), nodes[1].box("other", "far")
     chat(a, b, b.ip4 if version == 4 else b.ip6)

@@ -140,7 +140,6 @@ BROKEN = {
     "map ep_by_if": ("map-missing", delete_entry("ep_by_if")),
     "map fdb": ("map-missing", delete_entry("fdb")),
     "map neigh4": ("map-missing", delete_entry("neigh4")),
-    "map tcp_locals": ("rtt-differs", delete_entry("tcp_locals")),
     "map fdb, other": ("map-wrong", break_entry),
     "map fdb, more": ("map-extra", add_entry),
     "program": ("program-missing", on_host("tc", "qdisc", "del", "dev", "{port}", "clsact")),

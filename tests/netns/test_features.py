@@ -71,8 +71,6 @@ def test_answers_agree_with_bpftool():
     helpers = found["helpers"]["sched_cls_available_helpers"]
     assert found["syscall_config"]["have_bpf_syscall"] is (features.check("bpf").answer is Answer.YES)
     assert ("bpf_redirect_peer" in helpers) is (features.check("redirect_peer").answer is Answer.YES)
-    of_sockets = found["helpers"]["sock_ops_available_helpers"]
-    assert ("bpf_get_netns_cookie" in of_sockets) is (features.check("tcp_rtt").answer is Answer.YES)
 
 
 def test_answers_agree_with_the_kernel_s_version_and_files():
@@ -127,7 +125,7 @@ def test_cap_bpf_is_part_of_cap_sys_admin():
 
 def test_a_kernel_without_ebpf_says_no_to_all_of_it():
     child = report_in_child(code=FILTER.replace("ERRNO", "38") + REPORT)
-    for name in ("bpf", "jit", "redirect_peer", "percpu_batch", "tcx", "clsact", "xdp_native", "tcp_rtt"):
+    for name in ("bpf", "jit", "redirect_peer", "percpu_batch", "tcx", "clsact", "xdp_native"):
         assert child[name][0] is Answer.NO, name
         assert "this kernel is built without eBPF" in child[name][1]
     assert child["veth"][0] is Answer.YES

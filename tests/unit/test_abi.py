@@ -38,7 +38,6 @@ STRUCTS = {
     abi.DropKey: "ls_drop_key",
     abi.LatencyKey: "ls_latency_key",
     abi.Latency: "ls_latency",
-    abi.TcpLocalKey: "ls_tcp_local_key",
     abi.Sampling: "ls_sampling",
     abi.Decision: "ls_decision",
     abi.Decisions: "ls_decisions",
@@ -102,7 +101,6 @@ RECORDS = st.one_of(
     st.builds(abi.Counters, *[u(64)] * 8),
     st.builds(abi.DropKey, slot=u(32), reason=u(32)),
     st.builds(abi.LatencyKey, slot=u(32), kind=u(32)),
-    st.builds(abi.TcpLocalKey, netns_cookie=u(64), address=either),
     st.builds(abi.Latency, total_ns=u(64), buckets=st.integers(0, 255).map(lambda value: bytes([value]) * 960)),
     st.builds(
         abi.Sampling,

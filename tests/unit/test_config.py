@@ -64,7 +64,6 @@ def test_keys_are_read(tmp_path: Path) -> None:
             [metrics]
             listen = "off"
             forwarding-sample = 0
-            tcp-rtt = false
             [datapath]
             accel = false
             attach = "clsact"
@@ -88,7 +87,7 @@ def test_keys_are_read(tmp_path: Path) -> None:
     assert config.run_dir == Path("/run/other")
     assert config.daemon.log_level == "debug"
     assert config.api.idle_timeout_seconds == 5.0
-    assert (config.metrics.listen, config.metrics.forwarding_sample, config.metrics.tcp_rtt) == ("off", 0, False)
+    assert (config.metrics.listen, config.metrics.forwarding_sample) == ("off", 0)
     assert (config.datapath.accel, config.datapath.attach) == (False, "clsact")
     assert config.ipam.default_pools == (
         DefaultPool(base="10.8.0.0/13", size=24),
@@ -162,7 +161,6 @@ def test_flags_lie_over_the_file(tmp_path: Path) -> None:
         ("[api]\nmax-body-bytes = 10", "api.max-body-bytes must be at least 1024"),
         ('[metrics]\nlisten = "9478"', '"9478" is not an address to listen on'),
         ('[metrics]\nper-endpoint = "no"', "`$.metrics.per-endpoint`"),
-        ('[metrics]\ntcp-rtt = "off"', "Expected `bool`, got `str` - at `$.metrics.tcp-rtt`"),
         ("[metrics]\ntls-cert = '/c'", "metrics.tls-cert is of no use without metrics.tls-key"),
         ("[metrics]\ntls-key = '/k'", "metrics.tls-key is of no use without metrics.tls-cert"),
         ("[metrics]\ntls-client-ca = '/c'", "metrics.tls-client-ca is of no use without metrics.tls-cert"),

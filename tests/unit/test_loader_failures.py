@@ -89,13 +89,6 @@ def test_a_program_refused_for_want_of_a_capability_says_so(load):
         load(replies(error="load", program="ls_ep_out", errno=errno.EPERM))
 
 
-def test_an_optional_program_that_is_refused_stops_no_other(load):
-    failure = {"error": "load", "program": "ls_tcp_rtt", "detail": "", "errno": errno.EPERM}
-    loaded = load(f"cat >/dev/null; echo '{json.dumps({'refused': [failure]})}'")
-    assert loaded.programs.keys() == sources.PROGRAMS.keys() - {"ls_tcp_rtt"}
-    assert "CAP_BPF" in loaded.refused["ls_tcp_rtt"]
-
-
 def test_any_other_failure_names_program_and_log(load, tmp_path):
     with pytest.raises(loader.LoaderError, match=r"^load ls_ep_in: maps differ \(log in \S+loader\.log\)$"):
         load(replies(error="maps", program="ls_ep_in", detail="maps differ"))

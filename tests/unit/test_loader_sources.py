@@ -51,7 +51,7 @@ def test_the_preprocessor_sees_the_lines_where_they_were_written(tree):
 def test_the_projects_own_programs_hold_no_project_include():
     for name, source in sources.PROGRAMS.items():
         text = sources.flatten(sources.DIRECTORY, source)
-        context = {"ls_switch_xdp": "xdp_md *ctx", "ls_tcp_rtt": "bpf_sock_ops *ops"}.get(name, "__sk_buff *skb")
+        context = "xdp_md *ctx" if name == "ls_switch_xdp" else "__sk_buff *skb"
         assert f"int {name}(struct {context})" in text
         assert '#include "' not in text
 

@@ -78,6 +78,7 @@
 #define LS_EP_ENGINE 4  /* a container engine's, which may give it link-local addresses and tell nobody */
 #define LS_EP_VEPA 8    /* station in VEPA mode: what a switch sends back of its group packets is for the others too */
 #define LS_EP_SWITCHED 16 /* station that is a veth pair: programs at its host end have judged what it sends */
+#define LS_EP_LIMITED 64 /* station that is a macvlan device, with ls_station_out at its egress */
 
 #define LS_EP_OVERLAY 32 /* on an overlay network: unicast for endpoints of other hosts may take the fast path too */
 
@@ -215,7 +216,7 @@ struct ls_drop_key {
 enum ls_latency_kind {
 	LS_LATENCY_FAST = 0,    /* from a packet's arrival until a program has handed it to the sandbox of slot */
 	LS_LATENCY_SLOW = 1,    /* from there until the kernel brings it to that sandbox's host end */
-	LS_LATENCY_TCP_RTT = 2, /* round trip of a connection whose local address is that of slot */
+	LS_LATENCY_TCP_RTT = 2, /* round trip of a TCP connection that slot has sent data on */
 };
 struct ls_latency_key {
 	__u32 slot;
@@ -248,6 +249,52 @@ enum ls_drop_reason {
 	LS_DROP_TOO_DEEP = 7,      /* more VLAN tags, IPv6 extension headers or ND options than are looked through */
 	LS_DROP_STORM = 8,         /* more packets for everybody than the endpoint may send in a second */
 	LS_DROP_SPOOFED_PEER = 9,  /* came from a node that the Ethernet source is no endpoint of */
+};
+
+/* What programs that are built to be traced tell of one packet, in order; see lib/trace.h. The operand is an ifindex where
+ * nothing else is said, and 0 where there is nothing to say. Names without LS_TOLD_ are what users see. */
+#define LS_MAX_DECISIONS 16
+enum ls_told {
+	LS_TOLD_DROP = 1,	    /* enum ls_drop_reason */
+	LS_TOLD_REDIRECT = 2,	    /* out by the device */
+	LS_TOLD_REDIRECT_IN = 3,    /* in at the device, as if it had come from its wire */
+	LS_TOLD_REDIRECT_PEER = 4,  /* into the sandbox, out of the other end of this host end */
+	LS_TOLD_REDIRECT_NEIGH = 5, /* out by the device, with the MAC of the next hop */
+	LS_TOLD_COPY = 6,	    /* a copy goes out by the device */
+	LS_TOLD_COPY_IN = 7,	    /* a copy comes in at the device */
+	LS_TOLD_NO_ENDPOINT = 8,    /* no endpoint is behind the device */
+	LS_TOLD_SENDER = 9,	    /* slot: the packet is one that this endpoint may send */
+	LS_TOLD_NOT_CONNECTED = 10, /* the sender may exchange packets with no other endpoint */
+	LS_TOLD_FDB = 11,	    /* host end of the endpoint that has the destination MAC */
+	LS_TOLD_NO_FDB = 12,	    /* no endpoint of this host has the destination MAC */
+	LS_TOLD_TOO_LONG = 13,	    /* longer than the MTU of the receiver */
+	LS_TOLD_ANSWERED = 14,	    /* the question is the answer now */
+	LS_TOLD_NOT_ANSWERED = 15,  /* nobody is known who has the address that is asked for */
+	LS_TOLD_PEER = 16,	    /* index into nodes, of the host that the destination MAC is on */
+	LS_TOLD_NO_PEER = 17,	    /* no endpoint of another host has the destination MAC */
+	LS_TOLD_NO_WAY = 18,	    /* index into nodes: no way there is known */
+	LS_TOLD_WAY_TOO_SMALL = 19, /* MTU of the way: the packet does not fit */
+	LS_TOLD_VXLAN = 20,	    /* VNI in the outer headers */
+	LS_TOLD_DIRECT = 21,	    /* index into nodes: as it is, to the MAC of the host */
+	LS_TOLD_HOST = 22,	    /* parent: for the host */
+	LS_TOLD_WIRE = 23,	    /* parent: for what is at the other end of its wire */
+	LS_TOLD_STATION = 24,	    /* slot of the station that is the receiver */
+	LS_TOLD_NO_TUNNEL = 25,	    /* no VXLAN, or such as the kernel has to look at */
+	LS_TOLD_SEGMENT = 26,	    /* segment of the VNI */
+	LS_TOLD_NO_SEGMENT = 27,    /* VNI that no network here has */
+	LS_TOLD_NODE = 28,	    /* index into nodes, of the host that the packet came from */
+	LS_TOLD_NO_NODE = 29,	    /* came from no host that is known, or is for another address than that knows */
+};
+
+struct ls_decision {
+	__u32 what; /* enum ls_told */
+	__u32 operand;
+};
+
+/* Map decisions: array of one. User space sets `count` to 0 before a run. */
+struct ls_decisions {
+	__u32 count;
+	struct ls_decision each[16]; /* LS_MAX_DECISIONS: cffi takes numbers alone here */
 };
 
 #endif
@@ -365,6 +412,14 @@ LS_ASSERT_AT(struct ls_sampling, left, 12);
 LS_ASSERT_AT(struct ls_sampling, len, 16);
 LS_ASSERT_AT(struct ls_sampling, macs, 20);
 
+LS_ASSERT_SIZE(struct ls_decision, 8);
+LS_ASSERT_AT(struct ls_decision, what, 0);
+LS_ASSERT_AT(struct ls_decision, operand, 4);
+
+LS_ASSERT_SIZE(struct ls_decisions, 132);
+LS_ASSERT_AT(struct ls_decisions, count, 0);
+LS_ASSERT_AT(struct ls_decisions, each, 4);
+
 #endif
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
@@ -398,6 +453,16 @@ LS_ASSERT_AT(struct ls_sampling, macs, 20);
 #define LS_PRIVATE_MAP(_type, _key, _value, _name, _max_entries, _flags) \
 	BPF_F_TABLE(_type, _key, _value, _name, _max_entries, _flags)
 
+/* The loader passes LS_TRACE, the directory of the map of one value that traced programs tell their decisions in, to build
+ * them. They count for nobody: what programs count in is their own there, and holds next to nothing. */
+#ifdef LS_TRACE
+#define LS_TRACE_MAP(_value, _name) BPF_TABLE_PINNED("array", __u32, _value, _name, 1, LS_TRACE "/" #_name, 0)
+#define LS_COUNT_MAP(_type, _key, _value, _name, _max_entries, _flags) \
+	LS_PRIVATE_MAP(_type, _key, _value, _name, 1, _flags)
+#else
+#define LS_COUNT_MAP LS_MAP
+#endif
+
 /* Unaligned words of packets and map values, in memory order. All machines that the kernel's BPF JITs run the
  * fast path on load them in one instruction; the verifier allows it where the kernel does. */
 LS_INLINE __u16 ls_load16(const void *from)
@@ -418,7 +483,11 @@ LS_INLINE __u64 ls_load64(const void *from)
 #endif
 
 /* What is remembered of one pair of sender and destination: see lib/flow.h. */
+#ifdef LS_TRACE
+#define LS_FLOW_BITS 1 /* nothing is remembered */
+#else
 #define LS_FLOW_BITS 10 /* 112 KiB a CPU, well inside its second-level cache */
+#endif
 struct ls_flow {
 	__u64 epoch;
 	struct ls_fdb to; /* ifindex 0: the kernel's */
@@ -462,12 +531,12 @@ LS_MAP("hash", struct ls_neigh6_key, struct ls_neighbour, neigh6, LS_MAX_NEIGHBO
 
 /* Per CPU: a tc program runs in softirq context or with bottom halves off, so nothing else on the CPU touches
  * its copy in between and plain additions do. */
-LS_MAP("percpu_array", __u32, struct ls_counters, ep_counters, LS_MAX_ENDPOINTS, 0);
-LS_MAP("percpu_hash", struct ls_drop_key, __u64, ep_drops, LS_MAX_DROP_KEYS, BPF_F_NO_PREALLOC);
+LS_COUNT_MAP("percpu_array", __u32, struct ls_counters, ep_counters, LS_MAX_ENDPOINTS, 0);
+LS_COUNT_MAP("percpu_hash", struct ls_drop_key, __u64, ep_drops, LS_MAX_DROP_KEYS, BPF_F_NO_PREALLOC);
 
 /* Read and written once a packet at its arrival; nothing else on the CPU touches it in between, as above. */
-LS_MAP("percpu_array", __u32, struct ls_sampling, sampling, 1, 0);
-LS_MAP("hash", struct ls_latency_key, struct ls_latency, latencies, LS_MAX_LATENCIES, BPF_F_NO_PREALLOC);
+LS_COUNT_MAP("percpu_array", __u32, struct ls_sampling, sampling, 1, 0);
+LS_COUNT_MAP("hash", struct ls_latency_key, struct ls_latency, latencies, LS_MAX_LATENCIES, BPF_F_NO_PREALLOC);
 
 /* All zero: what an element of latencies begins with, too big for a program's stack. */
 LS_PRIVATE_MAP("array", __u32, struct ls_latency, no_latency, 1, 0);
@@ -545,6 +614,20 @@ LS_INLINE __u32 ls_latency_bucket(__u64 ns)
 
 #endif
 
+/* Whether this packet is one of those that are looked at. */
+LS_INLINE int ls_is_sampled(struct ls_sampling *sample)
+{
+	if (likely(sample->left)) {
+		sample->left -= 1;
+		return 0;
+	}
+	if (!sample->every)
+		return 0;
+	/* At random, or of two flows that take turns only one would be seen. The mean is `every`. */
+	sample->left = bpf_get_prandom_u32() % (2 * sample->every - 1);
+	return 1;
+}
+
 /* A packet has arrived. Never null, but the verifier does not know. */
 LS_INLINE struct ls_sampling *ls_arrived(void)
 {
@@ -554,11 +637,7 @@ LS_INLINE struct ls_sampling *ls_arrived(void)
 	if (!sample)
 		return 0;
 	sample->begin_ns = 0;
-	if (likely(sample->left)) {
-		sample->left -= 1;
-	} else if (sample->every) {
-		/* At random, or of two flows that take turns only one would be seen. The mean is `every`. */
-		sample->left = bpf_get_prandom_u32() % (2 * sample->every - 1);
+	if (ls_is_sampled(sample)) {
 		sample->len = 0;
 		sample->begin_ns = bpf_ktime_get_ns();
 	}
@@ -629,6 +708,183 @@ LS_INLINE void ls_delivered_slow(const struct __sk_buff *skb, __u32 slot)
 }
 
 #endif
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The round trip that TCP knows of, read from the socket that a packet was sent from: it comes with the packet as far as an
+ * endpoint's host end, out of its network namespace (kernel commit 9c4c325252c5, Linux 4.20). No packet is sent for it, and
+ * nothing is asked of TCP.
+ */
+#ifndef LINKSPAN_TCP_H
+#define LINKSPAN_TCP_H
+
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The headers up to TCP's and UDP's.
+ */
+#ifndef LINKSPAN_L4_H
+#define LINKSPAN_L4_H
+
+#include <uapi/linux/if_ether.h>
+#include <uapi/linux/in.h>
+#include <uapi/linux/ip.h>
+#include <uapi/linux/ipv6.h>
+#include <uapi/linux/tcp.h>
+#include <uapi/linux/udp.h>
+
+#define LS_IP4_NO_OPTIONS 0x45 /* version 4, 5 words of header */
+
+/* The length of an untagged packet's headers from the network header on, which each segment of a GSO packet gets; 0 where they
+ * are not to be seen, or another protocol's. As much as an IPv4 header is known to be there behind `eth`. */
+LS_INLINE __u32 ls_l4_headers(const struct __sk_buff *skb, const struct ethhdr *eth)
+{
+	const void *data_end = (void *)(long)skb->data_end;
+	const struct iphdr *ip = (void *)(eth + 1);
+	__u32 offset = sizeof(*ip);
+	const struct tcphdr *tcp;
+	__u8 proto = ip->protocol;
+
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+		proto = *((const __u8 *)ip + 6);
+		offset = sizeof(struct ipv6hdr);
+	} else if (*(const __u8 *)ip != LS_IP4_NO_OPTIONS) {
+		return 0;
+	}
+	if (proto == IPPROTO_UDP)
+		return offset + sizeof(struct udphdr);
+	tcp = (const void *)ip + offset;
+	if (proto != IPPROTO_TCP || (void *)(tcp + 1) > data_end)
+		return 0;
+	return offset + tcp->doff * 4;
+}
+
+#endif
+
+/* Whether the packet, which a TCP socket has sent, has data: its own or, in a tunnel, another packet. */
+LS_INLINE int ls_has_data(const struct __sk_buff *skb)
+{
+	const struct ethhdr *eth = (void *)(long)skb->data;
+	__u32 headers;
+
+	if ((void *)(eth + 1) + sizeof(struct iphdr) > (void *)(long)skb->data_end)
+		return 0;
+	headers = ls_l4_headers(skb, eth);
+	return headers && skb->len > ETH_HLEN + headers;
+}
+
+/* The smoothed round trip of the connection that the packet is of; 0 if none is known. Who has only acknowledged for a while
+ * knows none that is worth telling, so it is that of packets with data alone. */
+LS_INLINE __u64 ls_tcp_rtt_ns(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	struct bpf_tcp_sock *tcp;
+
+	if (!sk)
+		return 0;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return 0;
+	tcp = bpf_tcp_sock(sk);
+	if (!tcp || !ls_has_data(skb))
+		return 0;
+	return (tcp->srtt_us >> 3) * 1000ULL; /* it is kept in eighths */
+}
+
+/* Counts the round trip of the connection that a packet of the endpoint with this slot is of. */
+LS_INLINE void ls_add_tcp_rtt(struct __sk_buff *skb, __u32 slot)
+{
+	__u64 ns = ls_tcp_rtt_ns(skb);
+
+	if (ns)
+		ls_add_latency(slot, LS_LATENCY_TCP_RTT, ns);
+}
+
+/* For a packet that has arrived from its endpoint: what is spent here is no part of its own time. */
+LS_INLINE void ls_sent(struct ls_sampling *sample, struct __sk_buff *skb, __u32 slot)
+{
+	__u64 now;
+
+	if (likely(!sample->begin_ns))
+		return;
+	now = bpf_ktime_get_ns();
+	ls_add_tcp_rtt(skb, slot);
+	sample->begin_ns += bpf_ktime_get_ns() - now;
+}
+
+/* For a packet on its way out of a device, where no arrival is timed. */
+LS_INLINE void ls_leaves(struct __sk_buff *skb, __u32 slot)
+{
+	__u32 first = 0;
+	struct ls_sampling *sample = sampling.lookup(&first);
+
+	if (sample && unlikely(ls_is_sampled(sample)))
+		ls_add_tcp_rtt(skb, slot);
+}
+
+#endif
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What a program tells of one packet when it is built to be traced (LS_TRACE), and nothing in a program that runs on a
+ * device: there the macros leave no instruction. A traced program runs by prog test-run alone. It looks into the same maps,
+ * has counters and flows of its own, copies nothing to anyone, and spends no endpoint's limit (docs/adr/0022-trace.md).
+ */
+#ifndef LINKSPAN_TRACE_H
+#define LINKSPAN_TRACE_H
+
+
+#ifdef LS_TRACE
+
+LS_TRACE_MAP(struct ls_decisions, decisions);
+
+LS_INLINE void ls_tell(__u32 what, __u32 operand)
+{
+	__u32 first = 0, count;
+	struct ls_decisions *told = decisions.lookup(&first);
+
+	if (!told)
+		return;
+	count = told->count;
+	if (count >= LS_MAX_DECISIONS)
+		return;
+	told->each[count].what = what;
+	told->each[count].operand = operand;
+	told->count = count + 1;
+}
+
+#define LS_TELL(what, operand) ls_tell(LS_TOLD_##what, operand)
+#define LS_TELL_FOUND(is_found, what, operand, other) \
+	do { \
+		if (is_found) \
+			LS_TELL(what, operand); \
+		else \
+			LS_TELL(other, 0); \
+	} while (0)
+
+/* A test run redirects nothing, but a copy would be sent. */
+#define bpf_redirect(ifindex, flags) \
+	(ls_tell((flags) & BPF_F_INGRESS ? LS_TOLD_REDIRECT_IN : LS_TOLD_REDIRECT, ifindex), bpf_redirect(ifindex, flags))
+#define bpf_redirect_peer(ifindex, flags) \
+	(ls_tell(LS_TOLD_REDIRECT_PEER, ifindex), bpf_redirect_peer(ifindex, flags))
+#define ls_redirect_neigh(ifindex, next, len, flags) \
+	(ls_tell(LS_TOLD_REDIRECT_NEIGH, ifindex), ls_redirect_neigh(ifindex, next, len, flags))
+#define bpf_clone_redirect(skb, ifindex, flags) \
+	ls_tell((flags) & BPF_F_INGRESS ? LS_TOLD_COPY_IN : LS_TOLD_COPY, ifindex)
+
+/* A test run can set neither, but cb. */
+#define LS_NOTE_IN(skb) ((skb)->cb[0])
+#define LS_CLASS_OF(skb) ((skb)->cb[0])
+
+#else
+
+#define LS_TELL(what, operand) \
+	do { \
+	} while (0)
+#define LS_TELL_FOUND(is_found, what, operand, other) LS_TELL(what, operand)
+#define LS_NOTE_IN(skb) ((skb)->tc_index)
+#define LS_CLASS_OF(skb) ((skb)->tc_classid)
+
+#endif
+
+#endif
 
 enum ls_verdict {
 	LS_KERNEL = 0,  /* slow path: the kernel gets the packet as it is */
@@ -652,6 +908,7 @@ LS_INLINE void ls_count_drop(__u32 slot, __u32 reason)
 	__u64 *packets = ep_drops.lookup(&key);
 	__u64 one = 1;
 
+	LS_TELL(DROP, reason);
 	if (packets)
 		*packets += 1;
 	else
@@ -703,6 +960,7 @@ LS_INLINE int ls_exit_out(struct __sk_buff *skb, __u32 slot, int verdict, const 
 		ls_count_drop(slot, -verdict);
 		return TC_ACT_SHOT;
 	}
+	ls_sent(sample, skb, slot);
 	packets = ls_wire_packets(skb);
 	bytes = skb->len;
 	counters = ep_counters.lookup(&slot);
@@ -910,8 +1168,11 @@ LS_INLINE int ls_answer_arp(struct __sk_buff *skb, __u32 segment, const __u8 *as
 
 	__builtin_memcpy(&key.ip4, request->tpa, sizeof(key.ip4));
 	owner = neigh4.lookup(&key);
-	if (!owner || (owner->flags & LS_NEIGH_SILENT) || ls_mac_equal(owner->mac, asker))
+	if (!owner || (owner->flags & LS_NEIGH_SILENT) || ls_mac_equal(owner->mac, asker)) {
+		LS_TELL(NOT_ANSWERED, 0);
 		return 0;
+	}
+	LS_TELL(ANSWERED, 0);
 	__builtin_memcpy(reply.eth.h_dest, asker, ETH_ALEN);
 	__builtin_memcpy(reply.eth.h_source, owner->mac, ETH_ALEN);
 	reply.eth.h_proto = bpf_htons(ETH_P_ARP);
@@ -1105,8 +1366,11 @@ LS_INLINE int ls_answer_nd(struct __sk_buff *skb, __u32 segment, const __u8 *ask
 
 	__builtin_memcpy(key.ip6, target, sizeof(key.ip6));
 	owner = neigh6.lookup(&key);
-	if (!owner || (owner->flags & LS_NEIGH_SILENT) || ls_mac_equal(owner->mac, asker))
+	if (!owner || (owner->flags & LS_NEIGH_SILENT) || ls_mac_equal(owner->mac, asker)) {
+		LS_TELL(NOT_ANSWERED, 0);
 		return 0;
+	}
+	LS_TELL(ANSWERED, 0);
 	__builtin_memcpy(reply.eth.h_dest, asker, ETH_ALEN);
 	__builtin_memcpy(reply.eth.h_source, owner->mac, ETH_ALEN);
 	reply.eth.h_proto = bpf_htons(ETH_P_IPV6);
@@ -1315,8 +1579,6 @@ LS_INLINE int ls_check_ip6(struct __sk_buff *skb, const struct ls_endpoint *ep, 
 
 #endif
 
-#define LS_IP4_NO_OPTIONS 0x45 /* version 4, 5 words of header */
-
 /* The short line: true if the packet is surely an untagged IPv4 or IPv6 packet with nothing to object to. It reads
  * few words and calls nothing; what it is not sure of, ls_check() looks at in full. */
 LS_INLINE int ls_is_plain(const struct __sk_buff *skb, const struct ls_endpoint *ep)
@@ -1424,10 +1686,14 @@ LS_INLINE struct ls_flow *ls_flow_place(const struct __sk_buff *skb, __u32 sende
  * keeps loads in order; a machine that doesn't would need a read barrier between, which BPF programs don't have. */
 LS_INLINE __u64 ls_flow_epoch(void)
 {
+#ifdef LS_TRACE
+	return bpf_ktime_get_ns(); /* a new one for each packet: all is looked up, and told */
+#else
 	__u32 first = 0;
 	const __u64 *now = epoch.lookup(&first);
 
 	return now ? *now : 0;
+#endif
 }
 
 /* True if the place holds this packet's flow. */
@@ -1613,30 +1879,6 @@ struct ls_inner {
 	__u8 class; /* DSCP and ECN */
 };
 
-/* The length of the headers that each segment of a GSO packet gets, from the network header on; 0 where they are not to be
- * seen. */
-LS_INLINE __u32 ls_segment_header(const struct __sk_buff *skb, const struct ethhdr *eth)
-{
-	const void *data_end = (void *)(long)skb->data_end;
-	const struct iphdr *ip = (void *)(eth + 1);
-	__u32 offset = sizeof(*ip);
-	const struct tcphdr *tcp;
-	__u8 proto = ip->protocol;
-
-	if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
-		proto = *((const __u8 *)ip + 6);
-		offset = sizeof(struct ipv6hdr);
-	} else if (*(const __u8 *)ip != LS_IP4_NO_OPTIONS) {
-		return 0;
-	}
-	if (proto == IPPROTO_UDP)
-		return offset + sizeof(struct udphdr);
-	tcp = (const void *)ip + offset;
-	if (proto != IPPROTO_TCP || (void *)(tcp + 1) > data_end)
-		return 0;
-	return offset + tcp->doff * 4;
-}
-
 /* Whether the packet, or each of its segments, fits the way with `overhead` bytes more. A packet that does not is the
  * kernel's, which tells the sender (RFC 1191, RFC 8201). */
 LS_INLINE int ls_fits_way(const struct __sk_buff *skb, const struct ethhdr *eth, const struct ls_node *node,
@@ -1648,7 +1890,7 @@ LS_INLINE int ls_fits_way(const struct __sk_buff *skb, const struct ethhdr *eth,
 		return 1;
 	if (!skb->gso_size || skb->len + overhead > 0xffff)
 		return 0;
-	header = ls_segment_header(skb, eth);
+	header = ls_l4_headers(skb, eth);
 	return header && header + skb->gso_size + overhead <= node->mtu;
 }
 
@@ -1727,16 +1969,23 @@ LS_INLINE int ls_send_remote(struct __sk_buff *skb, struct ls_flow *flow)
 	struct ls_inner inner;
 	int is_ip4;
 
-	if (!node || !node->ifindex || (void *)(eth + 1) + sizeof(struct iphdr) > (void *)(long)skb->data_end)
+	if (!node || !node->ifindex || (void *)(eth + 1) + sizeof(struct iphdr) > (void *)(long)skb->data_end) {
+		LS_TELL(NO_WAY, number);
 		return 0;
+	}
 	inner.proto_be = eth->h_proto;
 	if (inner.proto_be != bpf_htons(ETH_P_IP) && inner.proto_be != bpf_htons(ETH_P_IPV6))
 		return 0;
-	if (ls_is_direct(skb, flow) && ls_fits_way(skb, eth, node, 0))
+	if (ls_is_direct(skb, flow) && ls_fits_way(skb, eth, node, 0)) {
+		LS_TELL(DIRECT, number);
 		return ls_send_direct(skb, node);
+	}
 	is_ip4 = ls_is_mapped(node->remote);
-	if (!ls_fits_way(skb, eth, node, is_ip4 ? sizeof(struct ls_tunnel4) : sizeof(struct ls_tunnel6)))
+	if (!ls_fits_way(skb, eth, node, is_ip4 ? sizeof(struct ls_tunnel4) : sizeof(struct ls_tunnel6))) {
+		LS_TELL(WAY_TOO_SMALL, node->mtu);
 		return 0;
+	}
+	LS_TELL(VXLAN, flow->peer.vni);
 	inner.len = skb->len;
 	inner.class = ls_traffic_class(eth + 1, inner.proto_be);
 	inner.hash = bpf_get_hash_recalc(skb);
@@ -1745,11 +1994,14 @@ LS_INLINE int ls_send_remote(struct __sk_buff *skb, struct ls_flow *flow)
 }
 
 /* The exit of a packet that is for a peer. */
-LS_INLINE int ls_exit_remote(struct __sk_buff *skb, struct ls_flow *flow)
+LS_INLINE int ls_exit_remote(struct __sk_buff *skb, struct ls_flow *flow, struct ls_sampling *sample)
 {
 	__u64 packets = ls_wire_packets(skb), bytes = skb->len;
 	struct ls_counters *counters = ep_counters.lookup(&flow->endpoint.slot);
-	int action = ls_send_remote(skb, flow);
+	int action;
+
+	ls_sent(sample, skb, flow->endpoint.slot);
+	action = ls_send_remote(skb, flow);
 
 	if (!counters)
 		return action ? action : TC_ACT_UNSPEC;
@@ -1772,10 +2024,13 @@ LS_INLINE struct ls_fdb ls_destination(const struct ls_endpoint *ep, __u32 ifind
 	struct ls_fdb nowhere = {};
 	const struct ls_fdb *found;
 
-	if (!(ep->flags & LS_EP_FAST))
+	if (!(ep->flags & LS_EP_FAST)) {
+		LS_TELL(NOT_CONNECTED, ifindex);
 		return nowhere;
+	}
 	__builtin_memcpy(key.mac, mac, ETH_ALEN);
 	found = fdb.lookup(&key);
+	LS_TELL_FOUND(found && found->ifindex != ifindex, FDB, found->ifindex, NO_FDB);
 	return found && found->ifindex != ifindex ? *found : nowhere;
 }
 
@@ -1790,13 +2045,18 @@ LS_INLINE struct ls_peer ls_remote(const struct ls_endpoint *ep, const __u8 *mac
 		return nobody;
 	__builtin_memcpy(key.mac, mac, ETH_ALEN);
 	found = peers.lookup(&key);
+	LS_TELL_FOUND(found, PEER, found->node, NO_PEER);
 	return found ? *found : nobody;
 }
 
 LS_INLINE int ls_path(struct __sk_buff *skb, const struct ls_fdb *to, const struct ls_flow *flow)
 {
-	if (likely(to->ifindex))
-		return ls_fits(skb, to->ifindex, 0) ? LS_PEER : LS_KERNEL;
+	if (likely(to->ifindex)) {
+		if (ls_fits(skb, to->ifindex, 0))
+			return LS_PEER;
+		LS_TELL(TOO_LONG, to->ifindex);
+		return LS_KERNEL;
+	}
 	return flow && flow->peer.vni ? LS_REMOTE : LS_KERNEL;
 }
 
@@ -1817,6 +2077,7 @@ LS_INLINE int ls_judge(struct __sk_buff *skb, const struct ls_endpoint *ep, __u3
 		if (verdict != LS_FORWARD)
 			return verdict;
 	}
+	LS_TELL(SENDER, ep->slot);
 	*to = ls_destination(ep, ifindex, eth->h_dest);
 	if (flow)
 		ls_flow_keep(flow, ifindex, now, eth->h_dest, ep, to);
@@ -1845,11 +2106,13 @@ int ls_ep_out(struct __sk_buff *skb)
 			return ls_exit_out(skb, flow->endpoint.slot, verdict, &flow->to, sample);
 	} else {
 		ep = ep_by_if.lookup(&ifindex);
-		if (!ep)
+		if (!ep) {
+			LS_TELL(NO_ENDPOINT, ifindex);
 			return TC_ACT_UNSPEC;
+		}
 		verdict = ls_judge(skb, ep, ifindex, now, flow, &to);
 		if (verdict != LS_REMOTE)
 			return ls_exit_out(skb, ep->slot, verdict, &to, sample);
 	}
-	return flow ? ls_exit_remote(skb, flow) : TC_ACT_UNSPEC;
+	return flow ? ls_exit_remote(skb, flow, sample) : TC_ACT_UNSPEC;
 }
