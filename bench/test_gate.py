@@ -7,13 +7,17 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from bench import slowdown
+from bench.gate import __main__ as gates
 from bench.gate import builds, decide, limits
 from bench.gate.bed import Bed, Build, bed, timed_ns, verdict
 from bench.gate.limits import Limit
+from bench.gate.outcome import Outcome
+from bench.report import Table
 
 
 def decided(true: float, noise: float, seed: int) -> tuple[str, int]:
@@ -104,3 +108,23 @@ def test_a_slowed_program_still_judges_every_packet_as_before(place: Bed, tmp_pa
     program = place.load(place.compile(builds.today(slowdown.slowed(tmp_path, 24))))
     for case, (packet, wanted) in builds.CASES.items():
         assert place.call(verdict, program, packet) == wanted, case
+
+
+@pytest.mark.parametrize(
+    ("gate", "failing", "status", "measured"),
+    [("trips", 0, 0, 1), ("trips", 2, 0, 3), ("trips", 3, 1, 3), ("cost", 3, 1, 3), ("sizes", 1, 1, 1)],
+)
+def test_a_failure_in_time_has_to_show_itself_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gate: str, failing: int, status: int, measured: int
+) -> None:
+    """A count is what it is at once."""
+    outcomes: list[Outcome] = []
+
+    def found(_: Path) -> Outcome:
+        failures = ["too slow"] if len(outcomes) < failing else []
+        outcomes.append(Outcome(Table("", ("what",), []), failures, {}))
+        return outcomes[-1]
+
+    monkeypatch.setitem(cast("dict[str, Callable[[Path], Outcome]]", gates.GATES), gate, found)
+    monkeypatch.setattr(gates, "_PAUSE_S", 0)
+    assert (gates.main([gate, "--sources", str(tmp_path)]), len(outcomes)) == (status, measured)

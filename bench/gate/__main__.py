@@ -26,6 +26,9 @@ GATES: Final[Mapping[str, Callable[[Path], Outcome]]] = {
     "trips": trips.gate,
 }
 """Each gate, measured on the programs' sources in a directory."""
+_OF_TIME: Final = ("cost", "trips")
+_ATTEMPTS: Final = 3
+_PAUSE_S: Final = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in arguments.gate or GATES:
         begin = time.monotonic()
         try:
-            outcome = _measured(GATES[name], arguments.sources)
+            outcome = _confirmed(name, arguments.sources)
         except BenchError as error:
             print(f"bench-gate: {name}: {error}", file=sys.stderr)
             return 2
@@ -60,6 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bench-gate: {failure}", file=sys.stderr)
     print(f"bench-gate: {len(failures)} failed" if failures else "bench-gate: passed", flush=True)
     return 1 if failures else 0
+
+
+def _confirmed(name: str, directory: Path) -> Outcome:
+    """What a gate found. A failure of one that measures time has to show itself again, some time later: others on the
+    machine may take the memory's bandwidth for half a minute, and then what copies more is not so much slower any more.
+    A slower program stays slower."""
+    outcome = _measured(GATES[name], directory)
+    for _ in range(_ATTEMPTS - 1 if name in _OF_TIME else 0):
+        if not outcome.failures:
+            break
+        print(f"\n{outcome.table}\nbench-gate: {name}: once more in {_PAUSE_S} s, whether it stays so", flush=True)
+        time.sleep(_PAUSE_S)
+        outcome = _measured(GATES[name], directory)
+    return outcome
 
 
 def _measured(gate: Callable[[Path], Outcome], directory: Path) -> Outcome:
