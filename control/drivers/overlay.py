@@ -7,11 +7,8 @@ Every node has the gateway's addresses, with the same MAC: each is the way out f
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
-import threading
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,22 +25,22 @@ from control.drivers.bridge_names import BRIDGE_MACS, bridge_name
 from control.drivers.inside import mac_bytes
 from control.drivers.options import ACCEL, ENCRYPTED, MTU, is_encrypted
 from control.drivers.overlay_options import DIRECT, OPTIONS, VNI
+from control.drivers.overlay_ways import Ways
 from control.drivers.peering import Encrypting, Peering
 from control.errors import Conflict, Exhausted, InvalidArgument
 from control.locks import KeyedLocks
 from control.model import Address, Endpoint, EndpointSpec, Network, NetworkId, NetworkSpec
 from control.plan import Step, execute, undo
-from datapath import accel, devices, links, underlay, vxlan
+from datapath import accel, devices, links, vxlan
 from datapath.announce import Announcer
 from datapath.attached import Expected
-from datapath.fast_peers import NO_MAC, FastPeers, Way
+from datapath.fast_peers import FastPeers
 from datapath.link_monitor import LinkChange
 from datapath.vxlan import Peer, Vtep
 from datapath.vxlan_peers import PeerTable
 
 LOG = logging.getLogger(__name__)
 
-_WAY_FRESH_S: Final = 10.0
 _OUR_DEVICE: Final = re.compile(r"l[ox]-[0-9a-f]{12}")
 
 
@@ -88,9 +85,7 @@ class OverlayDriver(BridgeDriver):
         self._locks = KeyedLocks()
         self._built: dict[NetworkId, _Built] = {}
         self._is_started = False
-        self._ways: dict[Address, tuple[float, Way]] = {}
-        self._own: tuple[float, Address, int | None] | None = None
-        self._ways_lock = threading.Lock()
+        self._ways = Ways(peering)
 
     # -- checking ------------------------------------------------------------------------------------------------
 
@@ -282,46 +277,11 @@ class OverlayDriver(BridgeDriver):
             )
         built.peers = peers
         if self._is_fast(network):
-            self._fast.synchronize(network.segment, network.vni, *self._with_ways(peers.values()))
+            self._fast.synchronize(network.segment, network.vni, *self._ways.to_peers(peers.values()))
 
     def _is_fast(self, network: Network) -> bool:
         """Whether the programs carry packets to other nodes; those of encrypted networks are the tunnels' alone."""
         return self._is_accelerated(network) and not is_encrypted(network)
-
-    def _with_ways(self, peers: Collection[Peer]) -> tuple[list[Peer], dict[Address, Way]]:
-        """The peers as this node can reach them, and how packets get to their nodes, without those that none leads
-        to."""
-        ways = {}
-        for node, mac in {peer.node: peer.node_mac for peer in peers}.items():
-            way = self._way(node)
-            if way is not None:
-                ways[node] = replace(way, mac=mac or NO_MAC)
-        is_direct = {node for node, way in ways.items() if way.is_direct}
-        return [replace(peer, is_direct=peer.is_direct and peer.node in is_direct) for peer in peers], ways
-
-    def _way(self, node: Address) -> Way | None:
-        now = time.monotonic()
-        with self._ways_lock:
-            known = self._ways.get(node)
-            if known is not None and now - known[0] < _WAY_FRESH_S:
-                return known[1]
-        try:
-            route = underlay.route(node, self._peering.address)
-        except OSError as error:
-            if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL):
-                raise
-            return None
-        way = Way(
-            ifindex=route.ifindex,
-            mtu=route.mtu,
-            local=route.source,
-            remote=node,
-            next_hop=route.gateway or node,
-            local_mac=route.mac if route.is_on_link and route.ifindex == self._uplink() else NO_MAC,
-        )
-        with self._ways_lock:
-            self._ways[node] = now, way
-        return way
 
     # -- direct packets ------------------------------------------------------------------------------------------
 
@@ -332,25 +292,11 @@ class OverlayDriver(BridgeDriver):
         """Has the programs take, and send, direct packets for this node's endpoints, where the network has such."""
         if not self._is_fast(network):
             return
-        uplink = self._uplink() if network.options.get(DIRECT, "off") != "off" else None
+        uplink = self._ways.uplink() if network.options.get(DIRECT, "off") != "off" else None
         if uplink is None:
             self._fast.refuse(network.segment)
         else:
             self._fast.admit(network.segment, uplink, built.owners())
-
-    def _uplink(self) -> int | None:
-        """The ifindex of the device with the address that other nodes know; None if it has no MAC."""
-        now, address = time.monotonic(), self._peering.address
-        if address is None:
-            return None
-        with self._ways_lock:
-            if self._own is not None and self._own[1] == address and now - self._own[0] < _WAY_FRESH_S:
-                return self._own[2]
-        ifname = devices.holder(address)
-        index = devices.need_ifindex(ifname) if ifname is not None and devices.mac(ifname) else None
-        with self._ways_lock:
-            self._own = now, address, index
-        return index
 
     def _direct_facts(self, network: Network) -> str:
         """In words, which nodes get direct packets, and what is in the way of the others."""
@@ -365,7 +311,7 @@ class OverlayDriver(BridgeDriver):
             return f"the network is {'encrypted' if is_encrypted(network) else f'without programs ({ACCEL})'}", {}
         if not self._fast.admits(network.segment):
             return self._fast.problem or f"no program runs on an Ethernet device with {self._peering.address}", {}
-        found = self._with_ways(self._peering.peers(network.id) or ())
+        found = self._ways.to_peers(self._peering.peers(network.id) or ())
         return "", overlay_direct.facts(*found, self._peering.address)
 
     def _not_direct(self, network: Network, node: Address) -> str:
@@ -384,7 +330,7 @@ class OverlayDriver(BridgeDriver):
             if not problems:
                 problems += [str(each) for each in PeerTable(vtep, self._announcer).differences(found)]
             if self._is_fast(network):
-                problems += self._fast.differences(network.segment, network.vni, *self._with_ways(found))
+                problems += self._fast.differences(network.segment, network.vni, *self._ways.to_peers(found))
             return problems
 
     def examine(self, networks: Sequence[Network], joins: Sequence[Join]) -> list[Problem]:
@@ -393,7 +339,8 @@ class OverlayDriver(BridgeDriver):
         for network in here:
             if self._peering.address is not None:
                 nodes = {peer.node for peer in self._peering.peers(network.id) or ()}
-                ways = [] if is_encrypted(network) else [way for node in nodes if (way := self._way(node)) is not None]
+                found_ways = () if is_encrypted(network) else map(self._ways.to, nodes)
+                ways = [way for way in found_ways if way is not None]
                 found += overlay_mtu.problems(network, self._peering.address, partial(self._overhead, network), ways)
         return found
 
@@ -414,15 +361,8 @@ class OverlayDriver(BridgeDriver):
         self, networks: Sequence[Network], changes: Collection[LinkChange] | None, failed: Collection[str]
     ) -> list[Network]:
         """No network is on a device of the host; the ways to other nodes are."""
-        with self._ways_lock:
-            ifindexes = {way.ifindex for _, way in self._ways.values()}
-            if self._own is not None and self._own[2] is not None:
-                ifindexes.add(self._own[2])
-            if changes is not None and not any(change.ifindex in ifindexes for change in changes):
-                return []
-            self._ways.clear()
-            self._own = None
-        self._peering.wake()
+        if self._ways.forget(changes):
+            self._peering.wake()
         return []
 
     # -- start and looking ---------------------------------------------------------------------------------------
