@@ -242,6 +242,10 @@ enum ls_told {
 	LS_TOLD_NO_SEGMENT = 27,    /* VNI that no network here has */
 	LS_TOLD_NODE = 28,	    /* index into nodes, of the host that the packet came from */
 	LS_TOLD_NO_NODE = 29,	    /* came from no host that is known, or is for another address than that knows */
+	LS_TOLD_FROM_PEER = 30,	    /* index into nodes, of the host that the sender is an endpoint of */
+	LS_TOLD_FROM_NOBODY = 31,   /* the sender is no endpoint that is known */
+	LS_TOLD_TAKER = 32,	    /* segment of the endpoint that takes it without VXLAN */
+	LS_TOLD_NO_TAKER = 33,	    /* no endpoint of this host takes it without VXLAN */
 };
 
 struct ls_decision {

@@ -157,6 +157,7 @@ LS_INLINE int ls_learn(struct ls_arrival *arrival, const struct ls_arrival_key *
 		arrival->epoch = 0; /* never now: looked up again each time */
 		return -LS_DROP_SPOOFED_PEER;
 	}
+	LS_TELL_FOUND(sender, FROM_PEER, *number, FROM_NOBODY);
 	if (sender)
 		arrival->to.ifindex = to->ifindex;
 	return 0;
@@ -265,8 +266,10 @@ LS_INLINE int ls_learn_direct(struct ls_arrival *arrival, const struct ls_arriva
 	__builtin_memcpy(receiver.mac, target->mac, ETH_ALEN);
 	to = fdb.lookup(&receiver);
 	owner = to ? ls_owner(key, target->segment, is_ip4) : 0;
-	if (!owner)
+	if (!owner) {
+		LS_TELL(FROM_NOBODY, 0);
 		return 0;
+	}
 	arrival->to.slot = to->slot;
 	__builtin_memcpy(source.mac, owner->mac, ETH_ALEN);
 	sender = peers.lookup(&source);
@@ -279,6 +282,7 @@ LS_INLINE int ls_learn_direct(struct ls_arrival *arrival, const struct ls_arriva
 		arrival->epoch = 0; /* never now: looked up again each time */
 		return -LS_DROP_SPOOFED_PEER;
 	}
+	LS_TELL(FROM_PEER, number);
 	__builtin_memcpy(arrival->macs, receiver.mac, ETH_ALEN);
 	__builtin_memcpy(arrival->macs + ETH_ALEN, source.mac, ETH_ALEN);
 	arrival->to.ifindex = to->ifindex;
@@ -312,8 +316,11 @@ LS_INLINE int ls_take_direct(struct __sk_buff *skb, struct ls_arrival_key *key, 
 		return TC_ACT_UNSPEC;
 	if (!ls_is_arrival(arrival, key, now)) {
 		target = direct.lookup((struct ls_direct_key *)key->at);
-		if (!target)
+		if (!target) {
+			LS_TELL(NO_TAKER, 0);
 			return TC_ACT_UNSPEC;
+		}
+		LS_TELL(TAKER, target->segment);
 		dropped = ls_learn_direct(arrival, key, skb->protocol == bpf_htons(ETH_P_IP), target, now);
 		if (dropped) {
 			ls_count_drop(arrival->to.slot, -dropped);

@@ -28,7 +28,8 @@ _PROTOCOLS: Final[Mapping[str, Protocol]] = {"tcp": "tcp", "udp": "udp", "icmp":
 class TraceRequest:
     """What to trace: from a sandbox or endpoint, to one or to an address; `mac` and `ip` forge the sender's.
 
-    Or from the address of another machine to a sandbox or endpoint, whose network is on that machine's link.
+    Or as it arrives here, for an endpoint of this host: from the address of another machine, or from an endpoint of
+    another node, by its name or address.
 
     `protocol` is tcp, udp or icmp; `port` is for the first two, 0 for a usual one.
     """
@@ -80,11 +81,11 @@ class Tracing:
             raise InvalidArgument("icmp has no ports: leave the port out, or give tcp or udp")
         port = 0 if protocol == "icmp" else request.port or DEFAULT_PORT
         mac, ip = _mac(request.mac), _address(request.ip, "address") if request.ip else None
-        outside = _outside(request.source)
-        candidates = self._candidates(request.destination if outside else request.source)
+        origin = _as_address(request.source) or self._on_other_node(request)
+        candidates = self._candidates(request.destination if origin else request.source)
         try:
-            if outside is not None:
-                return self._trace_arrival(candidates, ip or outside, protocol, port, mac)
+            if origin is not None:
+                return self._trace_arrival(candidates, origin, protocol, port, mac, ip)
             destination = self._destination(request.destination, candidates)
             return self._trace(candidates, destination, protocol, port, mac, ip)
         except (OSError, loader.LoaderError) as error:
@@ -110,6 +111,12 @@ class Tracing:
         return found
 
     def _endpoints(self, ref: str) -> list[Endpoint]:
+        address = _as_address(ref)
+        if address is not None:
+            found = [each for each in self._records.endpoints() if is_for(each, address)]
+            if not found:
+                raise NotFound(f"no endpoint of this host has {address}: `linkspan ps` lists sandboxes")
+            return found
         network_ref, slash, name = ref.partition("/")
         if slash:
             network = self._records.network(network_ref)
@@ -131,17 +138,43 @@ class Tracing:
             raise Forbidden(f"sandbox {sandbox.name} is on no network: connect it to one first")
         return found
 
+    def _on_other_node(self, request: TraceRequest) -> Address | None:
+        """The address that an endpoint of another node sends from, where the source is called as one that is on a
+        network with the destination; None where it is an endpoint of this host, or nobody's name."""
+        network_ref, _, name = request.source.rpartition("/")
+        try:
+            self._endpoints(request.source)
+            return None
+        except NotFound:
+            networks = [self._records.network(network_ref)] if network_ref else self._records.networks()
+        called = [
+            (network.id, address)
+            for network in networks
+            for address, names in self._others(network).items()
+            if name in (*names, str(address))
+        ]
+        receivers = self._endpoints(request.destination) if called else []
+        reached = {(each.network_id, address.version) for each in receivers for address in each.addresses}
+        for network_id, address in called:
+            if (network_id, address.version) in reached:
+                return address
+        if called:
+            raise NotFound(f"{request.destination} is on no network with {request.source}, which is on another node")
+        return None
+
+    def _others(self, network: Network) -> Mapping[Address, tuple[str, ...]]:
+        """The endpoints of other nodes on a network, with their names."""
+        return self._elsewhere(network) if network.is_global else {}
+
     def _destination(self, ref: str, sources: list[Endpoint]) -> Address:
         """The address that a sandbox, an endpoint, a node, or an address stands for, on a network of a source if it
         is on one."""
-        try:
-            return ip_address(ref)
-        except ValueError:
-            pass
+        known = _as_address(ref)
+        if known is not None:
+            return known
         networks = {each.network_id for each in sources}
         for network_id in networks:
-            network = self._records.network(network_id)
-            for address, names in self._elsewhere(network).items() if network.is_global else ():
+            for address, names in self._others(self._records.network(network_id)).items():
                 if ref in names:
                     return address
         if ref in self._nodes():
@@ -198,20 +231,33 @@ class Tracing:
         return _told(walk, f"{walk.sender} ({source}) to {destination}")
 
     def _trace_arrival(
-        self, candidates: list[Endpoint], source: Address, protocol: Protocol, port: int, mac: bytes | None
+        self,
+        candidates: list[Endpoint],
+        origin: Address,
+        protocol: Protocol,
+        port: int,
+        mac: bytes | None,
+        ip: Address | None,
     ) -> Trace:
-        """A packet that another machine has sent to the first of these endpoints with an address of the family."""
+        """A packet that another machine has sent to the first of these endpoints with an address of the family, or an
+        endpoint of another node to the one on its network."""
+        source = ip or origin
         reached = [(each, to) for each in candidates for to in each.addresses if to.version == source.version]
         if not reached:
             raise InvalidArgument(f"the destination has no IPv{source.version} address for {source} to send to")
-        (endpoint, destination), names = reached[0], self._names()
+        near = [each for each in reached if origin in self._others(self._network(each[0]))]
+        (endpoint, destination), names = (near or reached)[0], self._names()
         network = self._network(endpoint)
-        owner = names.find(lambda each: each.network_id == network.id and is_for(each, source))
+        owner = names.find(lambda each: each.network_id == network.id and is_for(each, origin))
         if owner is not None:
-            raise InvalidArgument(f"{source} is {names.of(owner)}'s on network {network.name}: begin there")
-        walk = Walk(network, endpoint, self._netns(endpoint), names, b"", source, destination, protocol, port)
+            raise InvalidArgument(f"{origin} is {names.of(owner)}'s on network {network.name}: begin there")
+        walk = Walk(
+            network, endpoint, self._netns(endpoint), names, b"", source, destination, protocol, port, origin=origin
+        )
         self._deps.driver_of(network).trace_arrival(walk, mac)
-        return _told(walk, f"{source}, outside of this host, to {names.of(endpoint)} ({destination})")
+        called = next(iter(self._others(network).get(origin, ())), "")
+        whose = f"{called} ({source}), of another node," if called else f"{source}, outside of this host,"
+        return _told(walk, f"{whose} to {names.of(endpoint)} ({destination})")
 
     def _by_route(self, candidates: list[Endpoint], way: kernel_path.Route | None, destination: Address) -> Endpoint:
         """The endpoint whose device the sandbox's own route leads by."""
@@ -283,8 +329,8 @@ def _told(walk: Walk, ends: str) -> Trace:
     return Trace(f"{walk.protocol}{ports} from {ends}", network.name, network.driver, tuple(walk.steps), end)
 
 
-def _outside(ref: str) -> Address | None:
-    """The address of another machine, where a sender is called by one."""
+def _as_address(ref: str) -> Address | None:
+    """The address that somebody is called by; None for a name."""
     try:
         return ip_address(ref)
     except ValueError:

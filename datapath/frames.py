@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, Literal
 
+from datapath import rtnl_vxlan
 from datapath.checksum import internet_checksum
 
 Address = IPv4Address | IPv6Address
 Protocol = Literal["tcp", "udp", "icmp"]
 
 SOURCE_PORT: Final = 49152  # the first of those that nobody is registered for (RFC 6335, 6)
+VXLAN_PORT: Final = rtnl_vxlan.PORT
 BROADCAST: Final = b"\xff" * 6
 
 _ETH_P: Final = {4: 0x0800, 6: 0x86DD}
@@ -29,6 +31,9 @@ _ECHO_REQUEST: Final = {4: 8, 6: 128}
 _SOLICITATION: Final = 135
 _ADVERTISEMENT: Final = 136
 _ND_HOP_LIMIT: Final = 255
+_UDP_BYTES: Final = 8
+_VXLAN_BYTES: Final = 8
+_HAS_VNI: Final = 0x08000000
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,16 @@ def packet(
     pseudo = b"" if number == _IPPROTO["icmp", 4] else _pseudo_header(source, destination, number, len(message))
     message = _with_checksum(message, checksum_at, pseudo)
     return _ethernet(macs, _ETH_P[version]) + _ip(source, destination, number, message, _TTL)
+
+
+def vxlan(macs: tuple[bytes, bytes], ends: tuple[Address, Address], vni: int, inner: bytes) -> bytes:
+    """A frame in VXLAN (RFC 7348), as a node sends it; `macs` and `ends` are the outer ones, the source's first.
+
+    It comes from SOURCE_PORT, and has no UDP checksum (RFC 7348, 5; RFC 6935).
+    """
+    length = _UDP_BYTES + _VXLAN_BYTES + len(inner)
+    headers = struct.pack("!HHHHII", SOURCE_PORT, VXLAN_PORT, length, 0, _HAS_VNI, vni << 8)
+    return _ethernet(macs, _ETH_P[ends[0].version]) + _ip(*ends, _IPPROTO["udp", 4], headers + inner, _TTL)
 
 
 def question(mac: bytes, address: Address, target: Address) -> bytes:

@@ -13,7 +13,7 @@ _ELSEWHERE_OTHERS: Final = (
     (r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b", "MAC"),
     (r"\b(?:\d{1,3}\.){3}\d{1,3}\b", "ADDRESS"),
     (r"\bport \d{5}\b", "port PORT"),
-    (r"\b(VNI|id|number) \d+\b", r"\1 NUMBER"),
+    (r"\b(VNI|id|number|segment is) \d+\b", r"\1 NUMBER"),
     (r"\((?:reachable|stale|delay|probe)\)", "(known)"),
 )
 """What is another on every host, and what stands for it."""

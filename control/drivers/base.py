@@ -267,11 +267,9 @@ class Driver:
         raise NotImplementedByDriver(f"the driver {self.name} traces no packets")
 
     def trace_arrival(self, walk: Walk, mac: bytes | None) -> None:
-        """As `trace`, a packet for the endpoint that comes from outside of this host, sent by `mac` or whoever has its
-        source address."""
-        raise NotImplementedByDriver(
-            f"packets from outside are traced on networks of driver macvlan, not {self.name}: begin at a sandbox"
-        )
+        """As `trace`, a packet for the endpoint that comes from outside of this host, sent by `mac` or whoever has the
+        address `walk.origin`. Raises NotFound where nobody is known who could send it."""
+        raise NotImplementedByDriver(f"the driver {self.name} traces no packets from outside: begin at a sandbox")
 
     def counters(self, endpoints: Sequence[Endpoint]) -> dict[str, EndpointCounters]:
         """Counters by endpoint id; endpoints whose packets the driver does not see are left out."""

@@ -18,7 +18,7 @@ import msgspec
 
 from control.cluster import secrecy
 from control.cluster_spec import VNI_LIST, not_joined
-from control.drivers import overlay_direct, overlay_mtu, walk_bridge
+from control.drivers import overlay_direct, overlay_mtu, walk_bridge, walk_overlay
 from control.drivers.base import Capabilities, DriverStatus, Join, Problem
 from control.drivers.bridge import SHARD_CAPACITY, Beside, BridgeDriver
 from control.drivers.bridge_names import BRIDGE_MACS, bridge_name
@@ -27,7 +27,8 @@ from control.drivers.options import ACCEL, ENCRYPTED, MTU, is_encrypted
 from control.drivers.overlay_options import DIRECT, OPTIONS, VNI
 from control.drivers.overlay_ways import Ways
 from control.drivers.peering import Encrypting, Peering
-from control.errors import Conflict, Exhausted, InvalidArgument
+from control.drivers.walk import Walk
+from control.errors import Conflict, Exhausted, InvalidArgument, NotFound
 from control.locks import KeyedLocks
 from control.model import Address, Endpoint, EndpointSpec, Network, NetworkId, NetworkSpec
 from control.plan import Step, execute, undo
@@ -420,6 +421,33 @@ class OverlayDriver(BridgeDriver):
         may_be_direct = network.options.get(DIRECT, "off") != "off"
         not_direct = partial(self._not_direct, network) if may_be_direct else None
         return replace(super()._trace_way(network), tunnels=tunnels, not_direct=not_direct)
+
+    def trace_arrival(self, walk: Walk, mac: bytes | None) -> None:
+        network, origin = walk.network, walk.origin or walk.source
+        local, found = self._need_address(network.name), self._peering.peers(network.id) or ()
+        sender = next((peer for peer in found if origin in peer.addresses), None)
+        if sender is None:
+            raise NotFound(f"no endpoint of another node is known that has {origin} on network {network.name}")
+        way = None if is_encrypted(network) else self._ways.to(sender.node)
+        arrival = walk_overlay.Arrival(
+            sender,
+            local,
+            uplink=0 if way is None else way.ifindex,
+            vxlan=self._vtep_name(network),
+            problem=self._fast.problem or "",
+            not_direct=self._not_direct_from(network, sender, origin),
+        )
+        walk_overlay.arrive(walk, self._trace_way(network), arrival, mac)
+
+    def _not_direct_from(self, network: Network, sender: Peer, origin: Address) -> str | None:
+        """Why a peer's packets come in VXLAN, empty where they do not; None on a network without direct packets."""
+        if network.options.get(DIRECT, "off") == "off":
+            return None
+        if origin.is_link_local:
+            return f"{origin} says nothing of the network"
+        obstacle, facts = self._direct(network)
+        fact = facts.get(sender.node, "")
+        return obstacle or ("" if fact == overlay_direct.YES else overlay_direct.reason(sender.node, fact))
 
     def status(self) -> DriverStatus:
         if self._peering.address is None:

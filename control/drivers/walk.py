@@ -70,7 +70,11 @@ class Names:
 
 @dataclass
 class Walk:
-    """A frame of an endpoint. `destination` is the address in it, `answer` the MAC that a question was given."""
+    """A frame of an endpoint, or from outside of this host for one.
+
+    `source` and `destination` are the addresses in it, the first perhaps forged; `origin` is the sender's outside.
+    `answer` is the MAC that a question was given.
+    """
 
     network: Network
     endpoint: Endpoint
@@ -82,6 +86,7 @@ class Walk:
     protocol: Protocol
     port: int
     is_question: bool = False
+    origin: Address | None = None
     steps: list[Step] = field(default_factory=list)
     end: End | None = None
     answer: bytes | None = None
@@ -210,6 +215,10 @@ _WORDS: Final = {
     "no_segment": "vnis: no network here has VNI {}",
     "node": "node_by_ip: from node number {}",
     "no_node": "node_by_ip: from no node that is known, or for another address than that knows",
+    "from_peer": "peers: the sender is an endpoint of node number {}",
+    "from_nobody": "peers: the sender is no endpoint that is known: left to the kernel",
+    "taker": "direct: the destination takes packets without VXLAN, on segment {}",
+    "no_taker": "direct: no endpoint here takes packets for the destination without VXLAN",
 }
 _DROPS: Final = {
     "none": "no reason",

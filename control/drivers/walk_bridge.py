@@ -53,7 +53,7 @@ def follow(walk: Walk, way: Way) -> None:
             _redirected(walk, way, run)
             return
         walk.say(PROGRAM_OUT, name, "kernel", "left to the kernel as it is: the bridge gets it")
-    _bridged(walk, port, way)
+    bridged(walk, port, way)
 
 
 def _redirected(walk: Walk, way: Way, run: Run) -> None:
@@ -77,7 +77,8 @@ def _redirected(walk: Walk, way: Way, run: Run) -> None:
         _away(walk, f"the node with MAC {whose}", f"without VXLAN by {_name(uplink)}", "fast")
 
 
-def _bridged(walk: Walk, port: Device, way: Way) -> None:
+def bridged(walk: Walk, port: Device, way: Way) -> None:
+    """Follows a frame that a port has taken in through its bridge; raises OSError."""
     bridge = kernel_path.device(port.master) if port.master else None
     if bridge is None:
         walk.finish("lost", "slow", f"{port.ifname} is no port of a bridge: linkspand mends that at its start")
@@ -119,7 +120,7 @@ def _out_of(walk: Walk, out: Device, way: Way) -> None:
     peer = None if is_endpoints else kernel_path.device(out.peer)
     if peer is not None and peer.master:  # the trunk to another shard of the network
         walk.say(KERNEL, out.ifname, "trunk", f"by the trunk to {peer.ifname}")
-        _bridged(walk, peer, way)
+        bridged(walk, peer, way)
         return
     if way.tracer is not None and way.running.at(walk, PROGRAM_IN, out, "egress", "what it gets is not counted"):
         walk.say(PROGRAM_IN, out.ifname, "counted", "counted as delivered by the slow path")

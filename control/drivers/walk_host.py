@@ -37,7 +37,7 @@ def routed(walk: Walk, came_in: Device) -> None:
     via = f" via {way.gateway}" if way.gateway else ""
     walk.say(KERNEL, way.ifname, "route", f"route {way.matched} ({way.type}): by {way.ifname}{via}")
     if way.type == "local":
-        _tell_others(walk, firewall, "input", way.ifname)
+        tell_others(walk, firewall, "input", way.ifname)
         walk.finish("delivered", "slow", f"arrives at the host, which has {packet.destination} (slow path)")
         return
     packet = replace(packet, oif=way.ifname)
@@ -47,7 +47,7 @@ def routed(walk: Walk, came_in: Device) -> None:
     walk.say(
         KERNEL, way.ifname, "forward", f"{_TABLE}, chain forward lets it through: {ruling.rule or 'no rule drops it'}"
     )
-    _tell_others(walk, firewall, "forward", way.ifname)
+    tell_others(walk, firewall, "forward", way.ifname)
     _leave(walk, firewall, packet, way)
 
 
@@ -81,7 +81,8 @@ def _is_dropped(walk: Walk, ruling: Ruling) -> bool:
     return walk.end is not None
 
 
-def _tell_others(walk: Walk, firewall: Firewall, hook: str, ifname: str) -> None:
+def tell_others(walk: Walk, firewall: Firewall, hook: str, ifname: str) -> None:
+    """Tells who else's rules see what passes a hook."""
     others = firewall.others(hook)
     if others:
         walk.say(KERNEL, ifname, "others", f"not judged here, but they see it: chains {', '.join(others)}")

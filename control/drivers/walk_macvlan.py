@@ -126,8 +126,8 @@ def _switched(walk: Walk, way: Way, tracer: Tracer, parent: Device) -> None:
 
 
 def arrive(walk: Walk, way: Way, mac: bytes | None) -> None:
-    """Follows a frame that the parent's wire brings for the endpoint, from `mac` or whom the host knows to have its
-    source address; raises OSError and LoaderError."""
+    """Follows a frame that the parent's wire brings for the endpoint, from `mac` or whom the host knows to have the
+    address that it is sent from; raises OSError and LoaderError."""
     parent = kernel_path.device(way.parent)
     if parent is None:
         walk.finish("lost", "", f"the parent {way.parent} is gone")
@@ -152,12 +152,13 @@ def arrive(walk: Walk, way: Way, mac: bytes | None) -> None:
 
 
 def _mac_of_sender(walk: Walk, parent: Device) -> bytes:
-    known = kernel_path.neighbour(walk.source, parent.ifindex)
+    origin = walk.origin or walk.source
+    known = kernel_path.neighbour(origin, parent.ifindex)
     if known is not None:
-        walk.say(KERNEL, parent.ifname, "neighbour", f"neighbour {walk.source} is {known[0].hex(':')} ({known[1]})")
+        walk.say(KERNEL, parent.ifname, "neighbour", f"neighbour {origin} is {known[0].hex(':')} ({known[1]})")
         return known[0]
     stands = f"{_STRANGER.hex(':')} stands for it (--from-mac)"
-    walk.say(KERNEL, parent.ifname, "no_neighbour", f"the host does not know the MAC of {walk.source}: {stands}")
+    walk.say(KERNEL, parent.ifname, "no_neighbour", f"the host does not know the MAC of {origin}: {stands}")
     return _STRANGER
 
 

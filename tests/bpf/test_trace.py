@@ -172,8 +172,30 @@ def test_the_uplink_of_the_peer_takes_what_was_pushed(lab, overlay: OverlayLab, 
     inner = ip4(A, peer) / UDP() / PAYLOAD
     run = trace(lab, tracer, "ls_uplink_in", overlay.wrap(inner, node), UPLINK)
     index = lab.ifindex[A.ifname]
-    assert told(run) == [(Told.SEGMENT, 9), (Told.NODE, node.number), (Told.FDB, index), (Told.REDIRECT_PEER, index)]
+    assert told(run) == [
+        (Told.SEGMENT, 9),
+        (Told.NODE, node.number),
+        (Told.FDB, index),
+        (Told.FROM_PEER, node.number),
+        (Told.REDIRECT_PEER, index),
+    ]
     assert run.packet == bytes(inner)
+
+
+@pytest.mark.parametrize("version", PAYLOADS)
+def test_the_uplink_takes_a_direct_packet_and_tells_from_whom(lab, overlay: OverlayLab, tracer, version):
+    overlay.put_direct()
+    inner = {4: ip4, 6: ip6}[version](A, PEER4) / UDP(sport=1, dport=2) / PAYLOAD
+    run = trace(lab, tracer, "ls_uplink_in", between(inner, source=NODE4.mac, destination=overlay.uplink_mac), UPLINK)
+    taken = [(Told.NO_TUNNEL, 0), (Told.TAKER, 9)]
+    assert told(run) == [*taken, (Told.FROM_PEER, NODE4.number), (Told.REDIRECT_PEER, lab.ifindex[A.ifname])]
+    assert run.packet == bytes(inner)
+    stranger = between({4: ip4, 6: ip6}[version](A, B) / UDP() / PAYLOAD, destination=overlay.uplink_mac)
+    stranger.payload.src = {4: "10.9.0.99", 6: "fd09::99"}[version]
+    assert told(trace(lab, tracer, "ls_uplink_in", stranger, UPLINK)) == [*taken, (Told.FROM_NOBODY, 0)]
+    forged = between(inner, source=NODE6.mac, destination=overlay.uplink_mac)
+    run = trace(lab, tracer, "ls_uplink_in", forged, UPLINK)
+    assert told(run) == [*taken, (Told.DROP, abi.DropReason.SPOOFED_PEER)]
 
 
 def test_what_the_uplink_leaves_or_drops_tells_why(lab, overlay: OverlayLab, tracer):
@@ -183,7 +205,10 @@ def test_what_the_uplink_leaves_or_drops_tells_why(lab, overlay: OverlayLab, tra
     stranger = overlay.wrap(inner, replace(NODE4, remote="192.0.2.77"))
     assert told(trace(lab, tracer, "ls_uplink_in", stranger, UPLINK))[1][0] is Told.NO_NODE
     plain = between(inner, destination=overlay.uplink_mac)
-    assert told(trace(lab, tracer, "ls_uplink_in", plain, UPLINK)) == [(Told.NO_TUNNEL, 0)]
+    assert told(trace(lab, tracer, "ls_uplink_in", plain, UPLINK)) == [(Told.NO_TUNNEL, 0), (Told.NO_TAKER, 0)]
+    unknown = overlay.wrap(between(inner, source="02:00:00:00:00:09", destination=A.mac))
+    run = trace(lab, tracer, "ls_uplink_in", unknown, UPLINK)
+    assert (run.action, told(run)[3:]) == ("kernel", [(Told.FROM_NOBODY, 0), (Told.NO_TAKER, 0)])
     forged = between(inner, source=PEER6.mac, destination=A.mac)
     run = trace(lab, tracer, "ls_uplink_in", overlay.wrap(forged), UPLINK)
     assert (run.action, told(run)[-1]) == ("drop", (Told.DROP, abi.DropReason.SPOOFED_PEER))

@@ -78,6 +78,14 @@ def test_outer_headers_are_read_as_scapy_writes_them(ip):
         frames.outer(bytes(packet)[:30])
 
 
+@pytest.mark.parametrize("ip", [IP(id=1, flags="DF", ttl=64), IPv6(hlim=64)])
+def test_a_packet_in_vxlan_is_what_scapy_makes_of_it(ip):
+    ends, inner = IP6 if isinstance(ip, IPv6) else IP4, frames.packet(MACS, IP4, "udp", 53)
+    ip.src, ip.dst = map(str, ends)
+    outer = Ether(src=MACS[0].hex(":"), dst=MACS[1].hex(":")) / ip / UDP(sport=49152, dport=4789, chksum=0)
+    assert frames.vxlan(MACS, ends, 0x123456, inner) == bytes(outer / VXLAN(vni=0x123456, flags=8) / inner)
+
+
 def test_groups_have_their_macs():
     assert frames.group_mac(ip_address("239.129.2.3")).hex(":") == "01:00:5e:01:02:03"
     assert frames.group_mac(ip_address("ff02::fb")).hex(":") == "33:33:00:00:00:fb"
