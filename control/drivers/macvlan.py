@@ -8,15 +8,12 @@ settings and hooks. The gateway is a router of the existing network. Design: doc
 from __future__ import annotations
 
 import errno
-import logging
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import msgspec
 
-from control.drivers import inside, macvlan_options, macvlan_veth, returned, walk_macvlan
+from control.drivers import macvlan_expected, macvlan_options, macvlan_veth, returned, walk_macvlan
 from control.drivers.base import (
     Capabilities,
     Driver,
@@ -37,15 +34,14 @@ from control.drivers.macvlan_options import (
     PASSTHRU,
     VETH,
     broadcast_limit,
-    has_host_access,
     is_checked,
     is_switched,
     mode_of,
     parent_hook,
 )
 from control.drivers.macvlan_parents import PARENT, FollowedParents, is_isolated, mark_of, parent_of
-from control.drivers.macvlan_stations import station_of
-from control.drivers.macvlan_veth import VethPairs, switching
+from control.drivers.macvlan_programs import ParentPrograms
+from control.drivers.macvlan_veth import VethPairs
 from control.drivers.options import ACCEL, IFNAME, MTU, check_endpoint, check_network, is_on
 from control.drivers.parent import check_mtu_of_parent, mtu_problems, usable_parent
 from control.drivers.walk import Walk
@@ -55,11 +51,9 @@ from control.model import Endpoint, EndpointSpec, EndpointState, Network, Networ
 from control.plan import Step
 from datapath import accel, conflict, devices, parents, rtnl
 from datapath.attached import Expected
-from datapath.expected import Snapshot, differences_in
+from datapath.expected import Snapshot
 from datapath.link_monitor import LinkChange
-from datapath.uplink import Station, Uplinks
-
-LOG = logging.getLogger(__name__)
+from datapath.uplink import Uplinks
 
 
 class MacvlanDriver(Driver):
@@ -74,9 +68,8 @@ class MacvlanDriver(Driver):
     def __init__(self, netns_path: Callable[[SandboxId], str], uplinks: Uplinks, *, default_accel: bool = True) -> None:
         self._netns_path = netns_path
         self._uplinks = uplinks
-        self._default_accel = default_accel
-        self._uplinks_lock = threading.Lock()
         self._parents = FollowedParents()
+        self._programs = ParentPrograms(self._parents, uplinks, default_accel=default_accel)
         self._macvlan = MacvlanDevices(netns_path, self._parents, uplinks)
         self._veth = VethPairs(self._parents, uplinks)
 
@@ -207,13 +200,12 @@ class MacvlanDriver(Driver):
         if endpoint.state is EndpointState.JOINING and is_checked(join.network):
             what = f"look for others with the addresses of {endpoint.ifname} {where}"
             steps.insert(0, Step(what, partial(self._look, join), lambda: None, kind="conflict_check"))
-        if self._is_accelerated(join.network):
-            station = station_of(join.network, endpoint)
+        if self._programs.are_for(join.network):
             steps.append(
                 Step(
                     f"tell the programs on {parent_of(join.network)} of {endpoint.ifname} {where}",
-                    partial(self._tell, join.network, station),
-                    partial(self._forget, join.network, station),
+                    partial(self._programs.tell, join.network, endpoint),
+                    partial(self._programs.forget, join.network, endpoint),
                     kind="programs",
                 )
             )
@@ -259,42 +251,13 @@ class MacvlanDriver(Driver):
             )
 
     def _set_up(self, join: Join, netns_path: str) -> None:
-        if self._is_accelerated(join.network):
+        if self._programs.are_for(join.network):
             self._devices(join.network).limit(join.network, join.endpoint, netns_path)
         self._devices(join.network).set_up(join, netns_path)
 
-    def _tell(self, network: Network, station: Station) -> None:
-        """The programs run on a parent as long as they know of an endpoint there.
-
-        A parent that does not take them costs host access and police, not the endpoint.
-        """
-        parent = self._parents.ifname(network)
-        with self._uplinks_lock:
-            try:
-                access = self._uplinks.has_host_access(parent, station)
-                self._uplinks.attach(parent, access, switching(network))
-                self._uplinks.add(parent, station)
-                self._uplinks.fallbacks.pop(f"parent {parent}", None)
-            except OSError as error:
-                if is_switched(network):
-                    raise
-                self._uplinks.fallbacks[f"parent {parent}"] = str(error)
-                LOG.warning("parent %s has no eBPF programs: %s", parent, error)
-
-    def _forget(self, network: Network, station: Station) -> None:
-        parent = self._parents.ifname(network)
-        with self._uplinks_lock:
-            self._uplinks.remove(parent, station)
-            if not self._uplinks.stations(parent):
-                self._uplinks.detach(parent)
-                self._uplinks.fallbacks.pop(f"parent {parent}", None)
-
     def moved_in(self, network: Network, endpoint: Endpoint) -> None:
-        if self._is_accelerated(network):
+        if self._programs.are_for(network):
             self._devices(network).limit(network, endpoint, endpoint.sandbox_key)
-
-    def _is_accelerated(self, network: Network) -> bool:
-        return is_switched(network) or is_on(network, ACCEL, self._default_accel)
 
     def publish_steps(self, network: Network, endpoint: Endpoint) -> Sequence[Step]:
         raise NotImplementedByDriver(
@@ -312,19 +275,13 @@ class MacvlanDriver(Driver):
         for network in networks:
             on_it = [endpoint for endpoint in endpoints if endpoint.network_id == network.id]
             self._parents.follow(network, partial(self._macvlan.lower_of, on_it))
+        present = [endpoint for endpoint in endpoints if endpoint.state is not EndpointState.CREATED]
+        self._programs.start(networks, present)
         by_id = {network.id: network for network in networks}
-        present = [
-            (by_id[endpoint.network_id], endpoint)
-            for endpoint in endpoints
-            if endpoint.state is not EndpointState.CREATED and self._is_accelerated(by_id[endpoint.network_id])
-        ]
-        stations: dict[str, list[Station]] = {}
-        for network, endpoint in present:
-            stations.setdefault(self._parents.ifname(network), []).append(station_of(network, endpoint))
-        access = {parent: any(station.host_access for station in each) for parent, each in stations.items()}
-        switches = {self._parents.ifname(network): switching(network) for network in networks}
-        self._uplinks.start(stations, access, {parent: how for parent, how in switches.items() if how is not None})
-        for network, endpoint in present:
+        for endpoint in present:
+            network = by_id[endpoint.network_id]
+            if not self._programs.are_for(network):
+                continue
             # An engine may have moved the device meanwhile. Filters in sandboxes are as they were, but may be outdated.
             if endpoint.state is EndpointState.JOINED and (endpoint.is_remote or self._uplinks.are_new):
                 path = endpoint.sandbox_key or self._netns_path(endpoint.sandbox_id)
@@ -362,72 +319,27 @@ class MacvlanDriver(Driver):
     def examine(self, networks: Sequence[Network], joins: Sequence[Join]) -> list[Problem]:
         """A parent that is gone or down is told of by `parent`; its endpoints can be no better."""
         found = [each for network in networks for each in mtu_problems(network, self._parents.find(network))]
+        up = [join for join in joins if self._parents.state(join.network).is_up]
         with Snapshot() as snapshot:
-            for join in joins:
-                if not self._parents.state(join.network).is_up:
-                    continue
-                for device in self._devices(join.network).expected(join):
-                    for each in snapshot.differences(device):
-                        found.append(Problem(each.code, device.ifname, each.what, join.endpoint.id))
-                found += self._examine_inside(join)
-        for parent, on_it in self._by_parent(joins).items():
-            ids = {mac_bytes(join.endpoint.mac): join.endpoint.id for join in on_it}
-            stations = [station_of(join.network, join.endpoint) for join in on_it]
-            for mac, each in self._uplinks.differences(parent, stations):
-                found.append(Problem(each.code, parent, f"{mac.hex(':')}: {each.what}", ids[mac]))
-        return found
-
-    def _examine_inside(self, join: Join) -> Iterator[Problem]:
-        if join.netns_path is None:
-            return
-        mtu = int(join.network.options[MTU]) if MTU in join.network.options else None
-        device = inside.expected(join, VETH if is_switched(join.network) else MACVLAN, mtu=mtu)
-        if mode_of(join.network) == PASSTHRU:
-            device = replace(device, mac=None)  # the parent's, whatever that is
-        for each in differences_in(join.netns_path, device):
-            yield Problem(each.code, f"{device.ifname} in sandbox {join.holder}", each.what, join.endpoint.id)
-
-    def _by_parent(self, joins: Sequence[Join]) -> dict[str, list[Join]]:
-        found: dict[str, list[Join]] = {}
-        for join in joins:
-            if self._is_accelerated(join.network):
-                found.setdefault(self._parents.ifname(join.network), []).append(join)
-        return found
+            found += macvlan_expected.problems(snapshot, up)
+        return [*found, *self._programs.problems(joins)]
 
     def examine_shared(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[Problem]:
         return [
             Problem(
                 "map-extra", "maps", f"map stations has {key.mac.hex(':')} at ifindex {key.ifindex}, which nobody has"
             )
-            for key in self._uplinks.extra(self._stations(networks, endpoints))
+            for key in self._programs.extra(self._own(networks), endpoints)
         ]
 
     def mend_shared(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> None:
-        switches = {self._parents.ifname(each): switching(each) for each in networks if each.driver == self.name}
-        with self._uplinks_lock:
-            by_parent = self._stations(networks, endpoints)
-            self._uplinks.drop(self._uplinks.extra(by_parent))
-            for parent, stations in by_parent.items():
-                if devices.ifindex(parent) is not None:
-                    access = any(station.host_access for station in stations)
-                    self._uplinks.attach(parent, access, switches[parent])
+        self._programs.mend(self._own(networks), endpoints)
 
-    def _stations(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> dict[str, list[Station]]:
-        by_id = {network.id: network for network in networks if network.driver == self.name}
-        found: dict[str, list[Station]] = {}
-        for endpoint in endpoints:
-            network = by_id.get(endpoint.network_id)
-            if network is not None and self._is_accelerated(network):
-                found.setdefault(self._parents.ifname(network), []).append(station_of(network, endpoint))
-        return found
+    def _own(self, networks: Sequence[Network]) -> list[Network]:
+        return [network for network in networks if network.driver == self.name]
 
     def attachments(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> list[Expected]:
-        switches = {self._parents.ifname(network): switching(network) for network in networks}
-        return [
-            each
-            for parent in self._stations(networks, endpoints)
-            for each in self._uplinks.attachments(parent, switches[parent])
-        ]
+        return self._programs.attachments(networks, endpoints)
 
     def devices(self, networks: Sequence[Network], endpoints: Sequence[Endpoint]) -> Mapping[str, str]:
         return {self._parents.ifname(network): network.id for network in networks}
@@ -439,46 +351,15 @@ class MacvlanDriver(Driver):
             "linkspan.parent_state": self._parents.state(network).state,
             "linkspan.macvlan_mode": mode_of(network),
             DEVICE: VETH if is_switched(network) else MACVLAN,
-            "linkspan.path": self._path(network),
-            "linkspan.host_access": self._host_access(network),
+            "linkspan.path": self._programs.path(network),
+            "linkspan.host_access": self._programs.host_access(network),
         }
         if found is not None and found.marks:
             facts["linkspan.parent_made"] = "isolated" if is_isolated(network) else "802.1Q sub-interface"
-        facts[BROADCAST_LIMIT] = self._shown_limit(network)
+        facts[BROADCAST_LIMIT] = self._programs.broadcast_limit(network)
         if CONFLICT_CHECK in network.options:
             facts[CONFLICT_CHECK] = "on" if is_checked(network) else "off"
         return facts
-
-    def _path(self, network: Network) -> str:
-        if not self._is_accelerated(network):
-            return f"kernel macvlan ({ACCEL}=off)"
-        problem = self._problem(network)
-        if is_switched(network):
-            return f"none: {problem}" if problem else f"eBPF switch ({self._uplinks.attachment}{self._hook(network)})"
-        if problem:
-            return f"kernel macvlan: {problem}"
-        return f"kernel macvlan, eBPF on the parent ({self._uplinks.attachment})"
-
-    def _hook(self, network: Network) -> str:
-        if parent_hook(network) == "tc":
-            return ""
-        reason = self._uplinks.generic(self._parents.ifname(network))
-        return f", generic XDP: {reason}" if reason else ", native XDP"
-
-    def _shown_limit(self, network: Network) -> str:
-        limit = broadcast_limit(network) if self._is_accelerated(network) and not self._uplinks.problem else 0
-        return f"{limit} packets/s" if limit else "none"
-
-    def _host_access(self, network: Network) -> str:
-        if not has_host_access(network):
-            return "off"
-        accelerated = self._is_accelerated(network)
-        problem = self._problem(network) if accelerated else f"it takes the programs ({ACCEL}=off)"
-        return f"off: {problem}" if problem else "on"
-
-    def _problem(self, network: Network) -> str | None:
-        """Why there are no programs on the network's parent."""
-        return self._uplinks.problem or self._uplinks.fallbacks.get(f"parent {self._parents.ifname(network)}")
 
     def trace(self, walk: Walk) -> None:
         walk_macvlan.follow(walk, self._trace_way(walk))
@@ -493,7 +374,8 @@ class MacvlanDriver(Driver):
             for each in walk.names.endpoints
             if self.shares_link(network, other := networks[each.network_id]) and mode_of(other) == "bridge"
         ]
-        problem = self._problem(network) if self._is_accelerated(network) else f"network {network.name} has {ACCEL}=off"
+        is_off = not self._programs.are_for(network)
+        problem = f"network {network.name} has {ACCEL}=off" if is_off else self._programs.problem(network)
         return walk_macvlan.Way(
             parent=self._parents.ifname(network),
             bridged=bridged,

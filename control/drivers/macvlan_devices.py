@@ -19,7 +19,6 @@ from control.errors import Conflict
 from control.model import Endpoint, EndpointId, Network, NetworkId, SandboxId
 from control.plan import Step
 from datapath import devices, links, netns, rtnl
-from datapath.expected import Device
 from datapath.uplink import Uplinks
 
 LOG = logging.getLogger(__name__)
@@ -76,10 +75,6 @@ class MacvlanDevices:
         link = self.find(endpoint, lower)
         is_set_up = link is not None and (endpoint.is_remote or link.flags & rtnl.IFF_UP)
         return link is not None and bool(is_set_up) and lower in (None, link.peer)
-
-    def expected(self, join: Join) -> list[Device]:
-        """The devices that the endpoint has in linkspand's namespace."""
-        return []
 
     def sweep(self, networks: Collection[Network], endpoints: Collection[Endpoint]) -> None:
         """Deletes devices that wait for an engine where no record knows of them."""

@@ -22,9 +22,7 @@ from control.errors import Conflict, InvalidArgument, NotImplementedByDriver
 from control.model import Endpoint, EndpointId, Network, NetworkId, NetworkSpec
 from control.plan import Step
 from datapath import devices, links, rtnl
-from datapath.expected import Device
 from datapath.parents import Parent
-from datapath.rtnl_read import BridgePort
 from datapath.switch import Switching
 from datapath.uplink import Uplinks
 
@@ -57,7 +55,12 @@ def check(spec: NetworkSpec, on_it: Sequence[Network], uplinks: Uplinks) -> None
 
 def switching(network: Network) -> Switching | None:
     """How the parent's programs switch for the network; None where it has macvlan devices."""
-    return Switching(_bridge(network), parent_hook(network)) if is_switched(network) else None
+    return Switching(bridge_of(network), parent_hook(network)) if is_switched(network) else None
+
+
+def bridge_of(network: Network) -> str:
+    """The bridge that copies group packets."""
+    return f"lv-{network.id[:12]}"
 
 
 def host_ifname(endpoint_id: str) -> str:
@@ -72,7 +75,7 @@ class VethPairs:
         self._uplinks = uplinks
 
     def network_steps(self, network: Network) -> Sequence[Step]:
-        bridge = _bridge(network)
+        bridge = bridge_of(network)
         return [
             Step(
                 f"create the bridge {bridge} that copies group packets",
@@ -85,14 +88,14 @@ class VethPairs:
     def step(self, join: Join, where: str) -> Step:
         """Makes the pair, with one end in the endpoint's sandbox or for its engine."""
         host = join.endpoint.host_ifname
-        what = f"create veth {host} on {_bridge(join.network)} {where}"
+        what = f"create veth {host} on {bridge_of(join.network)} {where}"
         return Step(what, partial(self._add, join), partial(devices.delete_links, [host]), kind="veth")
 
     def remains(self, endpoint: Endpoint) -> bool:
         return ports_of_bridge.remains(endpoint)
 
     def has_network(self, network: Network) -> bool:
-        return devices.ifindex(_bridge(network)) is not None
+        return devices.ifindex(bridge_of(network)) is not None
 
     def whole(
         self, joined: Sequence[tuple[Network, Endpoint]], lower: Mapping[NetworkId, int | None]
@@ -102,18 +105,13 @@ class VethPairs:
         return {
             endpoint.id
             for network, endpoint in joined
-            if ports_of_bridge.is_whole(endpoint, _bridge(network), present)
+            if ports_of_bridge.is_whole(endpoint, bridge_of(network), present)
             and (self._uplinks.problem or self._uplinks.knows(self._parents.ifname(network), mac_bytes(endpoint.mac)))
         }
 
-    def expected(self, join: Join) -> list[Device]:
-        """The devices that the endpoint has in linkspand's namespace."""
-        port = BridgePort(learning=False, unicast_flood=False, isolated=True)
-        return [Device(ifname=join.endpoint.host_ifname, kind="veth", master=_bridge(join.network), port=port)]
-
     def sweep(self, networks: Collection[Network], endpoints: Collection[Endpoint]) -> None:
         """Deletes devices of this kind that no record knows."""
-        known = {_bridge(network) for network in networks} | {endpoint.host_ifname for endpoint in endpoints}
+        known = {bridge_of(network) for network in networks} | {endpoint.host_ifname for endpoint in endpoints}
         devices.delete_links([link.ifname for link in links.dump() if _is_ours(link) and link.ifname not in known])
 
     def set_up(self, join: Join, netns_path: str) -> None:
@@ -134,14 +132,14 @@ class VethPairs:
     def _add_bridge(self, network: Network) -> None:
         mac = ":".join(("02", *(network.id[at : at + 2] for at in range(0, 10, 2))))
         mtu = _mtu(network, self._parents.need(network))
-        devices.add_bridge(_bridge(network), mac=mac, mtu=mtu, ipv6=False, snooping=False)
+        devices.add_bridge(bridge_of(network), mac=mac, mtu=mtu, ipv6=False, snooping=False)
 
     def _add(self, join: Join) -> None:
         network, endpoint, host = join.network, join.endpoint, join.endpoint.host_ifname
         is_new = devices.ifindex(host) is None
         if is_new:
             self._parents.need(network)
-        ports_of_bridge.add_veth(join, _bridge(network))
+        ports_of_bridge.add_veth(join, bridge_of(network))
         if is_new and parent_hook(network) == "xdp":
             devices.enable_gro(join.netns_path, endpoint.ifname)
         index = devices.need_ifindex(host)
@@ -153,10 +151,6 @@ class VethPairs:
                     rtnl.link_up(index, host),
                 ]
             )
-
-
-def _bridge(network: Network) -> str:
-    return f"lv-{network.id[:12]}"
 
 
 def _mtu(network: Network, parent: Parent) -> int:
