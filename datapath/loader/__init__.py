@@ -19,7 +19,7 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +54,6 @@ __all__ = [
 ]
 
 _CHILD: Final = Path(__file__).with_name("child.py")
-_LOG_NAME: Final = "loader.log"
-_TRACE_LOG_NAME: Final = "loader-trace.log"
 _LOCK_POLL_S: Final = 0.02
 _CLANG_ERROR: Final = re.compile(r".*\berror: .*")
 # What libbcc and the kernel wrap around the verifier's reason.
@@ -88,24 +86,7 @@ def load(
     `python` is an interpreter that can import bcc. The log of the last compilation is `run_dir`/loader.log.
     Raises LoaderError; nothing is left half-done then, and pins that were there stay.
     """
-    started = time.monotonic()
-    directory = Path(source_dir) if source_dir else sources.DIRECTORY
-    layout = pins.Layout(Path(bpffs_dir), sources.key(directory))
-    log_path: str | None = None
-    with _locked(layout, started + timeout_s):
-        pins.make_maps(layout)
-        is_cold = not all(path.exists() for path in layout.programs().values())
-        if is_cold:
-            log_path = str(Path(run_dir) / _LOG_NAME)
-            build = _Build(layout.programs(), pins.SHAPES, {})
-            _compile(layout, directory, build, Path(log_path), python, started + timeout_s)
-    return Loaded(
-        programs={name: str(path) for name, path in layout.programs().items()},
-        maps={name: str(path) for name, path in layout.maps().items()},
-        compiled=is_cold,
-        seconds=time.monotonic() - started,
-        log_path=log_path,
-    )
+    return _load(_of_devices, bpffs_dir, run_dir, python, timeout_s, source_dir)
 
 
 def load_traced(
@@ -121,26 +102,7 @@ def load_traced(
 
     Blocks as `load` does, and raises LoaderError; also when the sources are not those that were loaded.
     """
-    started = time.monotonic()
-    directory = Path(source_dir) if source_dir else sources.DIRECTORY
-    layout = pins.Layout(Path(bpffs_dir), sources.key(directory))
-    log_path: str | None = None
-    with _locked(layout, started + timeout_s):
-        if not all(path.exists() for path in (*layout.maps().values(), *layout.programs().values())):
-            raise Unavailable("the programs of these sources", f"others are pinned in {bpffs_dir}; restart linkspand")
-        pins.make_decisions(layout)
-        is_cold = not all(path.exists() for path in layout.traced().values())
-        if is_cold:
-            log_path = str(Path(run_dir) / _TRACE_LOG_NAME)
-            traced = _Build(layout.traced(), pins.TRACE_SHAPES, {"LS_TRACE": str(layout.trace_dir)})
-            _compile(layout, directory, traced, Path(log_path), python, started + timeout_s)
-    return Loaded(
-        programs={name: str(path) for name, path in layout.traced().items()},
-        maps={pins.DECISIONS: str(layout.trace_dir / pins.DECISIONS)},
-        compiled=is_cold,
-        seconds=time.monotonic() - started,
-        log_path=log_path,
-    )
+    return _load(_traced, bpffs_dir, run_dir, python, timeout_s, source_dir)
 
 
 def prune(bpffs_dir: str, *, source_dir: str | None = None) -> list[str]:
@@ -153,6 +115,63 @@ def prune(bpffs_dir: str, *, source_dir: str | None = None) -> list[str]:
     layout = pins.Layout(Path(bpffs_dir), sources.key(directory))
     with _locked(layout, time.monotonic() + 10):
         return [str(path) for path in pins.remove_others(layout)]
+
+
+@dataclass(frozen=True)
+class _Build:
+    """What to have of the sources: programs by name and pin, the maps that they come with, all that they use, and paths
+    that they are to know by a name. The child's output is kept as `log_name`."""
+
+    programs: Mapping[str, Path]
+    maps: Mapping[str, Path]
+    shapes: Mapping[str, pins.Shape]
+    definitions: Mapping[str, str]
+    log_name: str
+
+
+def _of_devices(layout: pins.Layout) -> _Build:
+    pins.make_maps(layout)
+    return _Build(layout.programs(), layout.maps(), pins.SHAPES, {}, "loader.log")
+
+
+def _traced(layout: pins.Layout) -> _Build:
+    if not all(path.exists() for path in (*layout.maps().values(), *layout.programs().values())):
+        raise Unavailable("the programs of these sources", f"others are pinned in {layout.root}; restart linkspand")
+    pins.make_decisions(layout)
+    return _Build(
+        layout.traced(),
+        {pins.DECISIONS: layout.trace_dir / pins.DECISIONS},
+        pins.TRACE_SHAPES,
+        {"LS_TRACE": str(layout.trace_dir)},
+        "loader-trace.log",
+    )
+
+
+def _load(
+    prepare: Callable[[pins.Layout], _Build],
+    bpffs_dir: str,
+    run_dir: str,
+    python: str,
+    timeout_s: float,
+    source_dir: str | None,
+) -> Loaded:
+    """Has all pinned that `prepare`, called with the directory locked, says."""
+    started = time.monotonic()
+    directory = Path(source_dir) if source_dir else sources.DIRECTORY
+    layout = pins.Layout(Path(bpffs_dir), sources.key(directory))
+    with _locked(layout, started + timeout_s):
+        build = prepare(layout)
+        log_path = Path(run_dir) / build.log_name
+        is_cold = not all(path.exists() for path in build.programs.values())
+        if is_cold:
+            _compile(layout, directory, build, log_path, python, started + timeout_s)
+    return Loaded(
+        programs={name: str(path) for name, path in build.programs.items()},
+        maps={name: str(path) for name, path in build.maps.items()},
+        compiled=is_cold,
+        seconds=time.monotonic() - started,
+        log_path=str(log_path) if is_cold else None,
+    )
 
 
 @contextmanager
@@ -172,15 +191,6 @@ def _locked(layout: pins.Layout, deadline: float) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-@dataclass(frozen=True)
-class _Build:
-    """What to build of the sources: programs by name and pin, their maps, and paths that they are to know by a name."""
-
-    programs: Mapping[str, Path]
-    shapes: Mapping[str, pins.Shape]
-    definitions: Mapping[str, str]
 
 
 def _compile(layout: pins.Layout, directory: Path, build: _Build, log_path: Path, python: str, deadline: float) -> None:
