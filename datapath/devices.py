@@ -118,7 +118,8 @@ def add_bridge(ifname: str, *, mac: str, mtu: int, ipv6: bool, snooping: bool = 
     """A Linux bridge, up.
 
     `mac` keeps its address from changing with its ports; without `ipv6` it gets no address of its own. The host takes
-    no routes and addresses from whoever is on the bridge. Without `snooping` all ports get all multicast.
+    no routes and addresses from whoever is on the bridge. Without `snooping` all ports get all multicast. A bridge of
+    that name that is there is taken; raises FileExistsError for another's device, which is left as it is.
     """
     settings = {} if snooping else {"br_mcast_snooping": 0}
     with _iproute(f"add bridge {ifname}", errno.EEXIST) as ip:
@@ -126,8 +127,11 @@ def add_bridge(ifname: str, *, mac: str, mtu: int, ipv6: bool, snooping: bool = 
     index = socket.if_nametoindex(ifname)
     # Not at creation: only a later change tells br_netfilter, which else drops fragments of more than 1,500 bytes.
     with _iproute(f"set MTU and MAC of {ifname}") as ip:
+        (link,) = ip.get_links(index)
+        if link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge":
+            raise FileExistsError(errno.EEXIST, f"the name of bridge {ifname} is taken by another device: rename that")
         ip.link("set", index=index, mtu=mtu)
-        if ip.get_links(index)[0].get_attr("IFLA_ADDRESS") != mac:  # to set it makes the device forget its neighbours
+        if link.get_attr("IFLA_ADDRESS") != mac:  # to set it makes the device forget its neighbours
             ip.link("set", index=index, address=mac)
     ignore_router_advertisements(ifname)
     requests = [] if ipv6 else [rtnl.link_no_auto_address(index, ifname)]

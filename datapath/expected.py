@@ -73,7 +73,7 @@ class Snapshot:
             yield Difference("device-missing", "the device is missing")
             return
         if device.kind is not None and link.kind != device.kind:
-            yield Difference("device-missing", f"it is no {device.kind} device, but {link.kind or 'another'}")
+            yield Difference("name-taken", f"it is no {device.kind} device, but {link.kind or 'another'}")
             return
         if not link.flags & rtnl.IFF_UP:
             yield Difference("device-down", "the device is down")

@@ -28,6 +28,7 @@ _E, _W, _N = Severity.ERROR, Severity.WARNING, Severity.NOTE
 KINDS: Final[dict[str, Kind]] = {
     # what the records want, and the kernel does not have
     "device-missing": Kind(_E, "the endpoint or network has no way in or out"),
+    "name-taken": Kind(_E, "the endpoint or network has no way in or out until the name is free"),
     "device-down": Kind(_E, "nothing passes a device that is down"),
     "device-elsewhere": Kind(_E, "packets do not get to the network's bridge"),
     "device-mac": Kind(_E, "packets are sent to a MAC that nobody has, and those from another are dropped as forged"),

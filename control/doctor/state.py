@@ -55,6 +55,8 @@ def _finding(problem: Problem) -> Finding:
     if problem.code == "address-extra":
         address = problem.what.split()[1]
         return finding(problem.code, problem.where, problem.what, f"ip address del {address} dev {problem.where}")
+    if problem.code == "name-taken":
+        return finding(problem.code, problem.where, problem.what, f"rename or delete that device, then {MEND}")
     if problem.code == "sandbox-missing":
         mend = "restart linkspand, which makes the namespace again, and the processes in it"
         return finding(problem.code, problem.where, problem.what, mend)

@@ -186,6 +186,22 @@ def test_an_address_that_is_not_linkspans_is_told_of_and_left(lab: Lab) -> None:
     assert findings(lab.host) == []
 
 
+def test_anothers_device_with_a_bridges_name_is_told_of_and_left(lab: Lab) -> None:
+    lab.host.run("ip", "link", "delete", lab.bridge)
+    lab.host.run("ip", "link", "add", lab.bridge, "type", "veth", "peer", "name", "others")
+    as_made = lab.host.ip("link", "show", "dev", lab.bridge)
+    (taken,) = found(lab.host, "name-taken")
+    assert (taken["where"], "it is no bridge device, but veth" in taken["what"]) == (lab.bridge, True)
+    assert taken["mend"] == "rename or delete that device, then linkspan doctor --mend"
+    mended, left = mend(lab.host)
+    assert taken not in mended
+    assert taken in left
+    assert lab.host.ip("link", "show", "dev", lab.bridge) == as_made
+    lab.host.run("ip", "link", "delete", lab.bridge)
+    assert mend(lab.host)[1] == []
+    assert lab.a.pings(lab.b.ip4)
+
+
 # -- what is attached ----------------------------------------------------------------------------------------------
 
 

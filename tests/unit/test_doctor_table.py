@@ -20,7 +20,7 @@ OWN: Final = {
     "port-setting", "program-missing", "program-outdated", "route-missing",
 }  # fmt: skip
 """What Linkspan puts right by itself: docs/doctor.md says so, and tests/netns has each mended."""
-PASSED_ON: Final = {"address-extra", "sandbox-missing"}
+PASSED_ON: Final = {"address-extra", "name-taken", "sandbox-missing"}
 """Raised without a mend, which control/doctor/state.py gives them."""
 CODE: Final = re.compile(r"[a-z]+(-[a-z]+)+|fallback")
 MAKERS: Final = {"finding": 3, "Problem": 4, "Difference": None}
@@ -69,5 +69,5 @@ def test_the_docs_say_which_are_linkspan_s() -> None:
     """Of the section that it mends, all but the ones that the section names."""
     section = re.split(r"^### ", (ROOT / "docs/doctor.md").read_text(), flags=re.MULTILINE)[1]
     codes = set(re.findall(r"^\| `([a-z-]+)` ", section, re.MULTILINE))
-    assert codes - OWN == {"address-extra", "sandbox-missing", "peer-differs", "not-whole"}
+    assert codes - OWN == {"address-extra", "name-taken", "sandbox-missing", "peer-differs", "not-whole"}
     assert OWN - codes == {"program-missing", "program-outdated"}
