@@ -122,16 +122,22 @@ class MacvlanDevices:
 
     def _add(self, join: Join) -> None:
         network, endpoint = join.network, join.endpoint
+        made_as = _name_at_first(join)
         # Also on a parent that has another name by now, or is gone for the moment.
-        if self.find(endpoint, self._parents.ifindex(network)) is not None:
-            return
+        if self.find(endpoint, self._parents.ifindex(network)) is None:
+            self._make(join, made_as)
+        if made_as != endpoint.ifname:
+            _rename(join, made_as)
+
+    def _make(self, join: Join, ifname: str) -> None:
+        network, endpoint = join.network, join.endpoint
         parent = self._parents.need(network)
         try:
             with netns.opened(join.netns_path) as netns_fd, rtnl.Rtnl() as netlink:
                 netlink.apply(
                     [
                         rtnl.macvlan_add(
-                            endpoint.ifname,
+                            ifname,
                             lower=parent.ifindex,
                             mode=mode_of(network),
                             mac=mac_bytes(endpoint.mac),
@@ -146,8 +152,6 @@ class MacvlanDevices:
                     f"parent {parent.ifname} of network {network.name} is in use by something else than macvlan "
                     f"devices: {error}"
                 ) from error
-            if error.errno == errno.EEXIST:
-                raise Conflict(f"sandbox {join.holder} has a device {endpoint.ifname} already: {error}") from error
             raise
 
     def _delete(self, join: Join) -> None:
@@ -163,6 +167,28 @@ class MacvlanDevices:
         if not endpoint.is_remote:
             return [self._netns_path(endpoint.sandbox_id)]
         return [None, endpoint.sandbox_key] if endpoint.sandbox_key else [None]
+
+
+def _name_at_first(join: Join) -> str:
+    """What a device is called until it is in its sandbox. Before Linux 6.15 the kernel makes none in another namespace
+    with a name that a device of its parent's has (rtnl_newlink), and a parent `eth0` is as usual as an `eth0` inside."""
+    return join.endpoint.ifname if join.netns_path is None else f"lp{join.endpoint.id[:12]}"
+
+
+def _rename(join: Join, made_as: str) -> None:
+    """Gives a new device in the sandbox, or one of a start that was cut short, its own name."""
+    with rtnl.Rtnl(join.netns_path) as netlink:
+        index = netlink.ifindex(made_as)
+        if index is None:
+            return
+        try:
+            netlink.apply([rtnl.link_rename(index, made_as, join.endpoint.ifname)])
+        except rtnl.NetlinkError as error:
+            netlink.apply([rtnl.link_delete(made_as)])
+            if error.errno == errno.EEXIST:
+                taken = f"sandbox {join.holder} has a device {join.endpoint.ifname} already: {error}"
+                raise Conflict(taken) from error
+            raise
 
 
 def _find_in(path: str | None, endpoint: Endpoint, lower: int | None) -> links.LinkInfo | None:

@@ -91,6 +91,17 @@ def test_what_differs_from_the_records_is_found_and_mended(station: Station, nam
     assert findings(station.host) == []
 
 
+def test_a_device_that_did_not_get_its_name_in_time_gets_it(station: Station) -> None:
+    """As one of a linkspand that was killed between."""
+    endpoint = station.host.api("GET", "/networks/pub")["Containers"].popitem()[1]["EndpointID"]
+    station.run("ip", "link", "set", "eth0", "down")
+    station.run("ip", "link", "set", "eth0", "name", f"lp{endpoint[:12]}")
+    assert "device-missing" in {each["code"] for each in findings(station.host)}
+    station.host.api("POST", "/linkspan/doctor/mend")
+    assert findings(station.host) == []
+    assert [link["ifname"] for link in station.ip("link")] == ["lo", "eth0"]
+
+
 def test_a_program_that_was_taken_off_the_parent_runs_again(station: Station) -> None:
     if station.host.api("GET", "/networks/pub")["Status"]["Linkspan"]["linkspan.path"].endswith("(clsact)"):
         station.host.run("tc", "filter", "del", "dev", PARENT, "ingress")

@@ -84,6 +84,28 @@ def test_an_endpoint_is_on_the_existing_network_with_its_router(machine: Host) -
         assert not gateways & {f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"]}, link["ifname"]
 
 
+def test_the_host_may_have_devices_with_the_names_that_endpoints_have(machine: Host) -> None:
+    """Before Linux 6.15 the kernel looks for them in both namespaces."""
+    machine.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "others")
+    try:
+        made(machine, "pub", SUBNET4, parent=PARENT)
+        a = join(machine, "a", "pub")
+        assert (details(a)["ifname"], a.pings(ROUTER4)) == ("eth0", True)
+    finally:
+        machine.run("ip", "link", "delete", "eth0")
+
+
+def test_a_sandbox_that_has_a_device_of_the_name_keeps_that_alone(machine: Host) -> None:
+    made(machine, "one", SUBNET4, parent=PARENT)
+    made(machine, "two", "192.168.33.0/24", parent=PARENT)
+    a = join(machine, "a", "one")
+    a.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "others")
+    before = {link["ifname"]: link["ifindex"] for link in a.ip("link")}
+    refused = machine.ask("POST", "/networks/two/connect", {"Container": "a"})
+    assert (refused.status, "sandbox a has a device eth1 already" in refused.message) == (409, True), refused.message
+    assert {link["ifname"]: link["ifindex"] for link in a.ip("link")} == before
+
+
 def sandbox_id(machine: Host, name: str) -> str:
     return str(machine.ask("GET", f"/linkspan/sandboxes/{name}").json["Id"])
 
