@@ -170,8 +170,11 @@ class MacvlanDevices:
 
 
 def _name_at_first(join: Join) -> str:
-    """What a device is called until it is in its sandbox. Before Linux 6.15 the kernel makes none in another namespace
-    with a name that a device of its parent's has (rtnl_newlink), and a parent `eth0` is as usual as an `eth0` inside."""
+    """What a device is called until it is in its sandbox.
+
+    Before Linux 6.15 the kernel makes none in another namespace with a name that a device of its parent's has
+    (rtnl_newlink), and a parent `eth0` is as usual as an `eth0` inside.
+    """
     return join.endpoint.ifname if join.netns_path is None else f"lp{join.endpoint.id[:12]}"
 
 
