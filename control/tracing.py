@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
 from control.deps import Deps
+from control.drivers import walk_host
 from control.drivers.walk import KERNEL, End, Names, Step, Walk, is_for
 from control.errors import DatapathFailed, Forbidden, InvalidArgument, NotFound
 from control.model import Address, Endpoint, EndpointState, Network
@@ -28,8 +29,8 @@ _PROTOCOLS: Final[Mapping[str, Protocol]] = {"tcp": "tcp", "udp": "udp", "icmp":
 class TraceRequest:
     """What to trace: from a sandbox or endpoint, to one or to an address; `mac` and `ip` forge the sender's.
 
-    Or as it arrives here, for an endpoint of this host: from the address of another machine, or from an endpoint of
-    another node, by its name or address.
+    Or as it arrives here, for an endpoint of this host or a port of the host that stands for one: from the address of
+    another machine, or from an endpoint of another node, by its name or address.
 
     `protocol` is tcp, udp or icmp; `port` is for the first two, 0 for a usual one.
     """
@@ -51,6 +52,16 @@ class Trace:
     driver: str
     steps: tuple[Step, ...]
     end: End
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What packet; `mac` and `ip` are the forged sender's, `port` 0 without ports."""
+
+    protocol: Protocol
+    port: int
+    mac: bytes | None
+    ip: Address | None
 
 
 class Tracing:
@@ -80,14 +91,14 @@ class Tracing:
         if protocol == "icmp" and request.port:
             raise InvalidArgument("icmp has no ports: leave the port out, or give tcp or udp")
         port = 0 if protocol == "icmp" else request.port or DEFAULT_PORT
-        mac, ip = _mac(request.mac), _address(request.ip, "address") if request.ip else None
+        ip = _address(request.ip, "address") if request.ip else None
+        asked = _Asked(protocol, port, _mac(request.mac), ip)
         origin = _as_address(request.source) or self._on_other_node(request)
-        candidates = self._candidates(request.destination if origin else request.source)
         try:
             if origin is not None:
-                return self._trace_arrival(candidates, origin, protocol, port, mac, ip)
-            destination = self._destination(request.destination, candidates)
-            return self._trace(candidates, destination, protocol, port, mac, ip)
+                return self._trace_arrival(origin, request.destination, asked)
+            candidates = self._candidates(request.source)
+            return self._trace(candidates, self._destination(request.destination, candidates), asked)
         except (OSError, loader.LoaderError) as error:
             raise DatapathFailed(f"the packet cannot be traced: {error}") from error
 
@@ -196,23 +207,15 @@ class Tracing:
 
     # -- the way -------------------------------------------------------------------------------------------------
 
-    def _trace(
-        self,
-        candidates: list[Endpoint],
-        destination: Address,
-        protocol: Protocol,
-        port: int,
-        mac: bytes | None,
-        ip: Address | None,
-    ) -> Trace:
+    def _trace(self, candidates: list[Endpoint], destination: Address, asked: _Asked) -> Trace:
         names = self._names()
         path = self._netns(candidates[0])
         way = kernel_path.route(destination, netns_path=path)
         endpoint = self._by_route(candidates, way, destination)
         network = self._network(endpoint)
-        source = ip or self._source(endpoint, destination)
+        source = asked.ip or self._source(endpoint, destination)
         own = frames.mac_of(endpoint.mac)
-        walk = Walk(network, endpoint, path, names, b"", source, destination, protocol, port)
+        walk = Walk(network, endpoint, path, names, b"", source, destination, asked.protocol, asked.port)
         inside = partial(walk.say, KERNEL, endpoint.ifname, place=walk.inside)
         if source.version != destination.version:
             raise InvalidArgument(f"{source} cannot send to {destination}: they are of different families")
@@ -226,38 +229,52 @@ class Tracing:
             inside("route", f"route {way.matched}: by {way.ifname}{via}")
             to = self._next_hop_mac(walk, way, own)
             if to is not None:
-                walk.frame = frames.packet((mac or own, to), (source, destination), protocol, port)
+                macs = (asked.mac or own, to)
+                walk.frame = frames.packet(macs, (source, destination), asked.protocol, asked.port)
                 self._deps.driver_of(network).trace(walk)
         return _told(walk, f"{walk.sender} ({source}) to {destination}")
 
-    def _trace_arrival(
-        self,
-        candidates: list[Endpoint],
-        origin: Address,
-        protocol: Protocol,
-        port: int,
-        mac: bytes | None,
-        ip: Address | None,
-    ) -> Trace:
-        """A packet that another machine has sent to the first of these endpoints with an address of the family, or an
+    def _trace_arrival(self, origin: Address, ref: str, asked: _Asked) -> Trace:
+        """A packet that another machine has sent to the first of the endpoints with an address of the family, or an
         endpoint of another node to the one on its network."""
-        source = ip or origin
+        source, wanted, names = asked.ip or origin, _as_address(ref), self._names()
+        candidates = self._candidates(ref if wanted is None else str(self._behind(wanted, source, asked)))
         reached = [(each, to) for each in candidates for to in each.addresses if to.version == source.version]
-        if not reached:
+        if not reached or (wanted is not None and wanted.version != source.version):
             raise InvalidArgument(f"the destination has no IPv{source.version} address for {source} to send to")
         near = [each for each in reached if origin in self._others(self._network(each[0]))]
-        (endpoint, destination), names = (near or reached)[0], self._names()
+        endpoint, destination = (near or reached)[0]
         network = self._network(endpoint)
         owner = names.find(lambda each: each.network_id == network.id and is_for(each, origin))
         if owner is not None:
             raise InvalidArgument(f"{origin} is {names.of(owner)}'s on network {network.name}: begin there")
         walk = Walk(
-            network, endpoint, self._netns(endpoint), names, b"", source, destination, protocol, port, origin=origin
+            network=network,
+            endpoint=endpoint,
+            netns_path=self._netns(endpoint),
+            names=names,
+            frame=b"",
+            source=source,
+            destination=wanted or destination,
+            protocol=asked.protocol,
+            port=asked.port,
+            origin=origin,
         )
-        self._deps.driver_of(network).trace_arrival(walk, mac)
+        self._deps.driver_of(network).trace_arrival(walk, asked.mac)
         called = next(iter(self._others(network).get(origin, ())), "")
         whose = f"{called} ({source}), of another node," if called else f"{source}, outside of this host,"
-        return _told(walk, f"{whose} to {names.of(endpoint)} ({destination})")
+        return _told(walk, f"{whose} to {names.of(endpoint)} ({walk.destination})")
+
+    def _behind(self, to: Address, source: Address, asked: _Asked) -> Address:
+        """The address of the endpoint that is published at an address of the host's; any other address is its own."""
+        way = kernel_path.route(to)
+        if way is None or way.type != "local":
+            return to
+        inner = walk_host.published(source, to, asked.protocol, asked.port)
+        if inner is None:
+            what = f"{asked.protocol} port {asked.port}" if asked.port else asked.protocol
+            raise NotFound(f"what comes for {to}, {what}, is the host's own: no sandbox has published that")
+        return inner
 
     def _by_route(self, candidates: list[Endpoint], way: kernel_path.Route | None, destination: Address) -> Endpoint:
         """The endpoint whose device the sandbox's own route leads by."""

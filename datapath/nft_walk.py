@@ -66,6 +66,10 @@ class Firewall:
         found = filter(None, map(_HANDLE.match, lines))
         self._texts = {int(match["handle"]): _COUNTER.sub("", match["text"]) for match in found}
 
+    def is_bridge(self, ifname: str) -> bool:
+        """Whether a device is the bridge by which a network of ours is routed."""
+        return bool(_element("bridges", [f'"{ifname}"']))
+
     def judge(self, chain: str, packet: Packet) -> Ruling:
         """What a base chain of the table does with the packet."""
         return self._walk(chain, packet) or Ruling("accept", chain)

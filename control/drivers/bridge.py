@@ -21,10 +21,10 @@ from control.drivers import bridge_expected, bridge_shared, inside, ports_of_bri
 from control.drivers.base import Capabilities, Driver, DriverStatus, EndpointCounters, Join, Problem
 from control.drivers.bridge_names import (
     BRIDGE_MACS,
-    DEFAULT_BRIDGE,
     NAME,
     bridge_mac,
     bridge_name,
+    is_ours,
     trunk_names,
 )
 from control.drivers.inside import mac_bytes
@@ -57,8 +57,6 @@ SHARD_CAPACITY: Final = 1000
 """Endpoints on one Linux bridge. The kernel allows 1,023 ports (BR_MAX_PORTS); the rest is for trunks of shards."""
 MAX_SHARDS: Final = 20
 
-_OUR_VETH: Final = re.compile(r"(ls|[tu]\d\d)[0-9a-f]{12}")
-_OUR_BRIDGE: Final = re.compile(r"(br-|s\d\d)[0-9a-f]{12}")
 _NOT_IN_RULES: Final = re.compile(r"[\"'\\]|\+$")
 """What nft(8) and iptables(8) would not take for a part of a device's name."""
 
@@ -357,7 +355,7 @@ class BridgeDriver(Driver):
         for id_, numbers in shards.items():
             for shard in numbers:
                 known |= {bridge_name(by_id[id_], shard), *trunk_names(by_id[id_], shard)}
-        devices.delete_links([name for name, link in present.items() if _is_ours(link) and name not in known])
+        devices.delete_links([name for name, link in present.items() if is_ours(link) and name not in known])
 
     def _ports(
         self, networks: Sequence[Network], endpoints: Sequence[Endpoint], present: Container[str]
@@ -462,6 +460,9 @@ class BridgeDriver(Driver):
     def trace(self, walk: Walk) -> None:
         walk_bridge.follow(walk, self._trace_way(walk.network))
 
+    def trace_arrival(self, walk: Walk, mac: bytes | None) -> None:
+        walk_bridge.arrive(walk, self._trace_way(walk.network), mac)
+
     def _trace_way(self, network: Network) -> walk_bridge.Way:
         programs = self._accel.programs
         why = self._accel.problem if self._is_accelerated(network) else f"network {network.name} has {ACCEL}=off"
@@ -483,14 +484,6 @@ def _counted_by(link: links.LinkInfo) -> EndpointCounters:
         in_slow_packets=link.tx_packets,
         in_slow_bytes=link.tx_bytes,
     )
-
-
-def _is_ours(link: links.LinkInfo) -> bool:
-    """Whether the device is one that only this driver makes; a bridge that was named by a user cannot be told."""
-    if link.kind == "veth":
-        return _OUR_VETH.fullmatch(link.ifname) is not None
-    has_our_name = link.ifname == DEFAULT_BRIDGE or _OUR_BRIDGE.fullmatch(link.ifname) is not None
-    return link.kind == "bridge" and has_our_name and link.mac[:2] in BRIDGE_MACS
 
 
 def _set_up_inside(join: Join, netns_path: str) -> None:

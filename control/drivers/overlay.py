@@ -426,6 +426,10 @@ class OverlayDriver(BridgeDriver):
         network, origin = walk.network, walk.origin or walk.source
         local, found = self._need_address(network.name), self._peering.peers(network.id) or ()
         sender = next((peer for peer in found if origin in peer.addresses), None)
+        own = (each for each in (walk.endpoint.ipv4, walk.endpoint.ipv6) if each is not None)
+        if sender is None and not any(origin in each.network for each in own):
+            super().trace_arrival(walk, mac)
+            return
         if sender is None:
             raise NotFound(f"no endpoint of another node is known that has {origin} on network {network.name}")
         way = None if is_encrypted(network) else self._ways.to(sender.node)

@@ -1,14 +1,19 @@
-"""A frame of an endpoint behind a host end: past its programs, the Linux bridge, and the VXLAN device on it."""
+"""A frame of an endpoint behind a host end: past its programs, the Linux bridge, and the VXLAN device on it.
+
+And a packet from outside, which the host routes to the bridge.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from control.drivers.walk import KERNEL, Address, Path, Walk, is_for, macs
 from control.drivers.walk_hooks import Running
-from control.drivers.walk_host import routed
+from control.drivers.walk_host import came_in_by, routed
+from control.errors import InvalidArgument
 from datapath import frames, kernel_path
 from datapath.kernel_path import Device
 from datapath.trace import Run, Tracer
@@ -92,6 +97,31 @@ def bridged(walk: Walk, port: Device, way: Way) -> None:
         walk.say(KERNEL, bridge.ifname, "flood", f"the bridge copies it to the host and to {others}")
         walk.finish("delivered", "slow", f"copies arrive at all that are on {bridge.ifname} (slow path)")
         return
+    _handed_on(walk, bridge, port, way)
+
+
+def arrive(walk: Walk, way: Way, mac: bytes | None) -> None:
+    """Follows a packet from outside that the host routes, to the endpoint or to a port of the host that stands for it.
+
+    Raises InvalidArgument for one that cannot come from outside, OSError and LoaderError.
+    """
+    if mac is not None:
+        raise InvalidArgument(f"the host routes to network {walk.network.name}: no rule looks at a MAC, leave it out")
+    device = came_in_by(walk)
+    if device is not None:
+        ends = (walk.source, walk.destination)
+        walk.frame = frames.packet((bytes(6), device.mac), ends, walk.protocol, walk.port)
+        routed(walk, device, partial(from_host, walk, way))
+
+
+def from_host(walk: Walk, way: Way, bridge: Device, mac: bytes) -> None:
+    """Follows what the host itself sends on a bridge to a MAC; raises OSError."""
+    walk.frame = mac + walk.frame[6:]
+    _handed_on(walk, bridge, None, way)
+
+
+def _handed_on(walk: Walk, bridge: Device, port: Device | None, way: Way) -> None:
+    """To whom a bridge gives what came in by a port, or with None from the host."""
     behind = bridge.ifindex if walk.mac == bridge.mac else kernel_path.bridge_entry(bridge.ifindex, walk.mac)
     out = kernel_path.device(behind) if behind is not None else None
     shown = walk.mac.hex(":")
@@ -102,8 +132,8 @@ def bridged(walk: Walk, port: Device, way: Way) -> None:
         )
     elif out.ifindex == bridge.ifindex:
         walk.say(KERNEL, bridge.ifname, "fdb", f"bridge fdb: {shown} is the bridge's own, so the host routes")
-        routed(walk, bridge)
-    elif port.is_isolated and out.is_isolated:
+        routed(walk, bridge, partial(from_host, walk, way))
+    elif port is not None and port.is_isolated and out.is_isolated:
         walk.finish(
             "dropped", "slow", f"the bridge drops it: ports {port.ifname} and {out.ifname} are isolated (no icc)"
         )
@@ -116,13 +146,15 @@ def _out_of(walk: Walk, out: Device, way: Way) -> None:
     if out.kind == "vxlan":
         _tunnelled(walk, out, way)
         return
-    is_endpoints = walk.names.find(lambda each: each.host_ifname == out.ifname) is not None
-    peer = None if is_endpoints else kernel_path.device(out.peer)
+    endpoint = walk.names.find(lambda each: each.host_ifname == out.ifname)
+    peer = None if endpoint is not None else kernel_path.device(out.peer)
     if peer is not None and peer.master:  # the trunk to another shard of the network
         walk.say(KERNEL, out.ifname, "trunk", f"by the trunk to {peer.ifname}")
         bridged(walk, peer, way)
         return
-    if way.tracer is not None and way.running.at(walk, PROGRAM_IN, out, "egress", "what it gets is not counted"):
+    is_others = endpoint is not None and endpoint.network_id != walk.network.id  # who may have other programs, or none
+    tracer, otherwise = None if is_others else way.tracer, "what it gets is not counted"
+    if tracer is not None and way.running.at(walk, PROGRAM_IN, out, "egress", otherwise):
         walk.say(PROGRAM_IN, out.ifname, "counted", "counted as delivered by the slow path")
     walk.deliver(out.ifindex, "slow")
 

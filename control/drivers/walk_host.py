@@ -1,19 +1,51 @@
-"""A frame that has come to the host's own stack: by which route, past which rules, and out where."""
+"""A packet that has come to the host's own stack: by which route, past which rules, and out where."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from control.drivers.walk import KERNEL, Walk
+from control.drivers.walk import KERNEL, Address, Walk, is_for, macs
+from control.errors import InvalidArgument
 from datapath import kernel_path
+from datapath.frames import Protocol
 from datapath.kernel_path import Device, Route
 from datapath.nft_walk import Firewall, Packet, Ruling, translated
 
 _TABLE = "table inet linkspan"
 
+Onto = Callable[[Device, bytes], None]
+"""Follows what the host sends on a bridge to a MAC."""
 
-def routed(walk: Walk, came_in: Device) -> None:
-    """Follows what the kernel routes that came in by a bridge."""
+
+def came_in_by(walk: Walk) -> Device | None:
+    """The device that a packet of the walk's origin comes by, which the walk is told; None ends it.
+
+    Raises InvalidArgument for an origin that is not outside.
+    """
+    origin = walk.origin or walk.source
+    back = kernel_path.route(origin)
+    device = None if back is None else kernel_path.device(back.ifindex)
+    if back is None or device is None:
+        text = f"the host has no route to {origin}, so nothing tells by which device its packets come"
+        walk.finish("unknown", "", text)
+        return None
+    if back.type != "unicast":
+        raise InvalidArgument(f"{origin} is no address of another machine: its route is {back.type}")
+    if Firewall().is_bridge(device.ifname):
+        raise InvalidArgument(f"{origin} is on a network of this host, by {device.ifname}: begin at a sandbox there")
+    walk.say(KERNEL, device.ifname, "arrival", f"comes by {device.ifname}: route {back.matched} leads to {origin}")
+    return device
+
+
+def published(source: Address, destination: Address, protocol: Protocol, port: int) -> Address | None:
+    """The address of the endpoint that a port of the host's address stands for, as the host's rules have it."""
+    packet = Packet(source, destination, protocol, port, "", is_local=True)
+    return Firewall().judge("prerouting", packet).to
+
+
+def routed(walk: Walk, came_in: Device, onto: Onto) -> None:
+    """Follows what the kernel routes that came in by a device."""
     firewall = Firewall()
     protocol = walk.protocol if walk.protocol != "icmp" else {4: "icmp", 6: "icmpv6"}[walk.source.version]
     packet = Packet(walk.source, walk.destination, protocol, walk.port, came_in.ifname)
@@ -48,24 +80,37 @@ def routed(walk: Walk, came_in: Device) -> None:
         KERNEL, way.ifname, "forward", f"{_TABLE}, chain forward lets it through: {ruling.rule or 'no rule drops it'}"
     )
     tell_others(walk, firewall, "forward", way.ifname)
-    _leave(walk, firewall, packet, way)
+    _leave(walk, firewall, packet, way, onto)
 
 
-def _leave(walk: Walk, firewall: Firewall, packet: Packet, way: Route) -> None:
+def _leave(walk: Walk, firewall: Firewall, packet: Packet, way: Route, onto: Onto) -> None:
     ruling = firewall.judge("postrouting", packet)
     if ruling.verdict == "masquerade":
         own = kernel_path.route(packet.destination)
         source = own.source if own is not None else None
         text = f"{_TABLE}, {_named(ruling)}: source becomes {source or f'an address of {way.ifname}'}"
         walk.say(KERNEL, way.ifname, "masquerade", text)
-    out = kernel_path.device(way.ifindex)
-    known = kernel_path.neighbour(packet.destination, way.ifindex)
-    port = kernel_path.bridge_entry(way.ifindex, known[0]) if known and out and out.kind == "bridge" else None
-    if port is not None and known is not None:
-        walk.say(KERNEL, way.ifname, "fdb", f"neighbour {packet.destination} is {known[0].hex(':')}")
-        walk.deliver(port, "slow")
+    bridge = kernel_path.device(way.ifindex) if firewall.is_bridge(way.ifname) else None
+    if bridge is not None:
+        mac = _asked(walk, packet.destination, bridge)
+        if mac is not None:
+            onto(bridge, mac)
         return
     walk.finish("sent", "slow", f"leaves by {way.ifname} for {way.gateway or packet.destination} (slow path)")
+
+
+def _asked(walk: Walk, address: Address, bridge: Device) -> bytes | None:
+    """The MAC that the host has, or gets, for an address on a network's bridge; None ends the walk."""
+    known, owner = kernel_path.neighbour(address, bridge.ifindex), walk.names.find(lambda each: is_for(each, address))
+    if known is not None:
+        walk.say(KERNEL, bridge.ifname, "neighbour", f"neighbour {address} is {known[0].hex(':')} ({known[1]})")
+        return known[0]
+    if owner is not None:
+        text = f"{address} is no known neighbour: asked for its MAC, {walk.names.of(owner)} answers: {owner.mac}"
+        walk.say(KERNEL, bridge.ifname, "question", text)
+        return macs(owner)
+    walk.finish("lost", "slow", f"nobody on {bridge.ifname} has {address}: the host asks for its MAC in vain")
+    return None
 
 
 def _route(packet: Packet, came_in: Device) -> Route | None:

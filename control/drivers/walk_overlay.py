@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from control.drivers.walk import KERNEL, Address, Walk, macs
-from control.drivers.walk_bridge import Way, bridged
+from control.drivers.walk_bridge import Way, bridged, from_host
 from control.drivers.walk_host import routed, tell_others
 from datapath import devices, frames, kernel_path
 from datapath.fast_peers import NO_MAC, PROGRAM
@@ -56,7 +57,7 @@ def _direct(walk: Walk, way: Way, arrival: Arrival, uplink: Device) -> None:
     walk.say(KERNEL, uplink.ifname, "arrival", text)
     _past_program(walk, way, arrival, uplink, walk.frame)
     if walk.end is None:
-        routed(walk, uplink)
+        routed(walk, uplink, partial(from_host, walk, way))
 
 
 def _in_vxlan(walk: Walk, way: Way, arrival: Arrival, uplink: Device) -> None:

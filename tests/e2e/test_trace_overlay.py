@@ -221,7 +221,8 @@ def test_who_sends_nothing_here_is_refused(nodes: Cluster) -> None:
     there.box("apart", "other")
     cases = {
         ("lone", "apart"): "apart is on no network with lone, which is on another node",
-        (a.ip4, "apart"): f"no endpoint of another node is known that has {a.ip4} on network other",
+        (a.ip4, "apart"): f"{a.ip4} is on a network of this host, by lo-",
+        ("10.101.0.250", "apart"): "no endpoint of another node is known that has 10.101.0.250 on network other",
         ("lone", "nobody"): "no sandbox or endpoint nobody",
         ("lone", "10.91.0.250"): "no endpoint of this host has 10.91.0.250",
         ("nobody", "ob"): "no sandbox or endpoint nobody",
@@ -230,6 +231,15 @@ def test_who_sends_nothing_here_is_refused(nodes: Cluster) -> None:
         done = there.linkspan("trace", *args, check=False)
         assert done.returncode != 0
         assert words in done.stderr
+
+
+def test_who_is_outside_of_the_cluster_is_routed(nodes: Cluster) -> None:
+    there = nodes[1]
+    outside = nodes.etcd[0].address
+    b = there.box("routed", "over")
+    found = trace(there, outside, b.name)
+    assert decision(found, "arrival") == f"comes by {UPLINK}: route 10.77.0.0/24 leads to {outside}"
+    assert (found["end"]["outcome"], "nothing comes in unasked" in found["end"]["text"]) == ("dropped", True)
 
 
 # -- docs ------------------------------------------------------------------------------------------------------------
