@@ -146,6 +146,9 @@ class Membership:
             now = self._stored.settings
             if now is not None:
                 if now.spec == spec:
+                    if self._following is None:  # what kept it from going on at the start may be there now
+                        self._enter(self._open(spec, now.incarnation))
+                        self._trouble = ""
                     return
                 raise Conflict(
                     f"this node is in the cluster {now.spec.cluster} already, as {now.spec.name}: run "
@@ -190,8 +193,9 @@ class Membership:
             self._stored.keep(None)
 
     def _leave_cluster(self, force: bool) -> None:
-        assert self._following is not None
         try:
+            if self._following is None:
+                raise Conflict(f"the cluster cannot be told of it: {self._trouble}; mend that, or leave with --force")
             self._following.session.leave()
         except ControlError as error:
             if not force:
@@ -206,10 +210,13 @@ class Membership:
 
     def info(self) -> ClusterInfo:
         following, settings = self._following, self._stored.settings
-        if following is None:
+        if following is not None:
+            session, spec = following.session, following.session.spec
+            why, revision = following.trouble or session.why_waiting, session.revision
+        elif settings is not None:
+            spec, why, revision = settings.spec, self._trouble, 0
+        else:
             return ClusterInfo(is_joined=False, state=self._trouble or "not joined")
-        session, spec = following.session, following.session.spec
-        why = following.trouble or session.why_waiting
         return ClusterInfo(
             is_joined=settings is not None,
             cluster=spec.cluster,
@@ -217,7 +224,7 @@ class Membership:
             advertise=spec.advertise,
             etcd=spec.etcd,
             state=f"waiting for etcd: {why}" if why else "synchronized",
-            revision=session.revision,
+            revision=revision,
             since=settings.since if settings is not None else None,
         )
 

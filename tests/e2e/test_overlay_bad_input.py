@@ -159,6 +159,31 @@ def test_a_clients_certificate_that_has_expired(hosts: Cluster, tmp_path: Path) 
         hosts[0].linkspan("cluster", "leave")
 
 
+def test_a_certificate_that_is_gone_when_a_node_starts(hosts: Cluster, tmp_path: Path) -> None:
+    """It is still a node: it can go on when the file is back, or leave."""
+    one = hosts[0]
+    good = Authority(tmp_path / "authority").issue("good", [hosts.etcd[0].address])
+    away = good.key.with_suffix(".away")
+    with hosts.other_etcd("tls", tls=good) as member:
+        one.join([member.url], *tls_flags(good))
+        for is_put_back in (True, False):
+            good.key.rename(away)
+            one.stop()
+            one.start()
+            assert str(good.key) in one.cluster_state()
+            assert one.api("GET", "/linkspan/cluster")["Joined"]
+            line = complaint(one.linkspan("cluster", "leave", check=False))
+            assert str(good.key) in line
+            assert "--force" in line
+            if is_put_back:
+                away.rename(good.key)
+                one.join([member.url], *tls_flags(good))
+                wait_for(lambda: one.cluster_state() == "synchronized", "the node to go on")
+                assert one.nodes() == {one.name: "ready"}
+        one.linkspan("cluster", "leave", "--force")
+        assert one.cluster_state() == "not joined"
+
+
 def test_an_etcds_certificate_that_has_expired(hosts: Cluster, tmp_path: Path) -> None:
     authority = Authority(tmp_path / "authority")
     good = authority.issue("good", [hosts.etcd[0].address])
