@@ -34,6 +34,7 @@ _PID_FILE: Final = Path("/run/docker.pid")
 _CONTAINERD_PID_FILE: Final = Path("/run/docker/containerd/containerd.pid")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _DEADLINE_S: Final = 120.0
+_ANSWER_S: Final = 20.0
 
 
 class Machine(Protocol):
@@ -92,7 +93,10 @@ class Engine:
         assert self._daemon is not None
         if self._daemon.poll() is not None:
             raise DockerError(f"dockerd ended with {self._daemon.returncode}:\n{self.log()}")
-        return self.docker("version", check=False).returncode == 0
+        try:
+            return self.docker("version", check=False, timeout_s=_ANSWER_S).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
 
     def import_image(self) -> None:
         """Makes the image that `image.NAME` names."""
@@ -118,7 +122,10 @@ class Engine:
         if self._daemon is None:
             return
         if self._daemon.poll() is None:
-            self._call("sh", "-c", f"kill -{signal_name} $(cat {_PID_FILE})")
+            if self._machine.seen(_PID_FILE).exists():
+                self._call("sh", "-c", f"kill -{signal_name} $(cat {_PID_FILE})")
+            else:  # it has not come as far
+                self._daemon.kill()
         self._daemon.wait(_DEADLINE_S)
         self._daemon = None
         # containerd ends with dockerd, but its number stays taken until the machine's first process has seen that.

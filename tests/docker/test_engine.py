@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.docker.engine import CLIENTS, Engine
 from tests.docker.image import NAME
-from tests.docker.lab import SLEEP, lab
+from tests.docker.lab import SLEEP, bare_lab, lab
 from tests.hosts import wait_for
 from tests.netns.outside import HOST4, OUTSIDE4
 
@@ -53,3 +53,10 @@ def test_two_engines_run_side_by_side() -> None:
             made.docker("run", "-d", "--name", "same", "-p", "80:80", NAME, *SLEEP)
         one.engine.terminate()
         assert other.docker("ps", "--format", "{{.Names}}").stdout == "same\n"
+
+
+def test_one_that_has_not_come_far_is_ended_too() -> None:
+    with bare_lab() as made:
+        made.engine.start(wait=False)
+        made.engine.stop()
+        assert made.docker("version", check=False).returncode != 0
