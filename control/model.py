@@ -285,6 +285,11 @@ def advance(record: R, state: S, **changes: Any) -> R:
     return msgspec.structs.replace(record, state=state, **changes)
 
 
+def waiting_ifname(endpoint_id: str) -> str:
+    """What an endpoint's device is called until it is in its sandbox: for an engine, which moves it, and on its way."""
+    return f"lp{endpoint_id[:12]}"
+
+
 def utcnow() -> datetime:
     return datetime.now(UTC)
 

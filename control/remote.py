@@ -36,6 +36,7 @@ from control.model import (
     SandboxId,
     advance,
     utcnow,
+    waiting_ifname,
 )
 from control.networks import Networks
 from control.ports import PortWish
@@ -153,7 +154,7 @@ class RemoteNetworks:
             if address is not None and not any(address.ip in pool.subnet for pool in network.pools):
                 raise InvalidArgument(f"address {address.ip} is in no subnet of network {network.name}")
         self._deps.driver_of(network).validate_endpoint(network, EndpointSpec(mac=mac, driver_options=dict(options)))
-        peer = _peer_of(endpoint_id)
+        peer = waiting_ifname(endpoint_id)
         if any(e.ifname == peer and e.id != endpoint_id for e in self._records.endpoints() if e.is_remote):
             raise Conflict(
                 f"endpoint {endpoint_id[:12]} begins like another one: ids must differ in their first 12 digits"
@@ -191,7 +192,7 @@ class RemoteNetworks:
                 ),
                 siblings,
             )
-            endpoint = msgspec.structs.replace(endpoint, ifname=_peer_of(endpoint_id))
+            endpoint = msgspec.structs.replace(endpoint, ifname=waiting_ifname(endpoint_id))
             self._records.commit(put=[endpoint])
         except Exception:
             self._records.slots.give_back(slot)
@@ -457,11 +458,6 @@ def _log_failure(endpoint_id: EndpointId, deletion: Future[None]) -> None:
     """What nobody waits for any more is said in the log; the next start, or deletion, finishes it."""
     if not deletion.cancelled() and (error := deletion.exception()) is not None:
         LOG.error("endpoint %s is not deleted whole: %s", endpoint_id[:12], error)
-
-
-def _peer_of(endpoint_id: str) -> str:
-    """The name of the device that the engine moves into its sandbox."""
-    return f"lp{endpoint_id[:12]}"
 
 
 def _shares_address(endpoint: Endpoint, ipv4: IPv4Interface | None, ipv6: IPv6Interface | None) -> bool:

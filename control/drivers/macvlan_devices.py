@@ -16,7 +16,7 @@ from control.drivers.macvlan_options import broadcast_limit, mode_of
 from control.drivers.macvlan_parents import FollowedParents, parent_of
 from control.drivers.options import MTU
 from control.errors import Conflict
-from control.model import Endpoint, EndpointId, Network, NetworkId, SandboxId
+from control.model import Endpoint, EndpointId, Network, NetworkId, SandboxId, waiting_ifname
 from control.plan import Step
 from datapath import devices, links, netns, rtnl
 from datapath.uplink import Uplinks
@@ -175,7 +175,7 @@ def _name_at_first(join: Join) -> str:
     Before Linux 6.15 the kernel makes none in another namespace with a name that a device of its parent's has
     (rtnl_newlink), and a parent `eth0` is as usual as an `eth0` inside.
     """
-    return join.endpoint.ifname if join.netns_path is None else f"lp{join.endpoint.id[:12]}"
+    return join.endpoint.ifname if join.netns_path is None else waiting_ifname(join.endpoint.id)
 
 
 def _rename(join: Join, made_as: str) -> None:
