@@ -24,7 +24,7 @@ from control.counted import Counted
 from control.deps import Deps
 from control.drivers.inside import mac_bytes
 from control.drivers.options import is_encrypted
-from control.errors import Conflict, ControlError, DatapathFailed
+from control.errors import Conflict, ControlError, DatapathFailed, Forbidden
 from control.events import Event, EventBus
 from control.lost_nodes import LostNodes
 from control.model import (
@@ -208,22 +208,35 @@ class GlobalNetworks:
     def take(self, network: Network, endpoint_id: EndpointId, spec: EndpointSpec) -> EndpointSpec:
         """`spec` with addresses that are the endpoint's alone in the cluster until it leaves.
 
-        Raises InvalidArgument, Conflict (an address or MAC that is taken), Exhausted.
+        Raises InvalidArgument, Forbidden (an address that is taken), Conflict (a MAC), Exhausted.
         """
         session = self._need(network.name)
         addressing.given_addresses(network, spec)  # those that were asked for can be
         known = session.endpoints(network.id)
         lost = self.lost.endpoints(network.id, known).values()
+        untold = self._untold(network.id, known)
+        for address in (spec.ipv4, spec.ipv6):
+            if address in untold:
+                raise Forbidden(
+                    f"Address already in use: {address} of network {network.name} is held by endpoint "
+                    f"{untold[address][:12]} on this node; choose another, or disconnect that one first"
+                )
         if spec.mac is not None:
             mac = addressing.check_mac(spec.mac, network, ())
             others = (*(each for each in known.values() if each.node != session.node), *lost)
             holder = next((each.node for each in others if each.mac == mac), None)
             if holder is not None:
                 raise Conflict(f"MAC address {mac} is in use on network {network.name} by node {holder}")
-        avoid = {address for each in lost for address in each.addresses}
+        avoid = {*untold, *(address for each in lost for address in each.addresses)}
         ipv4, ipv6 = session.take(network, endpoint_id, spec, avoid)
         self._taken[endpoint_id] = [address for address in (ipv4, ipv6) if address is not None]
         return msgspec.structs.replace(spec, ipv4=ipv4, ipv6=ipv6)
+
+    def _untold(self, network_id: NetworkId, known: Collection[EndpointId]) -> dict[Address, EndpointId]:
+        """Addresses of this node's endpoints that the cluster does not know, as after its lease was lost: the cluster
+        would give them to anybody."""
+        own = (each for each in self._records.on_network(network_id) if each.id not in known)
+        return {address: each.id for each in own for address in each.addresses}
 
     def published(self, network: Network, endpoint: Endpoint, sandbox: Sandbox) -> Step:
         """The step that makes an endpoint known to all nodes, and withdraws it."""
@@ -346,11 +359,15 @@ class GlobalNetworks:
         self._drop(here)
 
     def _keep_lost(self, session: Session, network: Network) -> None:
-        """Those that have vanished together with their node's lease are kept as long as the node answers."""
+        """Those that have vanished together with their node's lease are kept as long as the node answers.
+
+        This node's own vanish so too, when the cluster is read before it has registered again; they are no peers.
+        """
         now, nodes = session.endpoints(network.id), session.nodes()
+        lost = self._seen.keys() - nodes.keys() - {session.node}
         vanished: dict[str, dict[str, RemoteEndpoint]] = {}
         for id_, endpoint in self._known.get(network.id, {}).items():
-            if id_ not in now and endpoint.node not in nodes and endpoint.node in self._seen:
+            if id_ not in now and endpoint.node in lost:
                 vanished.setdefault(endpoint.node, {})[id_] = endpoint
         for node, endpoints in vanished.items():
             self.lost.keep(self._seen[node], network.id, endpoints)

@@ -148,10 +148,14 @@ def _compare_network(node: Node, store: Stored, network_id: str, links: dict[str
     if bridge not in links or device not in links:
         return  # said before
     yield from _compare_device(node, store.vnis[network_id], bridge, links[device])
-    for each in store.on(network_id):
-        port = f"ls{each.id[:12]}"
-        if each.node == node.name and links.get(port, {}).get("master") != bridge:
-            yield f"{port} is no port of {bridge}"
+    own = {f"ls{each.id[:12]}": each.mac for each in store.on(network_id) if each.node == node.name}
+    yield from (f"{port} is no port of {bridge}" for port in own if links.get(port, {}).get("master") != bridge)
+    ports = json.loads(node.run("bridge", "-json", "fdb", "show", "br", bridge, "state", "static").stdout or "[]")
+    yield from _differ(
+        f"ports of its endpoints in the FDB of {bridge}",
+        own.items(),
+        ((entry["ifname"], entry["mac"]) for entry in ports if entry.get("master") and entry["ifname"] != device),
+    )
     peers = [each for each in store.on(network_id) if each.node != node.name and each.node in store.nodes]
     entries = json.loads(node.run("bridge", "-json", "fdb", "show", "dev", device).stdout or "[]")
     to_nodes = [(entry["mac"], entry["dst"]) for entry in entries if "dst" in entry]

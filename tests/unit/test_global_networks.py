@@ -287,6 +287,37 @@ def test_peers_of_a_lost_node_stay_while_it_answers(world: World) -> None:
     assert world.driver.told[-1] == "net"
 
 
+def lose_lease(world: World) -> None:
+    """etcd has dropped all records of this node, and the node reads that before it has registered again."""
+    del world.session.members["a"]
+    world.session.known[NET.id].clear()
+    world.session.taken.clear()
+    world.there.add(IPv4Address("10.0.0.1"))
+    world.globals.follow(None)
+
+
+def test_this_node_s_own_endpoints_are_no_peers_after_its_lease_was_lost(world: World) -> None:
+    world.have_network()
+    world.box()
+    world.globals.follow({NET.id})
+    lose_lease(world)
+    assert world.globals.peers(NET.id) == []
+    assert world.globals.lost.nodes() == {}
+
+
+def test_addresses_of_this_node_s_endpoints_are_not_given_twice_after_its_lease_was_lost(world: World) -> None:
+    network = world.have_network()
+    world.box()
+    (own,) = world.controller.network_endpoints(NET.id)
+    address = own.addresses[0]
+    world.globals.follow({NET.id})
+    lose_lease(world)
+    with pytest.raises(Forbidden, match=f"{address} of network net is held by endpoint {own.id[:12]} on this node"):
+        world.box("asks", ipv4=address)
+    assert address not in world.session.taken
+    assert world.globals.take(network, EndpointId("e2"), EndpointSpec()).ipv4 == SUBNET[3]
+
+
 def test_a_peer_that_left_is_gone_although_its_node_answers(world: World) -> None:
     world.have_network()
     world.box()
