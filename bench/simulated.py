@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,6 @@ NETWORKS_OF_A_NODE: Final = 10
 """Ten nodes share ten networks, so each network has the endpoints of ten nodes."""
 DEADLINE_S: Final = 60.0
 LOOK_S: Final = 0.05
-"""Seldom enough that looking costs nothing beside what is looked at."""
 TTL_S: Final = 60
 """Of leases: longer than linkspand's, because nodes that share a process and two cores may be late in renewing them."""
 
@@ -76,14 +76,17 @@ class SimulatedNode:
     total: int
     lost_leases: int = 0
 
-    def start(self, own: int) -> None:
+    def __post_init__(self) -> None:
+        self._own = dict(endpoint(self.number, number) for number in range(self.total // NODES))
+        self._may_have_converged = threading.Event()
+
+    def start(self) -> None:
         """Registers, writes its own records, and begins to follow, as linkspand does."""
-        self._own = dict(endpoint(self.number, number) for number in range(own))
         self._etcd = Etcd([self.url]).start()
         self.store = ClusterStore(
             self._etcd, self.cluster, f"n{self.number}", ttl_s=TTL_S, on_lease_lost=self._come_back
         )
-        self.view = View(self._etcd, self.cluster)
+        self.view = View(self._etcd, self.cluster, lambda _: self._may_have_converged.set())
         self._register()
         self.view.start()
 
@@ -97,9 +100,16 @@ class SimulatedNode:
         self._register()
 
     def has_converged(self) -> bool:
-        """Whether it knows all endpoints and nodes; what a node with endpoints there decodes is decoded then."""
-        known = sum(map(self.view.endpoint_count, self.view.networks))
-        if known < self.total or len(self.view.nodes) < NODES:
+        """Whether it knows all endpoints and nodes; what a node with endpoints there decodes is decoded then.
+
+        To ask costs nothing where nothing has come since.
+        """
+        if not self._may_have_converged.is_set():
+            return False
+        self._may_have_converged.clear()
+        if len(self.view.nodes) < NODES:
+            return False
+        if sum(map(self.view.endpoint_count, self.view.networks)) < self.total:
             return False
         for each in self._networks():
             self.view.endpoints(each)
@@ -119,14 +129,13 @@ class Process:
     """The nodes of one process."""
 
     def __init__(self, url: str, cluster: str, first: int, count: int, endpoints: int) -> None:
-        self._own = endpoints // NODES
         self._nodes = [SimulatedNode(url, cluster, first + number, endpoints) for number in range(count)]
 
     def start(self) -> Mapping[str, Any]:
         """Starts all at once; answers when each has converged, with the seconds that each took."""
         begin = time.monotonic()
         with ThreadPoolExecutor(len(self._nodes)) as pool:
-            starts = [pool.submit(node.start, self._own) for node in self._nodes]
+            starts = [pool.submit(node.start) for node in self._nodes]
         for start in starts:
             start.result()
         waiting, converged_s = self._nodes, list[float]()

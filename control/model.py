@@ -7,6 +7,7 @@ transition that is not in them.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 from datetime import UTC, datetime
@@ -345,4 +346,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 def from_json(type_: type[T], body: bytes | str) -> T:
     """The inverse of `to_json`; raises msgspec.ValidationError for a body of another shape."""
-    return msgspec.json.decode(body, type=type_, dec_hook=_dec_hook)
+    record: T = _decoder(type_).decode(body)
+    return record
+
+
+@functools.cache
+def _decoder(type_: type[T]) -> msgspec.json.Decoder[T]:
+    return msgspec.json.Decoder(type_, dec_hook=_dec_hook)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
@@ -117,18 +116,19 @@ class View:
         raw: dict[str, _Raw] = {}
         prefix, siblings = _NONE, _Raw()  # keys come in order: all endpoints of a network one after the other
         for kv in snapshot:
-            if kv.key.startswith(prefix):
-                siblings[kv.key[len(prefix) :].decode()] = kv.value
+            key = kv.key  # a copy each time
+            if key.startswith(prefix):
+                siblings[key[len(prefix) :].decode()] = kv.value
                 continue
-            kind, _, rest = kv.key[self._cut :].partition(b"/")
+            kind, _, rest = key[self._cut :].partition(b"/")
             if kind == b"endpoints":
                 network, _, endpoint = rest.partition(b"/")
                 prefix = self._keys.endpoints_of(network.decode()).encode()
                 siblings = raw.setdefault(network.decode(), {})
                 siblings[endpoint.decode()] = kv.value
-            elif kind == b"networks" and (record := _read(GlobalNetwork, kv.key.decode, kv.value)):
+            elif kind == b"networks" and (record := _read(GlobalNetwork, key.decode, kv.value)):
                 networks[record.id] = record
-            elif kind == b"nodes" and (node := _read(Node, kv.key.decode, kv.value)):
+            elif kind == b"nodes" and (node := _read(Node, key.decode, kv.value)):
                 nodes[node.name] = node
         with self._lock:
             changed: set[str] = {NODES} if nodes != self._nodes else set()
@@ -170,26 +170,16 @@ class View:
         decoded = self._decoded.get(network_id)
         if decoded is None:
             decoded = self._decoded[network_id] = {}
-            self._taken[network_id] = {}
+            taken = self._taken[network_id] = {}
             for endpoint_id, value in self._raw.get(network_id, {}).items():
-                self._decode(network_id, EndpointId(endpoint_id), value)
+                record = self._read_endpoint(network_id, endpoint_id, value)
+                if record is not None:
+                    decoded[EndpointId(endpoint_id)] = record
+                    _count(taken, record, 1)
         return decoded
 
-    def _decode(self, network_id: str, endpoint_id: EndpointId, value: bytes | None) -> None:
-        """Takes the record of an endpoint up in a network that is kept decoded."""
-        decoded, taken = self._decoded[network_id], self._taken[network_id]
-        old = decoded.pop(endpoint_id, None)
-        for address in old.addresses if old is not None else ():
-            taken[int(address)] -= 1
-            if not taken[int(address)]:
-                del taken[int(address)]
-        key = partial(self._keys.endpoint, network_id, endpoint_id)
-        record = None if value is None else _read(RemoteEndpoint, key, value)
-        if record is None:
-            return
-        decoded[endpoint_id] = record
-        for address in record.addresses:
-            taken[int(address)] = taken.get(int(address), 0) + 1
+    def _read_endpoint(self, network_id: str, endpoint_id: str, value: bytes) -> RemoteEndpoint | None:
+        return _read(RemoteEndpoint, lambda: self._keys.endpoint(network_id, endpoint_id), value)
 
     def _change_endpoint(self, network_id: str, endpoint_id: str, value: bytes | None) -> str:
         raw = self._raw.setdefault(network_id, {})
@@ -199,8 +189,16 @@ class View:
             raw[endpoint_id] = value
         if not raw:
             del self._raw[network_id]
-        if network_id in self._decoded:
-            self._decode(network_id, EndpointId(endpoint_id), value)
+        decoded = self._decoded.get(network_id)
+        if decoded is not None:
+            taken = self._taken[network_id]
+            old = decoded.pop(EndpointId(endpoint_id), None)
+            if old is not None:
+                _count(taken, old, -1)
+            record = None if value is None else self._read_endpoint(network_id, endpoint_id, value)
+            if record is not None:
+                decoded[EndpointId(endpoint_id)] = record
+                _count(taken, record, 1)
         return network_id
 
     # -- inside; the lock is not held ------------------------------------------------------------------------------
@@ -214,6 +212,15 @@ class View:
         if why != self.why_waiting:
             self.why_waiting = why
             self._on_state(why)
+
+
+def _count(taken: dict[int, int], record: RemoteEndpoint, by: int) -> None:
+    """Counts that an endpoint has its addresses, or has them no more."""
+    for address in record.addresses:
+        number = int(address)
+        taken[number] = taken.get(number, 0) + by
+        if not taken[number]:
+            del taken[number]
 
 
 def _read(type_: type[R], key: Callable[[], str], value: bytes) -> R | None:
