@@ -92,8 +92,9 @@ def test_a_rule_that_drops_vxlan(nodes: Cluster, boxes: tuple[Station, Station])
 def test_an_uplink_that_has_become_too_narrow(nodes: Cluster, boxes: tuple[Station, Station]) -> None:
     node = nodes[0]
     node.run("ip", "link", "set", UPLINK, "mtu", "1400")
+    both = {"mtu-underlay", "mtu-uplink"}  # the host's own bridge has the same way out
+    wait_for(lambda: set(findings(node)) == both, lambda: f"what the programs hold to follow: {findings(node)}")
     found = findings(node)
-    assert set(found) == {"mtu-underlay", "mtu-uplink"}, "the host's own bridge has the same way out"
     assert found["mtu-underlay"]["where"] == UPLINK
     node.run(*found["mtu-underlay"]["mend"].split())
     wait_for(lambda: findings(node) == {}, "the ways to be looked up again")
