@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
+from control import decoding
 from control.cluster_spec import DEFAULT_CLUSTER, ClusterSpec, ClusterTimes, InvalidOption, parse_spec
 from datapath.latency import DEFAULT_SAMPLE_EVERY, MAX_SAMPLE_EVERY
 
@@ -198,7 +199,7 @@ def load(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | None = 
 
 def _convert(document: dict[str, Any], where: str) -> Config:
     try:
-        return msgspec.convert(document, Config)
+        return decoding.convert(document, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}: {error}") from error
 

@@ -7,7 +7,6 @@ transition that is not in them.
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import socket
 from datetime import UTC, datetime
@@ -25,6 +24,8 @@ from ipaddress import (
 from typing import TYPE_CHECKING, Any, Final, NewType, TypeVar
 
 import msgspec
+
+from control import decoding
 
 NetworkId = NewType("NetworkId", str)
 EndpointId = NewType("EndpointId", str)
@@ -346,10 +347,4 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 def from_json(type_: type[T], body: bytes | str) -> T:
     """The inverse of `to_json`; raises msgspec.ValidationError for a body of another shape."""
-    record: T = _decoder(type_).decode(body)
-    return record
-
-
-@functools.cache
-def _decoder(type_: type[T]) -> msgspec.json.Decoder[T]:
-    return msgspec.json.Decoder(type_, dec_hook=_dec_hook)
+    return decoding.decode(body, type_, _dec_hook)

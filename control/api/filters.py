@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from control import decoding
 from control.errors import InvalidArgument
 from control.model import Network
 
@@ -49,7 +50,7 @@ def parse(text: str, allowed: Collection[str]) -> Filters:
     if not text:
         return {}
     try:
-        fields = msgspec.json.decode(text.encode(), type=dict[str, dict[str, bool] | list[str]])
+        fields = decoding.decode(text.encode(), dict[str, dict[str, bool] | list[str]])
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise InvalidArgument(f"invalid filter: {error}") from error
     for key in fields:

@@ -16,6 +16,7 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
+from control import decoding
 from control.api.versions import (
     ATTACHABLE_SINCE,
     CONFIGURATION_SINCE,
@@ -152,7 +153,7 @@ def decode(body: bytes, type_: type[T]) -> T:
         raise InvalidArgument("invalid JSON: got EOF while reading request body")
     try:
         body.decode()  # msgspec does not look into fields that it skips
-        return msgspec.json.decode(body, type=type_)
+        return decoding.decode(body, type_)
     except msgspec.DecodeError as error:
         if "trailing characters" in str(error):
             raise InvalidArgument("unexpected content after JSON") from error

@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from control import decoding
+
 LOG = logging.getLogger(__name__)
 
 KEY_BYTES: Final = 32
@@ -44,7 +46,7 @@ class KeyFile:
     def read(self) -> dict[int, Key]:
         """The keys by number; none, with an error in the log, of a file that is damaged. Raises OSError."""
         try:
-            stored = msgspec.json.decode(self._path.read_bytes(), type=list[Key])
+            stored = decoding.decode(self._path.read_bytes(), list[Key])
         except FileNotFoundError:
             return {}
         except msgspec.DecodeError as error:

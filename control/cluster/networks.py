@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from control import addressing
+from control import addressing, decoding
 from control.cluster import etcd_messages as api
 from control.cluster.etcd import Etcd
 from control.cluster.records import (
@@ -86,7 +86,7 @@ class ClusterNetworks:
         if name:
             raise _name_taken(network.name)
         if vni and is_vni_chosen:
-            holder = self._etcd.get(self._keys.network(msgspec.json.decode(vni[0].value, type=str)))
+            holder = self._etcd.get(self._keys.network(decoding.decode(vni[0].value, str)))
             named = from_json(GlobalNetwork, holder.value).name if holder else "that was just removed"
             raise Conflict(f"VNI {network.vni} is in use by network {named}: choose another, or let one be chosen")
         return None
@@ -128,7 +128,7 @@ class ClusterNetworks:
 
     def _check_name(self, name: str, network_id: NetworkId) -> None:
         stored = self._etcd.get(self._keys.name(name))
-        if stored is not None and msgspec.json.decode(stored.value, type=str) != network_id:
+        if stored is not None and decoding.decode(stored.value, str) != network_id:
             raise _name_taken(name)
 
 

@@ -15,6 +15,7 @@ from typing import Final, final
 
 import msgspec
 
+from control import decoding
 from control.errors import ControlError, Exhausted, Forbidden, InvalidArgument, StoreError
 from control.ipam.base import Pool
 from control.ipam.defaults import DOCKER_V4, DefaultPool, blockers, first_free_block, span, ula_pool
@@ -62,11 +63,11 @@ class PoolIpam:
         for record_id, body in store.read("meta"):
             if record_id == "ula":
                 with _reading("meta", record_id):
-                    ula_id = bytes.fromhex(msgspec.json.decode(body, type=_UlaRecord).global_id)
+                    ula_id = bytes.fromhex(decoding.decode(body, _UlaRecord).global_id)
                     ula_pool(ula_id)
         for record_id, body in store.read("pool"):
             with _reading("pool", record_id):
-                record = msgspec.json.decode(body, type=PoolRecord)
+                record = decoding.decode(body, PoolRecord)
                 stored = from_json(Pool, bytes(record.pool))
                 pool = checked_pool(stored.space, stored.subnet, stored.ip_range, stored.owner)
                 if pool.id != record_id:
@@ -77,7 +78,7 @@ class PoolIpam:
                 pool_id, _, text = record_id.rpartition("|")
                 state = spaces.get(pool_id)
                 value = _free_value(state, ip_address(text))
-                state.take(value, msgspec.json.decode(body, type=_Lease).owner)
+                state.take(value, decoding.decode(body, _Lease).owner)
         for record_id, state, record in records:
             with _reading("pool", record_id):
                 state.restore(record)

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from control import decoding
 from control.errors import InvalidArgument
 from control.model import Address, NetworkSpec, PoolSpec, Subnet
 from control.ports import PortWish
@@ -111,7 +112,7 @@ def decode(body: bytes, type_: type[T]) -> T:
     """The message; an empty body is one without fields. Raises MalformedMessage."""
     try:
         body.decode()  # msgspec does not look into fields that it skips
-        return msgspec.json.decode(body.strip() or b"{}", type=type_)
+        return decoding.decode(body.strip() or b"{}", type_)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessage(f"malformed request: {error}") from error
 
@@ -155,7 +156,7 @@ def endpoint_options(message: EndpointMessage) -> dict[str, str]:
 def port_wishes(message: EndpointMessage) -> list[PortWish]:
     """The port map of an endpoint; raises MalformedMessage, InvalidArgument."""
     try:
-        bindings = msgspec.convert((message.options or {}).get(PORT_MAP) or [], list[PortBinding])
+        bindings = decoding.convert((message.options or {}).get(PORT_MAP) or [], list[PortBinding])
     except msgspec.ValidationError as error:
         raise MalformedMessage(f"malformed request: {PORT_MAP}: {error}") from error
     wishes = []
