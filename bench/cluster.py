@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from bench.report import Bar, Result, Table
 from bench.simulated import NODES, endpoint, network_id, network_spec
-from bench.stats import percentile, single
+from bench.stats import percentile, single, spread
 from bench.turns import before_others
 from bench.world import BenchError
 from control.cluster.etcd import Etcd
@@ -33,6 +33,8 @@ PROCESSES: Final = 4
 CLUSTER: Final = "bench"
 END_S: Final = 20.0
 CONVERGED_S: Final = 10
+STARTS: Final = 5
+"""Cold starts of the larger cluster; on a shared machine they differ by a third."""
 GROWTH: Final = 1.2
 """What a change may cost at the greater size, times what it costs at the lesser."""
 
@@ -90,10 +92,11 @@ class Simulation:
 
 
 def suite(rounds: int) -> Result:
-    """One cold start at each size, and so many changes."""
+    """One cold start at each size, and so many changes; then more cold starts of the larger one."""
     with before_others():
         found = [measure(size, rounds) for size in SIZES]
-    small, large = found
+        small, large = found
+        starts = [large, *(measure(large.endpoints, 1) for _ in range(STARTS - 1))]
     rows = [
         [
             f"{at.endpoints:,}",
@@ -118,7 +121,7 @@ def suite(rounds: int) -> Result:
             f"{NODES} nodes, {large.endpoints:,} endpoints: cold start until the last has converged",
             "<",
             CONVERGED_S,
-            single(max(large.converged_s)),
+            spread([max(at.converged_s) for at in starts]),
             "s",
         ),
         *(
@@ -134,7 +137,8 @@ def suite(rounds: int) -> Result:
             )
         ),
     ]
-    return Result([Table(title, columns, rows)], bars, {str(at.endpoints): asdict(at) for at in found})
+    data = {**{str(at.endpoints): asdict(at) for at in found}, "starts": [at.converged_s for at in starts]}
+    return Result([Table(title, columns, rows)], bars, data)
 
 
 def measure(endpoints: int, changes: int) -> AtSize:
