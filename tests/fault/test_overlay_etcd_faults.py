@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.root
 ANSWERS = 200
 """What a flow goes on for, at 100 requests a second, to have lived through something."""
 WAITING = "waiting for etcd: "
+OUTAGE_S = 60
+"""Several times what a lease lives."""
 
 
 class Segment:
@@ -91,12 +94,14 @@ def test_the_leader_is_killed(nodes: Cluster, segment: Segment) -> None:
 
 def test_all_of_etcd_is_gone_and_comes_back(nodes: Cluster, segment: Segment) -> None:
     with flowing(segment):
+        begin = time.monotonic()
         for member in nodes.etcd:
             member.stop(signal.SIGKILL)
         nodes.wait(is_waiting, "every node to say that it waits for etcd")
         for node in nodes:
             new_state_waits_and_says_so(node)
             assert set(node.networks()) == {"far"}
+        time.sleep(max(0.0, begin + OUTAGE_S - time.monotonic()))
         for member in nodes.etcd:
             member.start(wait=False)
         nodes.wait_until_synchronized()
