@@ -64,7 +64,7 @@ class Session(Protocol):
         self, network: Network, endpoint_id: EndpointId, spec: EndpointSpec, avoid: Collection[Address]
     ) -> tuple[IPv4Address | None, IPv6Address | None]:
         """Addresses that nobody else on the network has, those of `spec` or others than in `avoid`, which are of
-        endpoints that the cluster does not know any more."""
+        endpoints that the cluster does not know."""
 
     def publish(self, network_id: NetworkId, endpoint_id: EndpointId, endpoint: RemoteEndpoint) -> None:
         """Makes the endpoint known to all nodes."""

@@ -170,16 +170,17 @@ class View:
         decoded = self._decoded.get(network_id)
         if decoded is None:
             decoded = self._decoded[network_id] = {}
-            taken = self._taken[network_id] = {}
+            self._taken[network_id] = {}
             for endpoint_id, value in self._raw.get(network_id, {}).items():
-                record = self._read_endpoint(network_id, endpoint_id, value)
-                if record is not None:
-                    decoded[EndpointId(endpoint_id)] = record
-                    _count(taken, record, 1)
+                self._decode(network_id, endpoint_id, value)
         return decoded
 
-    def _read_endpoint(self, network_id: str, endpoint_id: str, value: bytes) -> RemoteEndpoint | None:
-        return _read(RemoteEndpoint, lambda: self._keys.endpoint(network_id, endpoint_id), value)
+    def _decode(self, network_id: str, endpoint_id: str, value: bytes) -> None:
+        """Takes the record of an endpoint up in a network that is kept decoded."""
+        record = _read(RemoteEndpoint, lambda: self._keys.endpoint(network_id, endpoint_id), value)
+        if record is not None:
+            self._decoded[network_id][EndpointId(endpoint_id)] = record
+            _count(self._taken[network_id], record, 1)
 
     def _change_endpoint(self, network_id: str, endpoint_id: str, value: bytes | None) -> str:
         raw = self._raw.setdefault(network_id, {})
@@ -189,16 +190,12 @@ class View:
             raw[endpoint_id] = value
         if not raw:
             del self._raw[network_id]
-        decoded = self._decoded.get(network_id)
-        if decoded is not None:
-            taken = self._taken[network_id]
-            old = decoded.pop(EndpointId(endpoint_id), None)
+        if network_id in self._decoded:
+            old = self._decoded[network_id].pop(EndpointId(endpoint_id), None)
             if old is not None:
-                _count(taken, old, -1)
-            record = None if value is None else self._read_endpoint(network_id, endpoint_id, value)
-            if record is not None:
-                decoded[EndpointId(endpoint_id)] = record
-                _count(taken, record, 1)
+                _count(self._taken[network_id], old, -1)
+            if value is not None:
+                self._decode(network_id, endpoint_id, value)
         return network_id
 
     # -- inside; the lock is not held ------------------------------------------------------------------------------

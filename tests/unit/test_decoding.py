@@ -13,7 +13,7 @@ from control.decoding import convert, decode
 FIRST = """
 import sys, threading
 import msgspec
-{imported}
+from control.decoding import convert, decode
 sys.setswitchinterval(1e-6)
 for number in range(300):
     inner = msgspec.defstruct(f"Inner{{number}}", [("x", str), ("y", int)])
@@ -46,8 +46,7 @@ class Outer(msgspec.Struct):
 
 @pytest.mark.parametrize("read", [f"decode({BODY!r}, outer)", f"convert({VALUE!r}, outer)"])
 def test_threads_that_are_the_first_to_read_a_type_do_not_crash(read: str) -> None:
-    script = FIRST.format(imported="from control.decoding import convert, decode", read=read)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", FIRST.format(read=read)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -60,4 +59,4 @@ def test_both_say_what_is_wrong() -> None:
         convert({**VALUE, "last": 7}, Outer)
     with pytest.raises(msgspec.DecodeError):
         decode(BODY[:-1], Outer)
-    assert decode(b'"now"', str, None) == "now"
+    assert decode(b'"now"', str) == "now"
